@@ -1,0 +1,25 @@
+//! Everything that the kernel programs and user space must agree on: limits, maps, records, reasons, events.
+//!
+//! Invariant: a type here has one layout, no padding and no pointer; what it means is said once, in this crate.
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![forbid(unsafe_code)]
+
+pub mod cell;
+pub mod control;
+pub mod endpoint;
+pub mod event;
+pub mod flow;
+pub mod limits;
+pub mod maps;
+pub mod reason;
+pub mod source;
+#[cfg(not(target_arch = "bpf"))]
+pub mod tables;
+
+pub use cell::{Action, Cell};
+pub use control::Control;
+pub use endpoint::{EndpointRecord, EndpointSets, Mode};
+pub use event::{Event, EventKind};
+pub use flow::{Flow4, Flow6, FlowState};
+pub use reason::Reason;
+pub use source::{Slot4, Slot6};

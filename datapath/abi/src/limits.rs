@@ -1,0 +1,64 @@
+//! The sizes of every table, in one place; what does not fit is refused by name, never cut.
+//!
+//! All tables marked "bank" exist twice: see `control`. Their sum is asserted below.
+
+/// Endpoint ids are 1 to 255; 0 means "no endpoint".
+pub const MAX_ENDPOINTS: usize = 256;
+/// Slots of the table from interface index to endpoint id; indices that fall into one slot are refused at attach.
+pub const IFINDEX_SLOTS: usize = 65_536;
+/// Source classes, class 0 (the outsider that no policy's CIDR holds) included.
+pub const MAX_CLASSES: usize = 16_384;
+/// Columns of a row: classes that no live row tells apart share one.
+pub const MAX_COLUMNS: usize = 1_024;
+/// Distinct rows of cells.
+pub const MAX_ROWS: usize = 4_096;
+/// Distinct policy sets (an endpoint has one per address family).
+pub const MAX_SETS: usize = 512;
+/// Port classes, class 0 (ports that no policy names) included.
+pub const MAX_PORT_CLASSES: usize = 1_024;
+/// Verdict ids; 0 means "no verdict". A cell has 13 bits for it.
+pub const MAX_VERDICTS: usize = 8_192;
+/// Exact source addresses of both families together.
+pub const MAX_ADDRESSES: usize = 65_536;
+/// CIDR blocks of one family.
+pub const MAX_BLOCKS: usize = 16_384;
+/// Buckets of each exact-address table; two choices of four (IPv4) or two (IPv6) slots each.
+pub const BUCKETS: usize = 32_768;
+/// Slots in an IPv4 bucket: 4 × 8 = 32 bytes.
+pub const SLOTS4: usize = 4;
+/// Slots in an IPv6 bucket: 4 × 24 = 96 bytes.
+pub const SLOTS6: usize = 4;
+/// Connections that pods opened, per family, all endpoints together.
+pub const MAX_OUTBOUND: usize = 65_536;
+/// Connections that the node made, per family.
+pub const MAX_HOST_FLOWS: usize = 16_384;
+/// Bytes of the event ring.
+pub const EVENT_RING_BYTES: usize = 1 << 20;
+
+/// Bytes of one bank of the mmap-able tables.
+pub const BANK_BYTES: usize = MAX_ROWS * MAX_COLUMNS * 2
+    + MAX_SETS * MAX_PORT_CLASSES * 2
+    + 65_536 * 2
+    + MAX_CLASSES * 2
+    + BUCKETS * SLOTS4 * 8
+    + BUCKETS * SLOTS6 * 24
+    + MAX_ENDPOINTS * 8;
+
+/// An upper estimate of a hash entry's own cost in the kernel (element header and bucket), bytes.
+const HASH_ENTRY_BYTES: usize = 64;
+
+const FLOW_BYTES: usize = (MAX_OUTBOUND + MAX_HOST_FLOWS) * (16 + 40 + 2 * 16 + 2 * HASH_ENTRY_BYTES);
+
+/// Bytes of all maps on a machine with `cpus` CPUs, the LPM tables (allocated as they fill) left out.
+#[must_use]
+pub const fn map_bytes(cpus: usize) -> usize {
+    2 * BANK_BYTES
+        + FLOW_BYTES
+        + EVENT_RING_BYTES
+        + IFINDEX_SLOTS * 2
+        + cpus * (MAX_VERDICTS * 24 + 256 * 16 + MAX_ENDPOINTS * 32)
+}
+
+const _: () = assert!(map_bytes(2) <= 64 << 20, "all maps together stay under 64 MiB on 2 CPUs");
+const _: () = assert!(MAX_VERDICTS == 1 << 13, "a cell holds a verdict id of 13 bits");
+const _: () = assert!(MAX_ADDRESSES * 2 <= BUCKETS * SLOTS4, "two-choice buckets need half of their slots free");

@@ -1,0 +1,6 @@
+//! Istio policies to exact tables: `World` in, `Tables` out, by partial evaluation; pure, without clock or I/O.
+//!
+//! Invariant: a table cell says what the oracle says for every connection that falls into it.
+
+pub mod policy;
+pub mod world;

@@ -1,0 +1,14 @@
+//! What the project's verbs do and the rules of its tree; a library so that the rules also run as tests.
+
+mod bench;
+mod child;
+mod cluster;
+mod demo;
+mod hash;
+mod lint;
+mod setup;
+mod step;
+mod suite;
+pub mod tidy;
+pub mod tree;
+pub mod verb;

@@ -1,0 +1,84 @@
+//! The verbs by name: each has one line of help and one function, so `help` can't drift from what exists.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::{bench, child, cluster, demo, lint, setup, suite, tree::Tree};
+
+/// What a verb gets: the tree it works on and the words after its name.
+pub(crate) struct Call<'a> {
+    pub(crate) tree: &'a Tree,
+    pub(crate) args: &'a [String],
+}
+
+struct Verb {
+    name: &'static str,
+    summary: &'static str,
+    run: fn(&Call<'_>) -> Result<ExitCode>,
+}
+
+const VERBS: &[Verb] = &[
+    Verb { name: "help", summary: "list the verbs", run: help },
+    Verb {
+        name: "demo",
+        summary: "install what is missing, build, and watch the quickstart's policies decide in the kernel",
+        run: demo::run,
+    },
+    Verb {
+        name: "test",
+        summary: "install what is missing, then run every test; the last line says `N passed, N failed`",
+        run: suite::run,
+    },
+    Verb { name: "setup", summary: "install what building and running need (Debian, as root)", run: setup::run },
+    Verb {
+        name: "cluster",
+        summary: "build etcd, kube-apiserver, kubectl, kube-proxy and istiod into the cache folder",
+        run: cluster::run,
+    },
+    Verb {
+        name: "cluster-path",
+        summary: "print the folder that `cluster` builds into, without building",
+        run: cluster::print_path,
+    },
+    Verb { name: "bench", summary: "measure against no policy; writes target/bench/results.json", run: bench::run },
+    Verb { name: "proto", summary: "regenerate the checked-in protobuf code from the .proto files", run: proto },
+    Verb { name: "lint", summary: "rustfmt, clippy and the licence check, over the whole workspace", run: lint::run },
+    Verb { name: "tidy", summary: "the rules of the tree: layers, headers, lengths, links, licences", run: tidy },
+];
+
+/// Runs the verb that `args` names.
+///
+/// # Errors
+/// An unknown verb, or whatever stopped the verb before it could report by exit code.
+pub fn run(args: &[String]) -> Result<ExitCode> {
+    let (name, rest) = args.split_first().map_or(("help", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let Some(verb) = VERBS.iter().find(|verb| verb.name == name) else {
+        bail!("unknown verb `{name}`; `cargo xtask help` lists them");
+    };
+    let tree = Tree::find()?;
+    (verb.run)(&Call { tree: &tree, args: rest })
+}
+
+fn help(_: &Call<'_>) -> Result<ExitCode> {
+    println!("make VERB, or cargo xtask VERB [ARGS]; with make, arguments go into ARGS=\"…\"\n");
+    for verb in VERBS {
+        println!("  {:<13} {}", verb.name, verb.summary);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn proto(call: &Call<'_>) -> Result<ExitCode> {
+    child::check(call.tree.cargo().args(["test", "-p", "thyra-proto"]).env("BLESS", "1"))?;
+    println!("proto: regenerated; look at the difference before you commit it");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tidy(call: &Call<'_>) -> Result<ExitCode> {
+    let findings = crate::tidy::check(call.tree)?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    println!("tidy: {} findings", findings.len());
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
