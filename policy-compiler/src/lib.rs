@@ -2,5 +2,6 @@
 //!
 //! Invariant: a table cell says what the oracle says for every connection that falls into it.
 
+pub mod parse;
 pub mod policy;
 pub mod world;
