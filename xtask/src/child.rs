@@ -1,4 +1,5 @@
-//! Child processes: every one is waited for, has its failure named, and can be given a time limit that it can't outlive.
+//! Child processes: every one is waited for, has its failure named, and can be given a time limit that it
+//! can't outlive.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -31,7 +32,9 @@ pub(crate) enum End {
 
 /// Runs a command with our own output; anything but success is an error that shows the command.
 pub(crate) fn check(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("can't start `{}`", shown(command)))?;
+    let status = command
+        .status()
+        .with_context(|| format!("can't start `{}`", shown(command)))?;
     if !status.success() {
         bail!("`{}` failed: {status}", shown(command));
     }
@@ -40,18 +43,24 @@ pub(crate) fn check(command: &mut Command) -> Result<()> {
 
 /// Runs a command for its standard output, trimmed; anything but success is an error with what it wrote.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("can't start `{}`", shown(command)))?;
+    let output = command
+        .output()
+        .with_context(|| format!("can't start `{}`", shown(command)))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("`{}` failed: {}: {}", shown(command), output.status, said.trim());
     }
-    let text = String::from_utf8(output.stdout).with_context(|| format!("`{}` wrote no UTF-8", shown(command)))?;
+    let text =
+        String::from_utf8(output.stdout).with_context(|| format!("`{}` wrote no UTF-8", shown(command)))?;
     Ok(text.trim().to_owned())
 }
 
 /// Whether a command starts and succeeds; its output is thrown away.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
-    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let quiet = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     quiet.status().is_ok_and(|status| status.success())
 }
 
@@ -64,35 +73,42 @@ pub(crate) fn stream(command: &mut Command, limit: Duration, mut on_line: impl F
         .spawn()
         .with_context(|| format!("can't start `{}`", shown(command)))?;
     let lines = lines_of(&mut child)?;
+    let mut open = true;
     let mut gone: Option<(ExitStatus, Instant)> = None;
     loop {
         match lines.recv_timeout(POLL) {
             Ok(line) => on_line(&line),
-            Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) if open => open = false,
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(POLL),
         }
         if gone.is_none() {
             gone = child.try_wait()?.map(|status| (status, Instant::now()));
         }
-        if gone.is_some_and(|(_, when)| when.elapsed() > DRAIN) {
-            break;
-        }
-        if gone.is_none() && started.elapsed() > limit {
-            terminate(&mut child)?;
-            return Ok(End::TimedOut);
+        match gone {
+            Some((status, when)) if !open || when.elapsed() > DRAIN => {
+                return Ok(if status.success() {
+                    End::Success
+                } else {
+                    End::Failure(status)
+                });
+            }
+            None if started.elapsed() > limit => {
+                terminate(&mut child)?;
+                return Ok(End::TimedOut);
+            }
+            _ => {}
         }
     }
-    let status = match gone {
-        Some((status, _)) => status,
-        None => child.wait()?,
-    };
-    Ok(if status.success() { End::Success } else { End::Failure(status) })
 }
 
 /// The command as one would type it.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The child's standard output by line, read on a thread so that silence can be timed.
@@ -137,9 +153,13 @@ mod tests {
     #[test]
     fn every_line_arrives_in_order() {
         let mut seen = Vec::new();
-        let end = stream(&mut shell("echo a; echo b; exit 0"), Duration::from_secs(10), |line| {
-            seen.push(line.to_owned());
-        });
+        let end = stream(
+            &mut shell("echo a; echo b; exit 0"),
+            Duration::from_secs(10),
+            |line| {
+                seen.push(line.to_owned());
+            },
+        );
         assert_eq!(end.expect("sh runs"), End::Success);
         assert_eq!(seen, ["a", "b"]);
     }
@@ -149,7 +169,9 @@ mod tests {
         let end = stream(&mut shell("exit 3"), Duration::from_secs(10), |_| ()).expect("sh runs");
         assert!(matches!(end, End::Failure(status) if status.code() == Some(3)));
         assert!(check(&mut shell("exit 1")).is_err());
-        let said = output(&mut shell("echo why >&2; exit 1")).expect_err("it failed").to_string();
+        let said = output(&mut shell("echo why >&2; exit 1"))
+            .expect_err("it failed")
+            .to_string();
         assert!(said.contains("why"), "{said}");
     }
 

@@ -1,4 +1,5 @@
-//! The source tree: its root, its files and its cargo; build output and git's own folder are never part of it.
+//! The source tree: its root, its files and its cargo; build output and git's own folder are never part of
+//! it.
 
 use std::{
     fs,
@@ -23,15 +24,25 @@ impl Tree {
     /// The folder is gone, for example because the tree moved after the build.
     pub fn find() -> Result<Self> {
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let root = manifest.parent().context("xtask's manifest has no parent folder")?;
-        ensure!(root.join("Cargo.toml").is_file(), "no workspace at `{}`; run cargo clean", root.display());
-        Ok(Self { root: root.to_path_buf() })
+        let root = manifest
+            .parent()
+            .context("xtask's manifest has no parent folder")?;
+        ensure!(
+            root.join("Cargo.toml").is_file(),
+            "no workspace at `{}`; run cargo clean",
+            root.display()
+        );
+        Ok(Self {
+            root: root.to_path_buf(),
+        })
     }
 
     /// A tree at another place, for the tests of the rules.
     #[must_use]
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_path_buf() }
+        Self {
+            root: root.to_path_buf(),
+        }
     }
 
     /// The root folder, absolute.
@@ -56,7 +67,8 @@ impl Tree {
     /// # Errors
     /// The file can't be read.
     pub fn text(&self, file: &Path) -> Result<Option<String>> {
-        let bytes = fs::read(self.root.join(file)).with_context(|| format!("can't read `{}`", file.display()))?;
+        let bytes =
+            fs::read(self.root.join(file)).with_context(|| format!("can't read `{}`", file.display()))?;
         Ok(String::from_utf8(bytes).ok())
     }
 
@@ -74,7 +86,8 @@ impl Tree {
 
     fn collect(&self, folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
         let absolute = self.root.join(folder);
-        let entries = fs::read_dir(&absolute).with_context(|| format!("can't list `{}`", absolute.display()))?;
+        let entries =
+            fs::read_dir(&absolute).with_context(|| format!("can't list `{}`", absolute.display()))?;
         for entry in entries {
             let entry = entry?;
             let path = folder.join(entry.file_name());

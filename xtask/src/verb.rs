@@ -19,7 +19,11 @@ struct Verb {
 }
 
 const VERBS: &[Verb] = &[
-    Verb { name: "help", summary: "list the verbs", run: help },
+    Verb {
+        name: "help",
+        summary: "list the verbs",
+        run: help,
+    },
     Verb {
         name: "demo",
         summary: "install what is missing, build, and watch the quickstart's policies decide in the kernel",
@@ -30,7 +34,11 @@ const VERBS: &[Verb] = &[
         summary: "install what is missing, then run every test; the last line says `N passed, N failed`",
         run: suite::run,
     },
-    Verb { name: "setup", summary: "install what building and running need (Debian, as root)", run: setup::run },
+    Verb {
+        name: "setup",
+        summary: "install what building and running need (Debian, as root)",
+        run: setup::run,
+    },
     Verb {
         name: "cluster",
         summary: "build etcd, kube-apiserver, kubectl, kube-proxy and istiod into the cache folder",
@@ -41,10 +49,26 @@ const VERBS: &[Verb] = &[
         summary: "print the folder that `cluster` builds into, without building",
         run: cluster::print_path,
     },
-    Verb { name: "bench", summary: "measure against no policy; writes target/bench/results.json", run: bench::run },
-    Verb { name: "proto", summary: "regenerate the checked-in protobuf code from the .proto files", run: proto },
-    Verb { name: "lint", summary: "rustfmt, clippy and the licence check, over the whole workspace", run: lint::run },
-    Verb { name: "tidy", summary: "the rules of the tree: layers, headers, lengths, links, licences", run: tidy },
+    Verb {
+        name: "bench",
+        summary: "measure against no policy; writes target/bench/results.json",
+        run: bench::run,
+    },
+    Verb {
+        name: "proto",
+        summary: "regenerate the checked-in protobuf code from the .proto files",
+        run: proto,
+    },
+    Verb {
+        name: "lint",
+        summary: "rustfmt, clippy and the licence check, over the whole workspace",
+        run: lint::run,
+    },
+    Verb {
+        name: "tidy",
+        summary: "the rules of the tree: layers, headers, lengths, links, licences",
+        run: tidy,
+    },
 ];
 
 /// Runs the verb that `args` names.
@@ -52,12 +76,17 @@ const VERBS: &[Verb] = &[
 /// # Errors
 /// An unknown verb, or whatever stopped the verb before it could report by exit code.
 pub fn run(args: &[String]) -> Result<ExitCode> {
-    let (name, rest) = args.split_first().map_or(("help", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let (name, rest) = args
+        .split_first()
+        .map_or(("help", &[][..]), |(first, rest)| (first.as_str(), rest));
     let Some(verb) = VERBS.iter().find(|verb| verb.name == name) else {
         bail!("unknown verb `{name}`; `cargo xtask help` lists them");
     };
     let tree = Tree::find()?;
-    (verb.run)(&Call { tree: &tree, args: rest })
+    (verb.run)(&Call {
+        tree: &tree,
+        args: rest,
+    })
 }
 
 fn help(_: &Call<'_>) -> Result<ExitCode> {
@@ -69,7 +98,12 @@ fn help(_: &Call<'_>) -> Result<ExitCode> {
 }
 
 fn proto(call: &Call<'_>) -> Result<ExitCode> {
-    child::check(call.tree.cargo().args(["test", "-p", "thyra-proto"]).env("BLESS", "1"))?;
+    child::check(
+        call.tree
+            .cargo()
+            .args(["test", "-p", "thyra-proto"])
+            .env("BLESS", "1"),
+    )?;
     println!("proto: regenerated; look at the difference before you commit it");
     Ok(ExitCode::SUCCESS)
 }
@@ -80,5 +114,9 @@ fn tidy(call: &Call<'_>) -> Result<ExitCode> {
         println!("{finding}");
     }
     println!("tidy: {} findings", findings.len());
-    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

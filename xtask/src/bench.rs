@@ -1,0 +1,124 @@
+//! `make bench`: runs the benchmarks and insists that every figure is there; a figure that is missing is a
+//! failure.
+
+use std::{fs, process::Command, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::{child, setup, tree::Tree, verb::Call};
+
+/// Where the benchmarks put their figures, under cargo's target folder.
+const RESULTS: &str = "bench/results.json";
+/// The figures that every run must give; later readers compare them by these names.
+const FIGURES: &[&str] = &[
+    "rr_ratio",
+    "crr_ratio",
+    "stream_ratio",
+    "added_ns_inbound",
+    "added_ns_own",
+    "added_ns_reply",
+    "propagation_p99_ms",
+];
+
+/// Runs the benchmarks with the arguments given.
+pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
+    setup::install()?;
+    child::check(&mut build(call.tree))?;
+    child::check(command(call.tree).args(call.args))?;
+    let faults = faults(call.tree)?;
+    for fault in &faults {
+        println!("bench: {fault}");
+    }
+    Ok(if faults.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Builds what is measured: optimised, since nobody ships the other.
+pub(crate) fn build(tree: &Tree) -> Command {
+    let mut cargo = tree.cargo();
+    cargo.args([
+        "build",
+        "--release",
+        "-p",
+        "thyra-bench",
+        "-p",
+        "thyra-agent",
+        "-p",
+        "thyra-cli",
+    ]);
+    cargo
+}
+
+/// The benchmarks themselves.
+pub(crate) fn command(tree: &Tree) -> Command {
+    let mut bench = Command::new(tree.target().join("release/thyra-bench"));
+    bench.current_dir(tree.root());
+    bench
+}
+
+/// What is wrong with the last run's figures: absent, or not what they should be.
+///
+/// # Errors
+/// The results can't be read at all.
+pub(crate) fn faults(tree: &Tree) -> Result<Vec<String>> {
+    let file = tree.target().join(RESULTS);
+    let text = fs::read(&file).with_context(|| format!("the benchmarks left no `{}`", file.display()))?;
+    let results: Value =
+        serde_json::from_slice(&text).with_context(|| format!("`{}` is no JSON", file.display()))?;
+    Ok(FIGURES.iter().filter_map(|name| fault(&results, name)).collect())
+}
+
+/// How many figures a run must give.
+pub(crate) fn figures() -> u64 {
+    FIGURES.iter().fold(0, |count, _| count + 1)
+}
+
+fn fault(results: &Value, name: &str) -> Option<String> {
+    let figure = results
+        .as_array()
+        .and_then(|list| list.iter().find(|figure| figure["name"] == *name));
+    let Some(figure) = figure else {
+        return Some(format!("`{name}` is missing"));
+    };
+    if !figure["value"].is_number() {
+        return Some(format!("`{name}` has no value"));
+    }
+    if figure["ok"] != true {
+        let (value, unit, goal) = (
+            &figure["value"],
+            figure["unit"].as_str().unwrap_or(""),
+            &figure["goal"],
+        );
+        let ci95 = &figure["ci95"];
+        let op = figure["op"].as_str().unwrap_or("");
+        return Some(format!(
+            "`{name}` is {value} {unit} (95 %: {ci95}), should be {op} {goal}"
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fault;
+    use serde_json::json;
+
+    #[test]
+    fn a_missing_figure_is_a_fault() {
+        assert!(fault(&json!([]), "rr_ratio").is_some_and(|text| text.contains("missing")));
+        assert!(fault(&json!([{"name": "rr_ratio", "ok": true}]), "rr_ratio").is_some());
+    }
+
+    #[test]
+    fn only_a_figure_that_meets_its_goal_is_no_fault() {
+        let figure =
+            |ok| json!([{"name": "rr_ratio", "value": 0.9, "unit": "", "op": ">=", "goal": 0.95, "ok": ok}]);
+        assert_eq!(fault(&figure(true), "rr_ratio"), None);
+        let said = fault(&figure(false), "rr_ratio").expect("0.9 is under 0.95");
+        assert!(said.contains("0.9") && said.contains(">= 0.95"), "{said}");
+    }
+}

@@ -1,0 +1,162 @@
+//! A step of `make test`: what it counted, how long it took; a step that could not run is never silently
+//! fine.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+/// Passed and failed checks, and why some did not run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    /// One reason for each thing that could not run.
+    pub(crate) skipped: Vec<String>,
+}
+
+impl Tally {
+    pub(crate) fn counts(passed: u64, failed: u64) -> Self {
+        Self {
+            passed,
+            failed,
+            skipped: Vec::new(),
+        }
+    }
+
+    pub(crate) fn of(ok: bool) -> Self {
+        if ok {
+            Self::counts(1, 0)
+        } else {
+            Self::counts(0, 1)
+        }
+    }
+
+    pub(crate) fn skip(reason: String) -> Self {
+        Self {
+            skipped: vec![reason],
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped.extend(other.skipped);
+    }
+}
+
+/// A named tally and how long it took.
+struct Step {
+    name: String,
+    tally: Tally,
+    took: Duration,
+}
+
+/// All steps of one run.
+pub(crate) struct Report {
+    steps: Vec<Step>,
+    /// On CI a check that could not run counts as failed: nobody reads a skip there.
+    strict: bool,
+}
+
+impl Report {
+    pub(crate) fn new(strict: bool) -> Self {
+        Self {
+            steps: Vec::new(),
+            strict,
+        }
+    }
+
+    /// Runs one step; an error in it is a failed check, and the next step runs all the same.
+    pub(crate) fn step(&mut self, name: &str, run: impl FnOnce() -> Result<Tally>) {
+        println!("\n==> {name}");
+        let started = Instant::now();
+        let mut tally = run().unwrap_or_else(|error| {
+            println!("FAILED {name}: {error:#}");
+            Tally::of(false)
+        });
+        for reason in &tally.skipped {
+            println!("SKIPPED {name}: {reason}");
+            tally.failed += u64::from(self.strict);
+        }
+        self.steps.push(Step {
+            name: name.to_owned(),
+            tally,
+            took: started.elapsed(),
+        });
+    }
+
+    /// Passed and failed over all steps.
+    pub(crate) fn total(&self) -> Tally {
+        let mut total = Tally::default();
+        for step in &self.steps {
+            total.add(step.tally.clone());
+        }
+        total
+    }
+}
+
+impl fmt::Display for Report {
+    /// The table of steps; its last line is `N passed, N failed` alone.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self
+            .steps
+            .iter()
+            .map(|step| step.name.chars().count())
+            .max()
+            .unwrap_or(0);
+        writeln!(
+            f,
+            "{:<width$} {:>7} {:>7} {:>7} {:>8}",
+            "step", "passed", "failed", "skipped", "time"
+        )?;
+        for step in &self.steps {
+            let Tally {
+                passed,
+                failed,
+                skipped,
+            } = &step.tally;
+            let (skipped, took) = (skipped.len(), step.took.as_secs_f64());
+            writeln!(
+                f,
+                "{:<width$} {passed:>7} {failed:>7} {skipped:>7} {took:>6.1} s",
+                step.name
+            )?;
+        }
+        for step in &self.steps {
+            for reason in &step.tally.skipped {
+                writeln!(f, "SKIPPED {}: {reason}", step.name)?;
+            }
+        }
+        let total = self.total();
+        write!(f, "\n{} passed, {} failed", total.passed, total.failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Report, Tally};
+    use anyhow::bail;
+
+    #[test]
+    fn the_last_line_is_the_sum() {
+        let mut report = Report::new(false);
+        report.step("one", || Ok(Tally::counts(3, 0)));
+        report.step("two", || bail!("broke"));
+        report.step("three", || Ok(Tally::of(true)));
+        assert_eq!(report.to_string().lines().last(), Some("4 passed, 1 failed"));
+    }
+
+    #[test]
+    fn a_skip_fails_on_ci_and_is_shown_elsewhere() {
+        for (strict, failed) in [(true, 1), (false, 0)] {
+            let mut report = Report::new(strict);
+            report.step("lab", || Ok(Tally::skip("no root".to_owned())));
+            assert_eq!(report.total().failed, failed);
+            assert!(report.to_string().contains("SKIPPED lab: no root"));
+        }
+    }
+}
