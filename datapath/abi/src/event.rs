@@ -67,7 +67,7 @@ pub struct Event {
     pub verdict: u16,
     /// `EventKind`.
     pub kind: u8,
-    /// `Reason`; 0 for an allowed connection.
+    /// `Reason`; 0 for an allowed connection and where the verdict says why.
     pub reason: u8,
     /// TCP flags (lower 8 bits).
     pub tcp_flags: u8,

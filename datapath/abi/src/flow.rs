@@ -61,6 +61,8 @@ impl FlowState {
     pub const REMOTE_FIN: u32 = 4;
     /// Either side has sent RST.
     pub const RESET: u32 = 8;
+    /// In the table of the node's connections: made by the pod itself, through its own Service.
+    pub const SELF: u32 = 16;
 }
 
 const _: () = assert!(size_of::<Flow4>() == 16 && size_of::<Flow6>() == 40 && size_of::<FlowState>() == 16);

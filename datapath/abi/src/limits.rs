@@ -8,9 +8,9 @@ pub const MAX_ENDPOINTS: usize = 256;
 pub const IFINDEX_SLOTS: usize = 65_536;
 /// Source classes, class 0 (the outsider that no policy's CIDR holds) included.
 pub const MAX_CLASSES: usize = 16_384;
-/// Columns of a row: classes that no live row tells apart share one.
+/// Columns of a row: classes that no live row tells apart share one. One is reserved for "never written".
 pub const MAX_COLUMNS: usize = 1_024;
-/// Distinct rows of cells.
+/// Distinct rows of cells; one is reserved for "never written".
 pub const MAX_ROWS: usize = 4_096;
 /// Distinct policy sets (an endpoint has one per address family).
 pub const MAX_SETS: usize = 512;
@@ -34,6 +34,10 @@ pub const MAX_OUTBOUND: usize = 65_536;
 pub const MAX_HOST_FLOWS: usize = 16_384;
 /// Bytes of the event ring.
 pub const EVENT_RING_BYTES: usize = 1 << 20;
+/// Nanoseconds between two reported refusals of one CPU when it refuses without pause: 50,000 a second.
+pub const EVENT_COST_NS: u64 = 20_000;
+/// Refusals that a CPU may report in one burst.
+pub const EVENT_BURST: u64 = 4_096;
 
 /// Bytes of one bank of the mmap-able tables.
 pub const BANK_BYTES: usize = MAX_ROWS * MAX_COLUMNS * 2
@@ -56,9 +60,15 @@ pub const fn map_bytes(cpus: usize) -> usize {
         + FLOW_BYTES
         + EVENT_RING_BYTES
         + IFINDEX_SLOTS * 2
-        + cpus * (MAX_VERDICTS * 24 + 256 * 16 + MAX_ENDPOINTS * 32)
+        + cpus * (MAX_VERDICTS * 24 + 256 * 16 + MAX_ENDPOINTS * 32 + 24)
 }
 
-const _: () = assert!(map_bytes(2) <= 64 << 20, "all maps together stay under 64 MiB on 2 CPUs");
+const _: () = assert!(
+    map_bytes(2) <= 64 << 20,
+    "all maps together stay under 64 MiB on 2 CPUs"
+);
 const _: () = assert!(MAX_VERDICTS == 1 << 13, "a cell holds a verdict id of 13 bits");
-const _: () = assert!(MAX_ADDRESSES * 2 <= BUCKETS * SLOTS4, "two-choice buckets need half of their slots free");
+const _: () = assert!(
+    MAX_ADDRESSES * 2 <= BUCKETS * SLOTS4,
+    "two-choice buckets need half of their slots free"
+);

@@ -1,5 +1,8 @@
 //! The names and shapes of the maps; a bank-wise map holds bank 0 first, then bank 1.
 //!
+//! The elements of an array map are whole 64-bit words, because the kernel rounds each up to eight bytes: a u16
+//! table packs four entries into one, entry `i` in word `i / 4` at bit `16 × (i % 4)`. A bucket is one element.
+//!
 //! | map | kind | index → value |
 //! | --- | --- | --- |
 //! | `CONTROL` | mmap array | 0 → `Control` |
@@ -12,14 +15,15 @@
 //! | `CLASS_COLUMN` | mmap array u16, banks | class → column |
 //! | `PORT_CLASS` | mmap array u16, banks | destination port → port class |
 //! | `SETS` | mmap array u16, banks | set × `MAX_PORT_CLASSES` + port class → row |
-//! | `ROWS` | mmap array u16, banks | row × `MAX_COLUMNS` + column → `Cell` |
+//! | `ROWS` | mmap array u16, banks | row × `MAX_COLUMNS` + column → `Cell`; row 0 and column 0 are never written |
 //! | `OUTBOUND4`, `OUTBOUND6` | hash | `Flow4`, `Flow6` → `FlowState` |
 //! | `HOST_FLOWS4`, `HOST_FLOWS6` | LRU hash | `Flow4`, `Flow6` → `FlowState` |
 //! | `VERDICT_COUNTERS` | per-CPU array | verdict id → `VerdictCounter` |
 //! | `REASON_COUNTERS` | per-CPU array | reason → `ReasonCounter` |
 //! | `ENDPOINT_COUNTERS` | per-CPU array | endpoint id → `EndpointCounter` |
 //! | `EVENTS` | ring buffer | `Event` |
-//! | `LOST` | per-CPU array u64 | 0 → events that found the ring full |
+//! | `LOST` | per-CPU array u64 | 0 → events that found the ring full or the budget spent |
+//! | `EVENT_BUDGET` | per-CPU array | 0 → `EventBudget` |
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -33,7 +37,7 @@ macro_rules! names {
 
 names! {
     CONTROL IFINDEX ENDPOINTS ENDPOINT_SETS SOURCES4 SOURCES6 BLOCKS4 BLOCKS6 CLASS_COLUMN PORT_CLASS SETS ROWS
-    OUTBOUND4 OUTBOUND6 HOST_FLOWS4 HOST_FLOWS6 VERDICT_COUNTERS REASON_COUNTERS ENDPOINT_COUNTERS EVENTS LOST
+    OUTBOUND4 OUTBOUND6 HOST_FLOWS4 HOST_FLOWS6 VERDICT_COUNTERS REASON_COUNTERS ENDPOINT_COUNTERS EVENTS LOST EVENT_BUDGET
 }
 
 /// Program at the host veth's egress.
@@ -76,3 +80,20 @@ pub struct EndpointCounter {
     /// Packets from the pod that did not go on.
     pub from_pod_dropped: u64,
 }
+
+/// How many refusals a CPU may still report: a flood of them must not push everything else out of the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct EventBudget {
+    /// Events left, times the nanoseconds that one costs.
+    pub credit_ns: u64,
+    /// `bpf_ktime_get_ns` of the last refill.
+    pub filled_ns: u64,
+}
+
+/// Flag of a map that user space may mmap (`BPF_F_MMAPABLE`).
+pub const MMAPABLE: u32 = 1 << 10;
+
+/// Mark of a packet that the programs made themselves ("THYR"). The kernel keeps a mark across a redirect and
+/// zeroes it on whatever leaves a pod's namespace, so a pod can't set it.
+pub const OWN_MARK: u32 = 0x5448_5952;

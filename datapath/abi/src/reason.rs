@@ -85,4 +85,8 @@ reasons! {
     BootstrapAllow = 248, "allowed until synced";
     /// Passed: a packet that Thyra made itself.
     OwnPacket = 249, "own packet";
+    /// Passed: a packet of a connection that the pod opened, on its way out.
+    OwnConnection = 250, "own connection";
+    /// Passed: neither IPv4 nor IPv6 (ARP and the like).
+    NotIp = 251, "not ip";
 }

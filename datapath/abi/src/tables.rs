@@ -167,7 +167,10 @@ impl Tables {
     /// The verdict of one cell; none when an index leads nowhere.
     #[must_use]
     pub fn verdict(&self, set: u16, port: u16, class: u16) -> Option<&Verdict> {
-        let row = *self.sets.get(usize::from(set))?.get(usize::from(self.port_class(port)))?;
+        let row = *self
+            .sets
+            .get(usize::from(set))?
+            .get(usize::from(self.port_class(port)))?;
         let column = *self.class_column.get(usize::from(class))?;
         let verdict = *self.rows.get(usize::from(row))?.get(usize::from(column))?;
         self.verdicts.get(usize::from(verdict))

@@ -1,0 +1,143 @@
+//! Counters and events: what is written about a packet, once it is decided.
+//!
+//! Invariant: each packet is counted once at its endpoint, and once under its verdict or its reason; an allowed
+//! answer of the pod is counted at the endpoint alone.
+
+use thyra_datapath_abi::{Event, EventKind, Reason};
+
+use crate::decide::{Act, Arrival, Outcome};
+use crate::packet::{Packet, Parsed};
+use crate::{Family, reset};
+
+/// A program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// `maps::TO_POD`.
+    ToPod,
+    /// `maps::FROM_POD`.
+    FromPod,
+}
+
+/// Whoever holds the counters and the event ring.
+pub trait Counters {
+    /// A packet was judged by this verdict.
+    fn verdict(&self, verdict: u16, bytes: u32, connection: bool);
+    /// A packet ended for this reason.
+    fn reason(&self, reason: Reason, bytes: u32);
+    /// A packet of the endpoint went on, or did not.
+    fn endpoint(&self, endpoint: u16, direction: Direction, passed: bool);
+    /// Reports an event; what is lost is counted by the holder. `event` fills all but `time_ns`.
+    fn report(&self, kind: EventKind, event: impl FnOnce() -> Event);
+}
+
+/// What is done in the end: a packet that no segment can take the place of is dropped.
+#[inline(always)]
+pub fn feasible<F: Family>(outcome: &Outcome, parsed: &Parsed<F>) -> Act {
+    match (outcome.act, parsed) {
+        (act @ (Act::Pass | Act::Drop), _) => act,
+        (act, Parsed::Tcp(packet)) if reset::fits(packet) => act,
+        _ => Act::Drop,
+    }
+}
+
+/// Writes what is to be counted and reported.
+#[inline(always)]
+pub fn account<F: Family, C: Counters + ?Sized>(
+    counters: &C,
+    outcome: &Outcome,
+    act: Act,
+    parsed: &Parsed<F>,
+    (arrival, bytes, generation): (&Arrival, u32, u32),
+) {
+    let direction = if outcome.flags & Event::FROM_POD == 0 {
+        Direction::ToPod
+    } else {
+        Direction::FromPod
+    };
+    counters.endpoint(outcome.endpoint, direction, act == Act::Pass);
+    if outcome.verdict != 0 {
+        let connection = matches!(parsed, Parsed::Tcp(packet) if packet.is_syn());
+        counters.verdict(outcome.verdict, bytes, connection);
+    } else if let Some(reason) = outcome.reason {
+        counters.reason(reason, bytes);
+    }
+    if let Some(kind) = outcome.event {
+        counters.report(kind, || {
+            event(kind, outcome, act, parsed, (arrival, bytes, generation))
+        });
+    }
+}
+
+fn event<F: Family>(
+    kind: EventKind,
+    outcome: &Outcome,
+    act: Act,
+    parsed: &Parsed<F>,
+    (arrival, length, generation): (&Arrival, u32, u32),
+) -> Event {
+    let answered = if matches!(act, Act::Refuse | Act::Revoke) {
+        Event::RESET_SENT
+    } else {
+        0
+    };
+    let event = Event {
+        generation,
+        ifindex: arrival.ifindex,
+        length,
+        endpoint: outcome.endpoint,
+        verdict: outcome.verdict,
+        kind: kind_number(kind),
+        reason: reason_number(outcome.reason),
+        flags: outcome.flags | answered,
+        ..Event::default()
+    };
+    match parsed {
+        Parsed::Tcp(packet) => of_packet(event, packet),
+        Parsed::Other(datagram) | Parsed::Fragment(datagram) => Event {
+            source: F::mapped(datagram.source),
+            destination: F::mapped(datagram.destination),
+            family: F::VERSION,
+            protocol: datagram.protocol,
+            ..event
+        },
+        Parsed::Bad(_) => event,
+    }
+}
+
+#[inline(always)]
+fn of_packet<F: Family>(event: Event, packet: &Packet<F>) -> Event {
+    Event {
+        sequence: packet.sequence,
+        source: F::mapped(packet.source),
+        destination: F::mapped(packet.destination),
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        tcp_flags: packet.flags,
+        family: F::VERSION,
+        protocol: 6,
+        ..event
+    }
+}
+
+#[expect(
+    clippy::as_conversions,
+    reason = "a fieldless repr(u8) enum has no other way to its number"
+)]
+#[inline(always)]
+fn kind_number(kind: EventKind) -> u8 {
+    kind as u8
+}
+
+/// The stable number of a reason; 0 for none.
+#[expect(
+    clippy::as_conversions,
+    reason = "a fieldless repr(u8) enum has no other way to its number"
+)]
+#[must_use]
+#[inline(always)]
+pub fn reason_number(reason: Option<Reason>) -> u8 {
+    match reason {
+        Some(reason) => reason as u8,
+        None => 0,
+    }
+}

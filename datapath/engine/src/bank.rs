@@ -1,0 +1,389 @@
+//! The exact content of one bank, built from the compiler's tables.
+//!
+//! Invariant: an image is whole or it is not built; what does not fit is named (`Overflow`). Equal tables give
+//! equal images, and a small change of the tables changes few words, since every address takes the first of its
+//! two buckets that has room.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use thyra_datapath_abi::limits::{
+    BUCKETS, MAX_BLOCKS, MAX_CLASSES, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES, MAX_ROWS, MAX_SETS,
+    SLOTS4, SLOTS6,
+};
+use thyra_datapath_abi::source::{Block4, Block6};
+use thyra_datapath_abi::tables::Tables;
+use thyra_datapath_abi::{Cell, Control, EndpointSets, Slot4, Slot6};
+
+use crate::Table;
+use crate::family::Address6;
+use crate::lookup::{buckets4, buckets6};
+
+/// How many times an insertion may move another address before the table counts as full.
+const MAX_MOVES: usize = 512;
+
+/// Something does not fit into the maps.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overflow {
+    /// More than the limit.
+    #[error("{needed} {what} do not fit into the map `{map}`, which holds {limit}")]
+    Count {
+        /// What there is too much of.
+        what: &'static str,
+        /// Name of the map.
+        map: &'static str,
+        /// How many there are.
+        needed: usize,
+        /// How many fit.
+        limit: usize,
+    },
+    /// The two buckets of an address, and all that could be moved out of them, are taken.
+    #[error("no room for the address `{address}` in the map `{map}`")]
+    Address {
+        /// The address.
+        address: IpAddr,
+        /// Name of the map.
+        map: &'static str,
+    },
+    /// A number that leads nowhere: the tables contradict themselves.
+    #[error("{what} {number} is out of range in the compiled tables")]
+    Range {
+        /// What is numbered.
+        what: &'static str,
+        /// The number.
+        number: usize,
+    },
+}
+
+/// The content of one bank. Words beyond the end of a vector are zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BankImage {
+    words: BTreeMap<&'static str, Vec<u64>>,
+    blocks4: BTreeMap<([u8; 4], u8), u16>,
+    blocks6: BTreeMap<([u8; 16], u8), u16>,
+}
+
+impl BankImage {
+    /// Lays out `tables`; `verdict_id` gives the stable id of the verdict with an index, never 0.
+    ///
+    /// # Errors
+    /// What does not fit, by name.
+    pub fn build(tables: &Tables, verdict_id: &dyn Fn(usize) -> u16) -> Result<Self, Overflow> {
+        check_counts(tables)?;
+        let mut image = Self::default();
+        image.put(Table::EndpointSets, endpoint_sets(tables)?);
+        image.put(Table::Sources4, sources4(tables)?);
+        image.put(Table::Sources6, sources6(tables)?);
+        image.put(Table::ClassColumn, class_column(tables)?);
+        image.put(Table::PortClass, port_class(tables)?);
+        image.put(Table::Sets, sets(tables)?);
+        image.put(Table::Rows, rows(tables, verdict_id)?);
+        for block in &tables.blocks {
+            in_range("class", block.class, tables.classes.len())?;
+            match block.network {
+                IpAddr::V4(network) => {
+                    image
+                        .blocks4
+                        .insert((network.octets(), block.prefix), block.class);
+                }
+                IpAddr::V6(network) => {
+                    image
+                        .blocks6
+                        .insert((network.octets(), block.prefix), block.class);
+                }
+            }
+        }
+        at_most("CIDR blocks", "BLOCKS4", image.blocks4.len(), MAX_BLOCKS)?;
+        at_most("CIDR blocks", "BLOCKS6", image.blocks6.len(), MAX_BLOCKS)?;
+        Ok(image)
+    }
+
+    /// The words of one table of the bank; what lies beyond their end, up to `Table::words`, is zero.
+    #[must_use]
+    pub fn words(&self, table: Table) -> &[u64] {
+        self.words.get(table.name()).map_or(&[], Vec::as_slice)
+    }
+
+    /// Keys and classes of the IPv4 blocks, as they are in the map for `bank`.
+    pub fn blocks4(&self, bank: u32) -> impl Iterator<Item = (Block4, u32)> + '_ {
+        self.blocks4.iter().map(move |(&(address, prefix), &class)| {
+            (
+                Block4 {
+                    prefix_len: 32 + u32::from(prefix),
+                    bank,
+                    address,
+                },
+                u32::from(class),
+            )
+        })
+    }
+
+    /// The same for IPv6.
+    pub fn blocks6(&self, bank: u32) -> impl Iterator<Item = (Block6, u32)> + '_ {
+        self.blocks6.iter().map(move |(&(address, prefix), &class)| {
+            (
+                Block6 {
+                    prefix_len: 32 + u32::from(prefix),
+                    bank,
+                    address,
+                },
+                u32::from(class),
+            )
+        })
+    }
+
+    /// The flags of `Control` that follow from the content.
+    #[must_use]
+    pub fn flags(&self) -> u64 {
+        let four = if self.blocks4.is_empty() {
+            0
+        } else {
+            Control::BLOCKS4
+        };
+        let six = if self.blocks6.is_empty() {
+            0
+        } else {
+            Control::BLOCKS6
+        };
+        four | six
+    }
+
+    fn put(&mut self, table: Table, words: Vec<u64>) {
+        self.words.insert(table.name(), words);
+    }
+}
+
+fn check_counts(tables: &Tables) -> Result<(), Overflow> {
+    at_most(
+        "source classes",
+        "CLASS_COLUMN",
+        tables.classes.len(),
+        MAX_CLASSES,
+    )?;
+    at_most("columns", "ROWS", usize::from(tables.columns), MAX_COLUMNS - 1)?;
+    at_most("rows", "ROWS", tables.rows.len(), MAX_ROWS - 1)?;
+    at_most("policy sets", "SETS", tables.sets.len(), MAX_SETS)?;
+    at_most(
+        "port classes",
+        "SETS",
+        usize::from(tables.port_classes),
+        MAX_PORT_CLASSES,
+    )
+}
+
+fn at_most(what: &'static str, map: &'static str, needed: usize, limit: usize) -> Result<(), Overflow> {
+    if needed > limit {
+        Err(Overflow::Count {
+            what,
+            map,
+            needed,
+            limit,
+        })
+    } else {
+        Ok(())
+    }
+}
+
+fn in_range(what: &'static str, number: u16, count: usize) -> Result<(), Overflow> {
+    let number = usize::from(number);
+    if number >= count {
+        Err(Overflow::Range { what, number })
+    } else {
+        Ok(())
+    }
+}
+
+/// A u16 table in 64-bit words: four entries to a word, the first in the lowest bits.
+fn pack(entries: &[u16]) -> Vec<u64> {
+    let word = |four: &[u16]| {
+        four.iter()
+            .rev()
+            .fold(0, |word, &entry| word << 16 | u64::from(entry))
+    };
+    entries.chunks(4).map(word).collect()
+}
+
+fn endpoint_sets(tables: &Tables) -> Result<Vec<u64>, Overflow> {
+    let mut words = vec![0; MAX_ENDPOINTS];
+    for endpoint in &tables.endpoints {
+        in_range("policy set", endpoint.set4, tables.sets.len())?;
+        in_range("policy set", endpoint.set6, tables.sets.len())?;
+        let number = usize::from(endpoint.endpoint);
+        match words.get_mut(number).filter(|_| number != 0) {
+            Some(word) => *word = EndpointSets::new(endpoint.set4, endpoint.set6, endpoint.mode).0,
+            None => {
+                return Err(Overflow::Range {
+                    what: "endpoint",
+                    number,
+                });
+            }
+        }
+    }
+    Ok(words)
+}
+
+fn class_column(tables: &Tables) -> Result<Vec<u64>, Overflow> {
+    let column = |&column: &u16| in_range("column", column, usize::from(tables.columns)).map(|()| column + 1);
+    Ok(pack(
+        &tables
+            .class_column
+            .iter()
+            .map(column)
+            .collect::<Result<Vec<_>, _>>()?,
+    ))
+}
+
+fn port_class(tables: &Tables) -> Result<Vec<u64>, Overflow> {
+    let mut ports = vec![0; 65_536];
+    for (i, &(first, class)) in tables.port_runs.iter().enumerate() {
+        in_range("port class", class, usize::from(tables.port_classes))?;
+        let after = tables
+            .port_runs
+            .get(i + 1)
+            .map_or(ports.len(), |&(next, _)| usize::from(next));
+        match ports.get_mut(usize::from(first)..after) {
+            Some(run) => run.fill(class),
+            None => {
+                return Err(Overflow::Range {
+                    what: "port run",
+                    number: i,
+                });
+            }
+        }
+    }
+    Ok(pack(&ports))
+}
+
+fn sets(tables: &Tables) -> Result<Vec<u64>, Overflow> {
+    let mut words = Vec::with_capacity(tables.sets.len() * MAX_PORT_CLASSES / 4);
+    for (i, set) in tables.sets.iter().enumerate() {
+        if set.len() != usize::from(tables.port_classes) {
+            return Err(Overflow::Range {
+                what: "length of policy set",
+                number: i,
+            });
+        }
+        let mut entries = vec![0; MAX_PORT_CLASSES];
+        for (entry, &row) in entries.iter_mut().zip(set) {
+            in_range("row", row, tables.rows.len())?;
+            *entry = row + 1;
+        }
+        words.extend(pack(&entries));
+    }
+    Ok(words)
+}
+
+fn rows(tables: &Tables, verdict_id: &dyn Fn(usize) -> u16) -> Result<Vec<u64>, Overflow> {
+    let cell = |(i, verdict): (usize, &thyra_datapath_abi::tables::Verdict)| {
+        let id = verdict_id(i);
+        Cell::new(verdict.action, id)
+            .filter(|_| id != 0)
+            .ok_or(Overflow::Range {
+                what: "verdict id",
+                number: usize::from(id),
+            })
+    };
+    let cells = tables
+        .verdicts
+        .iter()
+        .enumerate()
+        .map(cell)
+        .collect::<Result<Vec<_>, _>>()?;
+    // Row 0 stays unwritten.
+    let mut words = vec![0; MAX_COLUMNS / 4];
+    for (i, row) in tables.rows.iter().enumerate() {
+        if row.len() != usize::from(tables.columns) {
+            return Err(Overflow::Range {
+                what: "length of row",
+                number: i,
+            });
+        }
+        let mut entries = vec![0; MAX_COLUMNS];
+        for (entry, &verdict) in entries.iter_mut().skip(1).zip(row) {
+            in_range("verdict", verdict, cells.len())?;
+            *entry = cells[usize::from(verdict)].0;
+        }
+        words.extend(pack(&entries));
+    }
+    Ok(words)
+}
+
+fn sources4(tables: &Tables) -> Result<Vec<u64>, Overflow> {
+    let mut buckets: Vec<[Slot4; SLOTS4]> = vec![[Slot4::default(); SLOTS4]; BUCKETS];
+    for source in &tables.addresses {
+        let IpAddr::V4(address) = source.address else {
+            continue;
+        };
+        in_range("class", source.class, tables.classes.len())?;
+        let slot = Slot4::new(u32::from(address), source.class, source.local);
+        place(&mut buckets, slot, |slot| buckets4(slot.address())).map_err(|_| Overflow::Address {
+            address: source.address,
+            map: Table::Sources4.name(),
+        })?;
+    }
+    Ok(buckets.iter().flatten().map(|slot| slot.0).collect())
+}
+
+fn sources6(tables: &Tables) -> Result<Vec<u64>, Overflow> {
+    let mut buckets: Vec<[Slot6; SLOTS6]> = vec![[Slot6::default(); SLOTS6]; BUCKETS];
+    for source in &tables.addresses {
+        let IpAddr::V6(address) = source.address else {
+            continue;
+        };
+        in_range("class", source.class, tables.classes.len())?;
+        let Address6 { high, low } = Address6::from_bytes(address.octets());
+        let value = u64::from(source.class) | u64::from(source.local) << 16;
+        place(&mut buckets, Slot6 { high, low, value }, |slot| {
+            buckets6(Address6 {
+                high: slot.high,
+                low: slot.low,
+            })
+        })
+        .map_err(|_| Overflow::Address {
+            address: source.address,
+            map: Table::Sources6.name(),
+        })?;
+    }
+    Ok(buckets
+        .iter()
+        .flatten()
+        .flat_map(|slot| [slot.high, slot.low, slot.value])
+        .collect())
+}
+
+/// The table has no room for a slot.
+struct Full;
+
+/// Puts a slot into the first of its buckets with room, else moves others out of the way (cuckoo hashing).
+fn place<S, const N: usize>(
+    buckets: &mut [[S; N]],
+    slot: S,
+    choices: impl Fn(&S) -> (u32, u32),
+) -> Result<(), Full>
+where
+    S: Copy + Default + PartialEq,
+{
+    let index = |bucket: u32| usize::try_from(bucket).map_err(|_| Full);
+    let mut homeless = slot;
+    let mut avoid = None;
+    for round in 0..MAX_MOVES {
+        let (first, second) = choices(&homeless);
+        let (first, second) = (index(first)?, index(second)?);
+        for bucket in [first, second] {
+            let bucket = buckets.get_mut(bucket).ok_or(Full)?;
+            if let Some(free) = bucket.iter_mut().find(|slot| **slot == S::default()) {
+                *free = homeless;
+                return Ok(());
+            }
+        }
+        // Not back into the bucket that it was just thrown out of.
+        let victim = if avoid == Some(second) { first } else { second };
+        let bucket = buckets.get_mut(victim).ok_or(Full)?;
+        std::mem::swap(&mut bucket[round % N], &mut homeless);
+        avoid = Some(victim);
+    }
+    Err(Full)
+}
+
+const _: () =
+    assert!(size_of::<[Slot4; SLOTS4]>() == SLOTS4 * 8 && size_of::<[Slot6; SLOTS6]>() == SLOTS6 * 24);

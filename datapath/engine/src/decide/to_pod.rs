@@ -1,0 +1,146 @@
+//! A packet on its way to the pod.
+
+use thyra_datapath_abi::{Action, Cell, Control, EndpointRecord, Event, EventKind, FlowState, Mode, Reason};
+
+use super::{Act, Arrival, Outcome, Side, is_own, revocation, track, unjudged};
+use crate::Family;
+use crate::flows::{FlowTable, Flows};
+use crate::lookup;
+use crate::packet::{ACK, Packet, Parsed, RST};
+use crate::tables::{Tables, endpoint_at, endpoint_sets};
+
+/// Decides about a packet on its way to the pod behind `arrival.ifindex`.
+#[inline(always)]
+pub fn to_pod<F: Family, N: Tables + Flows + ?Sized>(
+    node: &N,
+    arrival: &Arrival,
+    parsed: &Parsed<F>,
+) -> Outcome {
+    let Some((endpoint, record)) = endpoint_at(node, arrival.ifindex) else {
+        return Outcome::drop(0, Reason::EndpointUnknown).event(EventKind::Deny);
+    };
+    let control = node.control();
+    let sets = endpoint_sets(node, control, endpoint);
+    let packet = match parsed {
+        Parsed::Tcp(packet) => packet,
+        Parsed::Other(_) => return Outcome::pass(endpoint).because(Reason::NonTcp),
+        Parsed::Fragment(_) => return unjudged(endpoint, sets, Reason::Fragment),
+        Parsed::Bad(reason) => return unjudged(endpoint, sets, *reason),
+    };
+    if !sets.is_placed() {
+        return Outcome::drop(endpoint, Reason::EndpointUnknown).event_if(packet.is_syn(), EventKind::Deny);
+    }
+    if arrival.is_from_node() {
+        note(node, packet, endpoint, 0);
+        if !control.has(Control::ENFORCE_HOST) {
+            return Outcome::pass(endpoint)
+                .because(Reason::HostTraffic)
+                .flags(Event::HOST);
+        }
+    } else if is_own_interface(arrival, record, packet) {
+        note(node, packet, endpoint, FlowState::SELF);
+        return Outcome::pass(endpoint)
+            .because(Reason::SelfTraffic)
+            .flags(Event::SELF);
+    }
+    let source = F::source(node, control, packet.source);
+    let spoofed = if source.exact {
+        source.local != 0 && !came_from(node, arrival, source.local)
+    } else {
+        F::is_never_source(packet.source)
+    };
+    if spoofed {
+        return Outcome::drop(endpoint, Reason::InvalidSourceIp).event(EventKind::Spoof);
+    }
+    if packet.is_syn() && !arrival.is_from_node() {
+        // The tuple is no longer the node's: what the pod answers is judged.
+        F::forget(node, FlowTable::Host, &packet.flow_to_pod(endpoint));
+    }
+    if sets.mode() == Mode::Off {
+        track(node, packet, &packet.flow_to_pod(endpoint), Side::Remote);
+        return Outcome::pass(endpoint).because(Reason::NotEnforced);
+    }
+    let cell = lookup::cell(node, control, F::set(sets), source.class, packet.destination_port);
+    if cell.action() == Action::Allow {
+        track(node, packet, &packet.flow_to_pod(endpoint), Side::Remote);
+        let report = packet.is_syn() && control.has(Control::REPORT_NEW);
+        return Outcome::pass(endpoint)
+            .by(cell.verdict())
+            .event_if(report, EventKind::New);
+    }
+    refused(node, control, (endpoint, sets.mode()), packet, cell)
+}
+
+/// No `Allow` cell: a reply to the pod's own connection passes, the rest meets its verdict.
+#[inline(always)]
+fn refused<F: Family, N: Flows + ?Sized>(
+    node: &N,
+    control: Control,
+    (endpoint, mode): (u16, Mode),
+    packet: &Packet<F>,
+    cell: Cell,
+) -> Outcome {
+    let syn = packet.is_syn();
+    if !syn && is_own::<F, N>(node, &packet.flow_to_pod(endpoint), packet.flags, Side::Remote) {
+        return Outcome::pass(endpoint).because(Reason::OwnReply);
+    }
+    let missing = cell.action() == Action::Missing;
+    let outcome = if missing {
+        Outcome::drop(endpoint, Reason::TableMissing)
+    } else {
+        Outcome::new(Act::Drop, endpoint).by(cell.verdict())
+    };
+    if mode == Mode::Audit {
+        return Outcome {
+            act: Act::Pass,
+            ..outcome
+        }
+        .event_if(syn, EventKind::Audit);
+    }
+    if syn {
+        let silent = missing || cell.action() == Action::Hold || control.has(Control::DENY_DROP);
+        let act = if silent { Act::Drop } else { Act::Refuse };
+        return Outcome { act, ..outcome }.event(EventKind::Deny);
+    }
+    // A reset carries nothing and is never answered (RFC 9293 3.5.2).
+    if packet.flags & RST != 0 {
+        return outcome;
+    }
+    if missing || cell.action() == Action::Hold {
+        return outcome.event(EventKind::Deny);
+    }
+    Outcome {
+        act: revocation(control, packet.flags & ACK != 0),
+        ..outcome
+    }
+    .event(EventKind::Revoke)
+}
+
+/// Remembers a connection that the node, or the pod through its own Service, opened to the pod, so that the
+/// pod's answers pass; and what the packet says of a connection that the pod opened.
+#[inline(always)]
+fn note<F: Family, N: Flows + ?Sized>(node: &N, packet: &Packet<F>, endpoint: u16, flags: u32) {
+    let key = packet.flow_to_pod(endpoint);
+    track(node, packet, &key, Side::Remote);
+    if packet.is_syn() || F::find(node, FlowTable::Host, &key, 0).is_none() {
+        // The table forgets the least used entry by itself and is never full.
+        let _ = F::open(node, FlowTable::Host, &key, flags);
+    }
+}
+
+/// Whether the packet came out of this very pod. Behind a bridge the packet shows the bridge's index, and then
+/// only the pod's own address tells (which `from_pod` lets nobody else use).
+#[inline(always)]
+fn is_own_interface<F: Family>(arrival: &Arrival, record: &EndpointRecord, packet: &Packet<F>) -> bool {
+    let ingress = arrival.ingress_ifindex;
+    ingress == record.ifindex
+        || (ingress != 0 && ingress == record.bridge_ifindex && packet.source == F::own(record))
+}
+
+/// Whether the packet came in by the interface of the endpoint that owns its source address.
+#[inline(always)]
+fn came_from<N: Tables + ?Sized>(node: &N, arrival: &Arrival, owner: u16) -> bool {
+    let ingress = arrival.ingress_ifindex;
+    node.record(owner)
+        .is_some_and(|record| ingress != 0 && (ingress == record.ifindex || ingress == record.bridge_ifindex))
+}

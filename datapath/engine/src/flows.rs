@@ -1,0 +1,31 @@
+//! The memory of connections: those that pods opened and those that the node made.
+//!
+//! Invariant: an entry of `Outbound` is written only by a SYN of the pod itself, an entry of `Host` only by a
+//! packet that the node (or, through its own Service, the pod) made.
+
+use thyra_datapath_abi::{Flow4, Flow6};
+
+/// Which memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowTable {
+    /// `maps::OUTBOUND4`, `OUTBOUND6`.
+    Outbound,
+    /// `maps::HOST_FLOWS4`, `HOST_FLOWS6`.
+    Host,
+}
+
+/// The memory of connections of both families.
+pub trait Flows {
+    /// The flags of an entry before `mark` (bits of `FlowState`) was added to them; none when there is no entry.
+    fn find4(&self, table: FlowTable, key: &Flow4, mark: u32) -> Option<u32>;
+    /// The same for IPv6.
+    fn find6(&self, table: FlowTable, key: &Flow6, mark: u32) -> Option<u32>;
+    /// Writes an entry with `flags`, over an old one of the same key; false when the table is full.
+    fn open4(&self, table: FlowTable, key: &Flow4, flags: u32) -> bool;
+    /// The same for IPv6.
+    fn open6(&self, table: FlowTable, key: &Flow6, flags: u32) -> bool;
+    /// Removes an entry, if there is one.
+    fn forget4(&self, table: FlowTable, key: &Flow4);
+    /// The same for IPv6.
+    fn forget6(&self, table: FlowTable, key: &Flow6);
+}
