@@ -1,22 +1,30 @@
 #!/usr/bin/env bash
-# bootstrap.sh: what xtask itself needs before cargo can build it: cargo and a C linker. Prints only what it does.
+# bootstrap.sh: what xtask itself needs before cargo can build it: a recent cargo and a C linker. Says only what it does.
 set -euo pipefail
+wanted=1.95.0
 
-if ! command -v cargo >/dev/null; then
-  if [ -x "$HOME/.cargo/bin/cargo" ]; then
-    echo "cargo is in $HOME/.cargo/bin, which is not in PATH; add it: export PATH=\"\$HOME/.cargo/bin:\$PATH\"" >&2
-  else
-    echo "cargo not found; install stable Rust 1.95 or newer (https://rustup.rs), then run make again" >&2
-  fi
+fail() {
+  echo "$1" >&2
   exit 1
-fi
+}
 
-if ! command -v cc >/dev/null; then
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "==> installing gcc and libc6-dev (the linker that cargo calls)"
-    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q gcc libc6-dev
-  else
-    echo "no C linker found; install one (Debian, as root: apt-get install gcc libc6-dev), then run make again" >&2
-    exit 1
+# install WHY PACKAGE..: by apt as root, or says what to do by hand
+install() {
+  local why=$1
+  shift
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    fail "$why; install it (Debian, as root: apt-get install $*), then run make again"
   fi
+  echo "==> $why; apt-get install $*"
+  apt-get update -q
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+}
+
+command -v cc >/dev/null || install "no C linker" gcc libc6-dev
+
+command -v cargo >/dev/null || install "no cargo" cargo-web rustc-web ca-certificates
+
+found=$(cargo --version | cut -d' ' -f2)
+if [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+  fail "cargo $found is too old; install stable Rust $wanted or newer (https://rustup.rs), then run make again"
 fi

@@ -12,9 +12,9 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::{child, hash::fnv1a, tree::Tree, verb::Call};
+use crate::{child, go, hash::fnv1a, tree::Tree, verb::Call};
 
 /// The Go modules, apart because each lives by its own replace lines.
 const MODULES: &[&str] = &["etcd", "istio", "kube"];
@@ -26,10 +26,6 @@ const GO_ENV: &[(&str, &str)] = &[
     ("GOFLAGS", "-trimpath -mod=readonly -buildvcs=false"),
     ("GOWORK", "off"),
 ];
-/// go.mod asks for 1.26; from 1.21 on, go fetches the toolchain that go.mod names by itself.
-const OLDEST_GO: (u32, u32) = (1, 21);
-/// Where Go's own installer puts it, for when PATH doesn't know.
-const GO_INSTALL: &str = "/usr/local/go/bin/go";
 /// Packages compiled at once; more starves whatever else runs.
 const PARALLEL: &str = "2";
 /// The custom resources of a mesh, in istio's own module.
@@ -133,10 +129,10 @@ impl<'a> Recipe<'a> {
     }
 
     fn build_into_place(&self) -> Result<()> {
-        let go = find_go()?;
+        let go = go::find_or_install()?;
         let started = Instant::now();
         println!(
-            "cluster: building into {} (some ten minutes once; about 3 GB of Go caches)",
+            "cluster: building into {} (some ten minutes, once)",
             self.path().display()
         );
         self.sweep()?;
@@ -264,35 +260,6 @@ fn go_in(go: &Path, tree: &Tree, module: &str) -> Command {
     command
 }
 
-/// The first go that is new enough, in PATH or where its installer puts it.
-///
-/// # Errors
-/// None found; says what to install.
-pub(crate) fn find_go() -> Result<PathBuf> {
-    let mut seen = Vec::new();
-    for go in ["go", GO_INSTALL] {
-        let Ok(version) = child::output(Command::new(go).args(["env", "GOVERSION"])) else {
-            continue;
-        };
-        if go_version(&version).is_some_and(|found| found >= OLDEST_GO) {
-            return Ok(PathBuf::from(go));
-        }
-        seen.push(version);
-    }
-    let found = if seen.is_empty() {
-        "found none".to_owned()
-    } else {
-        format!("found {}", seen.join(", "))
-    };
-    bail!("building the control plane needs Go 1.26 or newer, {found}; install it from https://go.dev/dl")
-}
-
-/// `go1.26.8` → (1, 26).
-fn go_version(text: &str) -> Option<(u32, u32)> {
-    let mut parts = text.strip_prefix("go")?.split(['.', '-', 'r', 'b', ' ']);
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 /// Stripped, and with the version that go.mod names: clients parse what the server says it is.
 fn linker_flags(tree: &Tree, module: &str) -> Result<String> {
     let stamped = match module {
@@ -338,16 +305,8 @@ fn major_minor(version: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Recipe, go_version, linker_flags, major_minor};
+    use super::{Recipe, linker_flags, major_minor};
     use crate::tree::Tree;
-
-    #[test]
-    fn go_versions_are_compared_as_numbers() {
-        assert_eq!(go_version("go1.26.8"), Some((1, 26)));
-        assert_eq!(go_version("go1.27rc1"), Some((1, 27)));
-        assert_eq!(go_version("devel"), None);
-        assert_eq!(major_minor("v1.36.3"), Some(("1", "36")));
-    }
 
     #[test]
     fn the_api_server_says_the_version_that_its_module_requires() {
@@ -355,6 +314,7 @@ mod tests {
         let flags = linker_flags(&tree, "kube").expect("go.mod is readable");
         assert!(flags.contains("version.gitVersion=v1."), "{flags}");
         assert!(flags.contains("gitMajor=1 "), "{flags}");
+        assert_eq!(major_minor("v1.36.3"), Some(("1", "36")));
         assert!(
             linker_flags(&tree, "istio")
                 .expect("go.mod is readable")

@@ -34,7 +34,27 @@ const PACKAGES: &[(&str, &str)] = &[
 const LINKER_VERSION: &str = "0.13.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// What the lint verb calls and a minimal toolchain lacks.
-const COMPONENTS: &[(&str, &str)] = &[("clippy", "clippy"), ("rustfmt", "fmt")];
+const COMPONENTS: &[Component] = &[
+    Component {
+        name: "clippy",
+        subcommand: "clippy",
+        package: "rust-web-clippy",
+    },
+    Component {
+        name: "rustfmt",
+        subcommand: "fmt",
+        package: "rustfmt-web",
+    },
+];
+
+/// A part of the Rust toolchain.
+struct Component {
+    /// rustup's name for it.
+    name: &'static str,
+    subcommand: &'static str,
+    /// Debian's name for it, for machines without rustup.
+    package: &'static str,
+}
 
 /// Installs what is missing.
 pub(crate) fn run(_: &Call<'_>) -> Result<ExitCode> {
@@ -125,14 +145,23 @@ fn on_another_distribution() -> Result<bool> {
 
 fn install_components() -> Result<bool> {
     let mut done = false;
-    for (component, subcommand) in COMPONENTS {
+    for component in COMPONENTS {
+        let Component {
+            name,
+            subcommand,
+            package,
+        } = component;
         if child::succeeds(Command::new("cargo").args([*subcommand, "--version"])) {
             continue;
         }
-        println!("setup: rustup component add {component}");
-        child::check(Command::new("rustup").args(["component", "add", component])).with_context(|| {
-            format!("install `cargo {subcommand}` the way this machine's Rust was installed")
-        })?;
+        if child::succeeds(Command::new("rustup").arg("--version")) {
+            println!("setup: rustup component add {name}");
+            child::check(Command::new("rustup").args(["component", "add", name]))?;
+        } else {
+            println!("setup: apt-get install {package}");
+            child::check(apt().args(["install", "-y", "-q", "--no-install-recommends", package]))
+                .with_context(|| format!("install `{name}` the way this machine's Rust was installed"))?;
+        }
         done = true;
     }
     Ok(done)

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     bench,
     child::{self, End},
-    cluster, demo, lint, setup,
+    cluster, demo, go, lint, setup,
     step::{Report, Tally},
     tree::Tree,
     verb::Call,
@@ -81,7 +81,7 @@ fn is_root() -> bool {
 }
 
 fn build_cluster(tree: &Tree) -> Result<Tally> {
-    if let Err(error) = cluster::find_go() {
+    if let Err(error) = go::obtainable() {
         return Ok(Tally::skip(format!("{error:#}")));
     }
     cluster::build(tree).map(|_| Tally::default())
@@ -171,7 +171,7 @@ fn lab(tree: &Tree, scenario: &Path, control_plane: ControlPlane) -> Result<Tall
         return Ok(Tally::skip("the lab needs root".to_owned()));
     }
     if control_plane == ControlPlane::Istiod
-        && let Err(error) = cluster::find_go()
+        && let Err(error) = go::obtainable()
     {
         return Ok(Tally::skip(format!("{error:#}")));
     }

@@ -169,7 +169,8 @@ pub(super) mod tests {
 
     #[test]
     fn dependencies_of_targets_count() {
-        let text = "[dependencies]\na = '1'\n[target.'cfg(unix)'.dependencies]\nb = '1'\n[dev-dependencies]\nc = '1'\n";
+        let of_target = "[target.'cfg(unix)'.dependencies]\nb = '1'\n";
+        let text = &format!("[dependencies]\na = '1'\n{of_target}[dev-dependencies]\nc = '1'\n");
         assert_eq!(manifest("x", text).dependencies("dependencies"), ["a", "b"]);
     }
 }
