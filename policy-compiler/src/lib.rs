@@ -2,6 +2,8 @@
 //!
 //! Invariant: a table cell says what the oracle says for every connection that falls into it.
 
+pub mod compile;
 pub mod parse;
 pub mod policy;
+pub mod report;
 pub mod world;

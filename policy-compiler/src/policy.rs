@@ -77,7 +77,10 @@ pub struct Field<T> {
 
 impl<T> Default for Field<T> {
     fn default() -> Self {
-        Self { values: Vec::new(), not_values: Vec::new() }
+        Self {
+            values: Vec::new(),
+            not_values: Vec::new(),
+        }
     }
 }
 

@@ -79,7 +79,7 @@ pub enum Bootstrap {
 }
 
 /// What this node was told on its command line.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeOptions {
     /// Node name.
     pub name: String,

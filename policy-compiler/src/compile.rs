@@ -1,0 +1,359 @@
+//! World to tables: who may lend an identity, which policies apply where, what each rule comes down to for each source.
+//!
+//! Invariant: a cell says what the oracle says for every connection that falls into it; the same world gives the same
+//! verdicts whatever was compiled before.
+
+mod assemble;
+mod bits;
+mod block;
+mod enrol;
+mod identity;
+mod lend;
+mod pattern;
+mod protocol;
+mod row;
+mod rule;
+mod scope;
+mod set;
+mod slot;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use thyra_datapath_abi::Mode;
+use thyra_datapath_abi::limits;
+use thyra_datapath_abi::tables::{EndpointTables, PolicyRef, RuleRef, Tables};
+
+use self::assemble::{Legend, Placed, Sources, assemble};
+use self::block::{BlockId, Blocks};
+use self::enrol::{Enrolment, enrol};
+use self::identity::Identities;
+use self::lend::{Lending, Lent};
+use self::protocol::{Protocols, protocols};
+use self::row::Outcome;
+use self::rule::PreparedPolicy;
+use self::scope::{Acting, Policies, Scope, scope};
+use self::set::{Profile, Sets};
+use self::slot::{Slots, TestId, Tests};
+use crate::policy::{AuthorizationPolicy, PolicyAction};
+use crate::report::Report;
+use crate::world::{Bootstrap, Endpoint, Mesh, World};
+
+mod status;
+
+/// Identities and tests that no one uses any more are dropped when they outnumber this and those in use.
+const GARBAGE: usize = 1024;
+
+/// Why a world has no tables.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// A limit of `abi::limits`; the last good tables stay.
+    #[error("{count} {what} don't fit, the limit is {limit} {cause}; the last good tables stay")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many (at least).
+        count: usize,
+        /// How many fit.
+        limit: usize,
+        /// Where it was met; empty where no one object is to blame.
+        cause: String,
+    },
+    /// An endpoint id outside of 1 to 255.
+    #[error("endpoint `{name}` has the id {id}, ids are 1 to {}", limits::MAX_ENDPOINTS - 1)]
+    EndpointId {
+        /// `namespace/pod`.
+        name: String,
+        /// The id.
+        id: u16,
+    },
+    /// A source was left out while compiling: a fault of the compiler, refused rather than guessed.
+    #[error("a source has no column: this is a fault of the compiler; the last good tables stay")]
+    Lost,
+}
+
+/// The compiler, with what it keeps from one compile to the next.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    identities: Identities,
+    tests: Tests,
+    lending: Lending,
+    mesh: Mesh,
+    prepared: HashMap<PolicyRef, (Arc<AuthorizationPolicy>, Arc<PreparedPolicy>)>,
+    report: Report,
+}
+
+/// An endpoint with everything that decides over it but the sources.
+struct Destination<'a> {
+    endpoint: &'a Endpoint,
+    enrolment: Enrolment,
+    scope: Scope,
+    protocols: Protocols,
+}
+
+impl Compiler {
+    /// A compiler that has seen nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What the last successful compile had to say.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The tables of `world`.
+    ///
+    /// # Errors
+    /// What doesn't fit, by name; the caller keeps its last good tables then.
+    pub fn compile(&mut self, world: &World) -> Result<Tables, CompileError> {
+        if self.mesh != world.mesh {
+            // Trust domain aliases are written into the tests.
+            self.prepared.clear();
+            self.mesh = world.mesh.clone();
+        }
+        self.lending.update(world, &mut self.identities);
+        let policies = Policies::of(world);
+        let mut problems: Vec<String> = self.lending.problems().cloned().collect();
+        let destinations = self.destinations(world, &policies, &mut problems)?;
+        let prepared = self.prepare(world, &policies, &destinations);
+        let blocks = Blocks::new(&source_blocks(&prepared), &world.node.pod_ranges);
+        let slots = self.slots(&prepared, &blocks);
+        let providers = providers(&policies, world);
+        let mut sets = Sets::new(&slots, &blocks, &prepared, &providers);
+
+        let mut list = Vec::new();
+        let mut known: HashMap<Profile, u16> = HashMap::new();
+        let mut placed = Vec::with_capacity(destinations.len());
+        for destination in &destinations {
+            let mut number = |family: fn(&IpAddr) -> bool| {
+                let profile = destination.profile(world, &prepared, family);
+                *known.entry(profile).or_insert_with_key(|profile| {
+                    list.push(sets.set(profile));
+                    // Two for each of 255 endpoints at most.
+                    u16::try_from(list.len() - 1).unwrap_or(u16::MAX)
+                })
+            };
+            placed.push(Placed {
+                tables: EndpointTables {
+                    endpoint: destination.endpoint.id,
+                    set4: number(IpAddr::is_ipv4),
+                    set6: number(IpAddr::is_ipv6),
+                    mode: destination.enrolment.mode,
+                },
+                name: destination.name(),
+            });
+        }
+        let (rules, dry) = legend(&prepared);
+        let tables = assemble(
+            &list,
+            placed,
+            &Sources {
+                lending: &self.lending,
+                identities: &self.identities,
+                blocks: &blocks,
+                slots: &slots,
+                numbers: &world.identities,
+            },
+            &Legend {
+                rules: &rules,
+                dry: &dry,
+                demands: &sets.demands,
+            },
+        )?;
+        self.report = status::report(world, &policies, &destinations, problems);
+        self.sweep(&prepared);
+        Ok(tables)
+    }
+
+    fn destinations<'a>(
+        &self,
+        world: &'a World,
+        policies: &Policies,
+        problems: &mut Vec<String>,
+    ) -> Result<Vec<Destination<'a>>, CompileError> {
+        let mut destinations = Vec::with_capacity(world.endpoints.len());
+        for endpoint in world.endpoints.values() {
+            if endpoint.id == 0 || usize::from(endpoint.id) >= limits::MAX_ENDPOINTS {
+                return Err(CompileError::EndpointId {
+                    name: format!("{}/{}", endpoint.namespace, endpoint.name),
+                    id: endpoint.id,
+                });
+            }
+            let workload = self.lending.workload_of(endpoint);
+            let mut enrolment = enrol(world, endpoint, workload);
+            problems.append(&mut enrolment.problems);
+            destinations.push(Destination {
+                protocols: protocols(endpoint, workload, problems),
+                scope: scope(world, policies, endpoint),
+                endpoint,
+                enrolment,
+            });
+        }
+        Ok(destinations)
+    }
+
+    /// The policies that decide over some endpoint, by index; `None` for the rest.
+    fn prepare(
+        &mut self,
+        world: &World,
+        policies: &Policies,
+        destinations: &[Destination<'_>],
+    ) -> Vec<Option<Arc<PreparedPolicy>>> {
+        let used: BTreeSet<usize> = destinations
+            .iter()
+            .filter(|destination| destination.is_judged(world))
+            .flat_map(|destination| destination.scope.policies.iter().copied())
+            .collect();
+        let mut prepared = vec![None; policies.all.len()];
+        for at in used {
+            prepared[at] = Some(match &policies.all[at] {
+                Acting::Unreadable(reference) => Arc::new(PreparedPolicy::unreadable(reference.clone())),
+                Acting::Policy(policy) => self.prepared_policy(policy, &world.mesh),
+            });
+        }
+        prepared
+    }
+
+    fn prepared_policy(&mut self, policy: &Arc<AuthorizationPolicy>, mesh: &Mesh) -> Arc<PreparedPolicy> {
+        if let Some((of, prepared)) = self.prepared.get(&policy.reference)
+            && Arc::ptr_eq(of, policy)
+        {
+            return Arc::clone(prepared);
+        }
+        let prepared = Arc::new(PreparedPolicy::new(policy, mesh, &mut self.tests));
+        self.prepared.insert(
+            policy.reference.clone(),
+            (Arc::clone(policy), Arc::clone(&prepared)),
+        );
+        prepared
+    }
+
+    fn slots(&mut self, prepared: &[Option<Arc<PreparedPolicy>>], blocks: &Blocks) -> Slots {
+        let used = used_tests(prepared);
+        let addresses = self
+            .lending
+            .lenders()
+            .iter()
+            .map(|(address, lender)| (lender.lent, blocks.place(*address).block));
+        let ranges = blocks.iter().map(|(_, place)| {
+            let lent = if place.pod_range {
+                Lent::Pending
+            } else {
+                Lent::Unknown
+            };
+            (lent, place.block)
+        });
+        let met: HashSet<(Lent, BlockId)> = addresses.chain(ranges).collect();
+        Slots::new(&mut self.tests, &used, &self.identities, met.iter().copied())
+    }
+
+    /// Forgets everything once most of what is kept is no longer used; the next compile starts afresh.
+    fn sweep(&mut self, prepared: &[Option<Arc<PreparedPolicy>>]) {
+        let tests = used_tests(prepared).len();
+        let identities = self.lending.lenders().len();
+        if self.tests.len() > 2 * tests + GARBAGE || self.identities.len() > 2 * identities + GARBAGE {
+            let report = std::mem::take(&mut self.report);
+            *self = Self {
+                report,
+                ..Self::default()
+            };
+        }
+    }
+}
+
+impl Destination<'_> {
+    fn name(&self) -> String {
+        format!("{}/{}", self.endpoint.namespace, self.endpoint.name)
+    }
+
+    fn is_judged(&self, world: &World) -> bool {
+        world.synced && self.enrolment.mode != Mode::Off
+    }
+
+    fn profile(
+        &self,
+        world: &World,
+        prepared: &[Option<Arc<PreparedPolicy>>],
+        family: fn(&IpAddr) -> bool,
+    ) -> Profile {
+        if self.enrolment.mode == Mode::Off {
+            return Profile::Constant(Outcome::NotEnforced);
+        }
+        if !world.synced {
+            return Profile::Constant(match world.node.bootstrap {
+                Bootstrap::Deny => Outcome::Bootstrap,
+                Bootstrap::Allow => Outcome::BootstrapAllow,
+            });
+        }
+        let asks = self
+            .scope
+            .policies
+            .iter()
+            .filter_map(|at| prepared[*at].as_ref())
+            .any(|policy| policy.asks_destination());
+        let address = || self.endpoint.addresses.iter().find(|address| family(address));
+        Profile::Judged {
+            policies: self.scope.policies.clone(),
+            strict: self.scope.strict.clone(),
+            own_proxy: self.enrolment.own_proxy,
+            exempt: self.enrolment.exempt.clone(),
+            protocols: self.protocols.clone(),
+            destination: if asks { address().copied() } else { None },
+        }
+    }
+}
+
+fn used_tests(prepared: &[Option<Arc<PreparedPolicy>>]) -> Vec<TestId> {
+    let all: BTreeSet<TestId> = prepared
+        .iter()
+        .flatten()
+        .flat_map(|policy| policy.tests())
+        .collect();
+    all.into_iter().collect()
+}
+
+fn source_blocks(prepared: &[Option<Arc<PreparedPolicy>>]) -> HashSet<IpNet> {
+    prepared
+        .iter()
+        .flatten()
+        .flat_map(|policy| policy.blocks())
+        .collect()
+}
+
+/// What a CUSTOM policy asks, by policy index.
+fn providers(policies: &Policies, world: &World) -> HashMap<usize, Arc<str>> {
+    let mut providers = HashMap::new();
+    for (at, acting) in policies.all.iter().enumerate() {
+        let Acting::Policy(policy) = acting else { continue };
+        if policy.action == PolicyAction::Custom {
+            let name = policy.provider.as_deref().unwrap_or("");
+            let known = world.mesh.extension_providers.contains(name);
+            let field = if known {
+                format!("provider {name}")
+            } else {
+                format!("provider {name} (not in the mesh config)")
+            };
+            providers.insert(at, field.into());
+        }
+    }
+    providers
+}
+
+/// Reference of every rule by its id, and whether its policy is tried only.
+fn legend(prepared: &[Option<Arc<PreparedPolicy>>]) -> (Vec<RuleRef>, Vec<bool>) {
+    prepared
+        .iter()
+        .flatten()
+        .flat_map(|policy| {
+            policy
+                .rules
+                .iter()
+                .map(|rule| (rule.reference.clone(), policy.dry_run))
+        })
+        .unzip()
+}

@@ -1,0 +1,433 @@
+//! Sets and sources to `Tables`: equal columns, rows, sets and port classes are merged, limits are kept.
+//!
+//! Invariant: what does not fit is an error that names it; nothing is cut.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use thyra_datapath_abi::limits;
+use thyra_datapath_abi::tables::{
+    ClassInfo, EndpointTables, RuleRef, SourceAddress, SourceBlock, Tables, Verdict, Would,
+};
+
+use super::CompileError;
+use super::block::{BlockId, Blocks};
+use super::identity::Identities;
+use super::lend::{Lending, Lent};
+use super::row::{Because, Outcome};
+use super::scope::Demand;
+use super::set::{Decided, Set};
+use super::slot::Slots;
+
+/// Names of the numbers in outcomes.
+pub(crate) struct Legend<'a> {
+    /// By rule id.
+    pub(crate) rules: &'a [RuleRef],
+    /// Rules of dry-run policies.
+    pub(crate) dry: &'a [bool],
+    pub(crate) demands: &'a [Demand],
+}
+
+/// What sources come down to.
+pub(crate) struct Sources<'a> {
+    pub(crate) lending: &'a Lending,
+    pub(crate) identities: &'a Identities,
+    pub(crate) blocks: &'a Blocks,
+    pub(crate) slots: &'a Slots,
+    pub(crate) numbers: &'a BTreeMap<Arc<str>, u32>,
+}
+
+/// An endpoint with its sets, by position in the list of sets.
+pub(crate) struct Placed {
+    pub(crate) tables: EndpointTables,
+    pub(crate) name: String,
+}
+
+pub(crate) fn assemble(
+    sets: &[Set],
+    placed: Vec<Placed>,
+    sources: &Sources<'_>,
+    legend: &Legend<'_>,
+) -> Result<Tables, CompileError> {
+    let blame = |set: usize| {
+        placed
+            .iter()
+            .find(|p| usize::from(p.tables.set4) == set || usize::from(p.tables.set6) == set)
+            .map_or_else(String::new, |p| format!("at endpoint `{}`", p.name))
+    };
+    let mut rows = Rows::new(legend);
+    let mut numbered = Vec::with_capacity(sets.len());
+    for (at, set) in sets.iter().enumerate() {
+        let blame = || blame(at);
+        let other = rows.row(&set.other, blame)?;
+        let mut ports = BTreeMap::new();
+        for (port, row) in &set.ports {
+            let row = rows.row(row, blame)?;
+            if row != other {
+                ports.insert(*port, row);
+            }
+        }
+        numbered.push((other, ports));
+    }
+    let (slot_column, columns) = columns(&rows.list, sources.slots)?;
+    let (port_runs, port_classes, set_rows) = port_classes(&numbered)?;
+    let mut tables = Tables {
+        columns: index("columns", columns.len(), limits::MAX_COLUMNS, String::new)?,
+        port_runs,
+        port_classes,
+        rows: rows
+            .list
+            .iter()
+            .map(|row| columns.iter().map(|slot| row[*slot]).collect())
+            .collect(),
+        verdicts: rows.verdicts,
+        ..Tables::default()
+    };
+    classes(sources, &slot_column, &mut tables)?;
+    let set_number = merge_sets(set_rows, &mut tables)?;
+    for Placed { tables: endpoint, .. } in placed {
+        tables.endpoints.push(EndpointTables {
+            set4: set_number[usize::from(endpoint.set4)],
+            set6: set_number[usize::from(endpoint.set6)],
+            ..endpoint
+        });
+    }
+    Ok(tables)
+}
+
+/// A count as an index type, or the error that it doesn't fit.
+fn index(
+    what: &'static str,
+    count: usize,
+    limit: usize,
+    cause: impl FnOnce() -> String,
+) -> Result<u16, CompileError> {
+    match u16::try_from(count) {
+        Ok(number) if count <= limit => Ok(number),
+        _ => Err(CompileError::TooMany {
+            what,
+            count,
+            limit,
+            cause: cause(),
+        }),
+    }
+}
+
+/// Distinct rows (verdict of each slot) and distinct verdicts.
+struct Rows<'a> {
+    legend: &'a Legend<'a>,
+    list: Vec<Rc<Vec<u16>>>,
+    by_content: HashMap<Rc<Vec<u16>>, u16>,
+    /// The keys are kept alive by the sets during assembly.
+    by_pointer: HashMap<*const Vec<Decided>, u16>,
+    verdicts: Vec<Verdict>,
+    verdict_of: HashMap<Decided, u16>,
+    by_verdict: HashMap<Verdict, u16>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(legend: &'a Legend<'a>) -> Self {
+        Self {
+            legend,
+            list: Vec::new(),
+            by_content: HashMap::new(),
+            by_pointer: HashMap::new(),
+            verdicts: Vec::new(),
+            verdict_of: HashMap::new(),
+            by_verdict: HashMap::new(),
+        }
+    }
+
+    fn row(&mut self, row: &Rc<Vec<Decided>>, blame: impl Fn() -> String) -> Result<u16, CompileError> {
+        if let Some(known) = self.by_pointer.get(&Rc::as_ptr(row)) {
+            return Ok(*known);
+        }
+        let mut cells = Vec::with_capacity(row.len());
+        for decided in row.iter() {
+            cells.push(self.verdict(decided, &blame)?);
+        }
+        let number = match self.by_content.get(&cells) {
+            Some(known) => *known,
+            None => {
+                let number = index("rows", self.list.len() + 1, limits::MAX_ROWS, blame)? - 1;
+                let cells = Rc::new(cells);
+                self.list.push(Rc::clone(&cells));
+                self.by_content.insert(cells, number);
+                number
+            }
+        };
+        self.by_pointer.insert(Rc::as_ptr(row), number);
+        Ok(number)
+    }
+
+    fn verdict(&mut self, decided: &Decided, blame: &impl Fn() -> String) -> Result<u16, CompileError> {
+        if let Some(known) = self.verdict_of.get(decided) {
+            return Ok(*known);
+        }
+        let verdict = self.legend.verdict(decided);
+        let number = match self.by_verdict.get(&verdict) {
+            Some(known) => *known,
+            None => {
+                // Verdict id 0 means "no verdict" in the kernel, so one less fits.
+                let limit = limits::MAX_VERDICTS - 1;
+                let number = index("verdicts", self.verdicts.len() + 1, limit, blame)? - 1;
+                self.verdicts.push(verdict.clone());
+                self.by_verdict.insert(verdict, number);
+                number
+            }
+        };
+        self.verdict_of.insert(decided.clone(), number);
+        Ok(number)
+    }
+}
+
+impl Legend<'_> {
+    fn verdict(&self, (outcome, tried): &Decided) -> Verdict {
+        Verdict {
+            action: outcome.action(),
+            reason: outcome.reason(),
+            rule: self.rule(outcome),
+            because: because(outcome).map_or_else(Vec::new, |because| self.named(because)),
+            would: tried.as_ref().map(|tried| Would {
+                action: tried.action(),
+                reason: tried.reason(),
+                rule: self.dry_rule(tried),
+            }),
+        }
+    }
+
+    fn rule(&self, outcome: &Outcome) -> Option<RuleRef> {
+        match outcome {
+            Outcome::Allow(rule) | Outcome::Deny(rule) | Outcome::NotExpressible(rule) => {
+                Some(self.rules[*rule].clone())
+            }
+            Outcome::Strict(demand) | Outcome::StrictUnread(demand) => Some(RuleRef {
+                policy: self.demands[*demand].policy.clone(),
+                rule: None,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The rule that makes the difference: where L7 is asked, the first one of a dry-run policy.
+    fn dry_rule(&self, tried: &Outcome) -> Option<RuleRef> {
+        let asking = because(tried).and_then(|list| list.iter().find(|(rule, _)| self.dry[*rule]));
+        asking
+            .map(|(rule, _)| self.rules[*rule].clone())
+            .or_else(|| self.rule(tried))
+    }
+
+    fn named(&self, because: &Because) -> Vec<(RuleRef, Arc<str>)> {
+        because
+            .iter()
+            .map(|(rule, field)| (self.rules[*rule].clone(), Arc::clone(field)))
+            .collect()
+    }
+}
+
+fn because(outcome: &Outcome) -> Option<&Because> {
+    match outcome {
+        Outcome::NeedsL7(because) | Outcome::NeedsCustom(because) | Outcome::OwnProxy(because) => {
+            Some(because)
+        }
+        _ => None,
+    }
+}
+
+/// Column of each slot, and a slot of each column.
+fn columns(rows: &[Rc<Vec<u16>>], slots: &Slots) -> Result<(Vec<u16>, Vec<usize>), CompileError> {
+    let mut by_content: HashMap<Vec<u16>, u16> = HashMap::new();
+    let mut column_of = Vec::with_capacity(slots.list.len());
+    let mut columns = Vec::new();
+    for slot in 0..slots.list.len() {
+        let content: Vec<u16> = rows.iter().map(|row| row[slot]).collect();
+        let column = match by_content.get(&content) {
+            Some(known) => *known,
+            None => {
+                columns.push(slot);
+                let number = index("columns", columns.len(), limits::MAX_COLUMNS, String::new)? - 1;
+                by_content.insert(content, number);
+                number
+            }
+        };
+        column_of.push(column);
+    }
+    Ok((column_of, columns))
+}
+
+/// Row of any other port, and of those ports that differ from it.
+type SetRows = (u16, BTreeMap<u16, u16>);
+
+/// Runs of ports with one class, number of classes, and each set's row by port class.
+type PortClasses = (Vec<(u16, u16)>, u16, Vec<Vec<u16>>);
+
+fn port_classes(sets: &[SetRows]) -> Result<PortClasses, CompileError> {
+    let mut by_port: BTreeMap<u16, Vec<(usize, u16)>> = BTreeMap::new();
+    for (set, (_, ports)) in sets.iter().enumerate() {
+        for (port, row) in ports {
+            by_port.entry(*port).or_default().push((set, *row));
+        }
+    }
+    let mut set_rows: Vec<Vec<u16>> = sets.iter().map(|(other, _)| vec![*other]).collect();
+    let mut by_content: HashMap<&Vec<(usize, u16)>, u16> = HashMap::new();
+    let mut classes: u16 = 1;
+    let mut runs: Vec<(u16, u16)> = vec![(0, 0)];
+    for (port, content) in &by_port {
+        let class = match by_content.get(content) {
+            Some(known) => *known,
+            None => {
+                let class = classes;
+                classes = index(
+                    "port classes",
+                    usize::from(class) + 1,
+                    limits::MAX_PORT_CLASSES,
+                    || format!("at port {port}"),
+                )?;
+                by_content.insert(content, class);
+                for ((other, _), rows) in sets.iter().zip(&mut set_rows) {
+                    rows.push(*other);
+                }
+                for (set, row) in content {
+                    set_rows[*set][usize::from(class)] = *row;
+                }
+                class
+            }
+        };
+        run(&mut runs, *port, class);
+        if let Some(next) = port.checked_add(1) {
+            run(&mut runs, next, 0);
+        }
+    }
+    Ok((runs, classes, set_rows))
+}
+
+/// From `first` on the class is `class`.
+fn run(runs: &mut Vec<(u16, u16)>, first: u16, class: u16) {
+    if runs.last().is_some_and(|(last, _)| *last == first) {
+        runs.pop();
+    }
+    if runs.last().is_none_or(|(_, last)| *last != class) {
+        runs.push((first, class));
+    }
+}
+
+/// Puts each distinct set into the tables; number of each.
+fn merge_sets(sets: Vec<Vec<u16>>, tables: &mut Tables) -> Result<Vec<u16>, CompileError> {
+    let mut by_content: HashMap<Vec<u16>, u16> = HashMap::new();
+    let mut numbers = Vec::with_capacity(sets.len());
+    for set in sets {
+        let number = match by_content.get(&set) {
+            Some(known) => *known,
+            None => {
+                let count = tables.sets.len() + 1;
+                let number = index("policy sets", count, limits::MAX_SETS, String::new)? - 1;
+                tables.sets.push(set.clone());
+                by_content.insert(set, number);
+                number
+            }
+        };
+        numbers.push(number);
+    }
+    Ok(numbers)
+}
+
+fn classes(sources: &Sources<'_>, slot_column: &[u16], tables: &mut Tables) -> Result<(), CompileError> {
+    let mut classes = Classes::default();
+    classes.number(sources, (Lent::Unknown, 0), slot_column, tables)?;
+    for (address, lender) in sources.lending.lenders() {
+        let place = sources.blocks.place(*address);
+        let derived = if place.pod_range {
+            Lent::Pending
+        } else {
+            Lent::Unknown
+        };
+        // An address that its block already says everything about needs no entry of its own.
+        if lender.lent != derived || lender.local != 0 {
+            let class = classes.number(sources, (lender.lent, place.block), slot_column, tables)?;
+            tables.addresses.push(SourceAddress {
+                address: *address,
+                class,
+                local: lender.local,
+            });
+        }
+    }
+    let count = tables.addresses.len();
+    if count > limits::MAX_ADDRESSES {
+        return Err(CompileError::TooMany {
+            what: "source addresses",
+            count,
+            limit: limits::MAX_ADDRESSES,
+            cause: String::new(),
+        });
+    }
+    let (mut v4, mut v6) = (0, 0);
+    for (net, place) in sources.blocks.iter() {
+        let lent = if place.pod_range {
+            Lent::Pending
+        } else {
+            Lent::Unknown
+        };
+        let class = classes.number(sources, (lent, place.block), slot_column, tables)?;
+        let family = if net.addr().is_ipv4() { &mut v4 } else { &mut v6 };
+        *family += 1;
+        index("CIDR blocks of one family", *family, limits::MAX_BLOCKS, || {
+            format!("at `{net}`")
+        })?;
+        tables.blocks.push(SourceBlock {
+            network: net.network(),
+            prefix: net.prefix_len(),
+            class,
+        });
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Classes {
+    numbers: HashMap<(Lent, BlockId), u16>,
+    blocks: HashMap<BlockId, Vec<Arc<str>>>,
+}
+
+impl Classes {
+    fn number(
+        &mut self,
+        sources: &Sources<'_>,
+        source: (Lent, BlockId),
+        slot_column: &[u16],
+        tables: &mut Tables,
+    ) -> Result<u16, CompileError> {
+        if let Some(known) = self.numbers.get(&source) {
+            return Ok(*known);
+        }
+        let (lent, block) = source;
+        let count = tables.classes.len() + 1;
+        let number = index("source classes", count, limits::MAX_CLASSES, String::new)? - 1;
+        let principal = match lent {
+            Lent::Known(identity) => Some(Arc::clone(sources.identities.principal(identity))),
+            Lent::Unknown | Lent::Pending => None,
+        };
+        let names = self
+            .blocks
+            .entry(block)
+            .or_insert_with(|| sources.blocks.names(block));
+        tables.classes.push(ClassInfo {
+            identity: principal
+                .as_ref()
+                .and_then(|principal| sources.numbers.get(principal))
+                .copied()
+                .unwrap_or(0),
+            principal,
+            pending: lent == Lent::Pending,
+            blocks: names.clone(),
+        });
+        let slot = sources.slots.find(lent, block);
+        // A source that no slot stands for can't happen; column 0 would be the outsider's, so it is an error.
+        let column = slot
+            .and_then(|slot| slot_column.get(slot))
+            .ok_or(CompileError::Lost)?;
+        tables.class_column.push(*column);
+        self.numbers.insert(source, number);
+        Ok(number)
+    }
+}

@@ -1,0 +1,65 @@
+//! Identities met so far, numbered in the order they were met.
+//!
+//! Invariant: a number stands for one (trust domain, namespace, service account) as long as the table lives.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::world::Workload;
+
+/// Who a workload is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    pub(crate) trust_domain: String,
+    pub(crate) namespace: String,
+    pub(crate) service_account: String,
+}
+
+impl Identity {
+    fn of(workload: &Workload) -> Self {
+        Self {
+            trust_domain: workload.trust_domain.clone(),
+            namespace: workload.namespace.clone(),
+            service_account: workload.service_account.clone(),
+        }
+    }
+
+    fn principal(&self) -> String {
+        format!(
+            "{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
+    }
+}
+
+/// The table of identities; never shrinks.
+#[derive(Debug, Default)]
+pub(crate) struct Identities {
+    list: Vec<(Identity, Arc<str>)>,
+    index: HashMap<Identity, usize>,
+}
+
+impl Identities {
+    pub(crate) fn intern(&mut self, workload: &Workload) -> usize {
+        let identity = Identity::of(workload);
+        if let Some(known) = self.index.get(&identity) {
+            return *known;
+        }
+        let number = self.list.len();
+        self.list.push((identity.clone(), identity.principal().into()));
+        self.index.insert(identity, number);
+        number
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn get(&self, number: usize) -> &Identity {
+        &self.list[number].0
+    }
+
+    pub(crate) fn principal(&self, number: usize) -> &Arc<str> {
+        &self.list[number].1
+    }
+}

@@ -1,0 +1,585 @@
+//! A rule under one reading of the stream, partly evaluated: sets of slots where it holds, and what is left to ask of L7.
+//!
+//! Invariant: `sure` ⊆ `may`. A term that can't be expressed is false in `strictly` and true in `broadly`, so that an
+//! ALLOW decides by the first and a DENY by the second.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use thyra_datapath_abi::tables::RuleRef;
+
+use super::bits::Bits;
+use super::block::Blocks;
+use super::pattern::IdentityTest;
+use super::slot::{Side, Slots, TestId, Tests};
+use crate::policy::{AuthorizationPolicy, Condition, Field, Operation, PolicyAction, Rule, Source};
+use crate::world::Mesh;
+
+/// How the stream is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Reading {
+    /// Not HTTP: HTTP fields match nothing in ALLOW and are ignored in DENY.
+    Tcp,
+    /// HTTP, or not known before its first bytes.
+    Http,
+}
+
+/// How far a part of a rule that is the same for all sources holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Level {
+    No,
+    /// Only L7 can tell.
+    L7,
+    Yes,
+}
+
+/// A field with its L7 name.
+type Names = Vec<Arc<str>>;
+
+/// A rule with its identity tests interned; made once for each policy object.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) reference: RuleRef,
+    /// The whole rule is unknown: its policy holds an unknown field, or could not be read.
+    wholly_unknown: bool,
+    unknown: bool,
+    from: Vec<PreparedSource>,
+    to: Vec<PreparedOperation>,
+    when: Vec<PreparedCondition>,
+}
+
+#[derive(Debug)]
+struct PreparedSource {
+    tests: Vec<TestId>,
+    ip: Field<IpNet>,
+    remote_ip: Field<IpNet>,
+    http: Names,
+    unknown: bool,
+}
+
+#[derive(Debug)]
+struct PreparedOperation {
+    ports: Field<u16>,
+    http: Names,
+    unknown: bool,
+}
+
+#[derive(Debug)]
+enum PreparedCondition {
+    Identity(TestId),
+    Ip(Field<IpNet>),
+    RemoteIp(Field<IpNet>),
+    DestinationIp(Field<IpNet>),
+    DestinationPort(Field<u16>),
+    Sni,
+    Http(Arc<str>),
+}
+
+/// A prepared policy.
+#[derive(Debug)]
+pub(crate) struct PreparedPolicy {
+    pub(crate) side: Side,
+    pub(crate) custom: bool,
+    pub(crate) dry_run: bool,
+    pub(crate) rules: Vec<Prepared>,
+}
+
+impl PreparedPolicy {
+    pub(crate) fn new(policy: &AuthorizationPolicy, mesh: &Mesh, tests: &mut Tests) -> Self {
+        let broken = !policy.unknown.is_empty();
+        let reference = |rule| RuleRef {
+            policy: policy.reference.clone(),
+            rule,
+        };
+        let mut rules: Vec<Prepared> = policy
+            .rules
+            .iter()
+            .zip(0_u32..)
+            .map(|(rule, index)| Prepared::new(reference(Some(index)), rule, broken, mesh, tests))
+            .collect();
+        if broken && rules.is_empty() {
+            rules.push(Prepared::unreadable(reference(None)));
+        }
+        Self {
+            side: if policy.action == PolicyAction::Allow {
+                Side::Allow
+            } else {
+                Side::Deny
+            },
+            custom: policy.action == PolicyAction::Custom,
+            dry_run: policy.dry_run,
+            rules,
+        }
+    }
+
+    /// A policy that could not be read counts as a DENY that holds everything.
+    pub(crate) fn unreadable(policy: thyra_datapath_abi::tables::PolicyRef) -> Self {
+        Self {
+            side: Side::Deny,
+            custom: false,
+            dry_run: false,
+            rules: vec![Prepared::unreadable(RuleRef { policy, rule: None })],
+        }
+    }
+
+    /// Every identity test in it.
+    pub(crate) fn tests(&self) -> impl Iterator<Item = TestId> + '_ {
+        self.rules.iter().flat_map(|rule| {
+            let when = rule.when.iter().filter_map(|condition| match condition {
+                PreparedCondition::Identity(test) => Some(*test),
+                _ => None,
+            });
+            rule.from
+                .iter()
+                .flat_map(|source| source.tests.iter().copied())
+                .chain(when)
+        })
+    }
+
+    /// Every source block in it.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.rules.iter().flat_map(|rule| {
+            let from = rule
+                .from
+                .iter()
+                .flat_map(|source| [&source.ip, &source.remote_ip]);
+            let when = rule.when.iter().filter_map(|condition| match condition {
+                PreparedCondition::Ip(field) | PreparedCondition::RemoteIp(field) => Some(field),
+                _ => None,
+            });
+            from.chain(when)
+                .flat_map(|field| field.values.iter().chain(&field.not_values))
+                .map(IpNet::trunc)
+        })
+    }
+
+    /// Every destination port in it.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = u16> + '_ {
+        self.rules.iter().flat_map(Prepared::ports)
+    }
+
+    /// Whether the destination's own address matters.
+    pub(crate) fn asks_destination(&self) -> bool {
+        self.rules.iter().any(Prepared::asks_destination)
+    }
+}
+
+impl Prepared {
+    fn new(reference: RuleRef, rule: &Rule, broken: bool, mesh: &Mesh, tests: &mut Tests) -> Self {
+        Self {
+            reference,
+            wholly_unknown: broken,
+            unknown: !rule.unknown.is_empty(),
+            from: rule
+                .from
+                .iter()
+                .map(|source| PreparedSource::new(source, mesh, tests))
+                .collect(),
+            to: rule.to.iter().map(PreparedOperation::new).collect(),
+            when: rule
+                .when
+                .iter()
+                .filter_map(|condition| PreparedCondition::new(condition, mesh, tests))
+                .collect(),
+        }
+    }
+
+    /// Every destination port in it.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = u16> + '_ {
+        let when = self.when.iter().filter_map(|condition| match condition {
+            PreparedCondition::DestinationPort(field) => Some(field),
+            _ => None,
+        });
+        let to = self.to.iter().map(|operation| &operation.ports);
+        to.chain(when)
+            .flat_map(|field| field.values.iter().chain(&field.not_values))
+            .copied()
+    }
+
+    /// Whether the destination's own address matters.
+    pub(crate) fn asks_destination(&self) -> bool {
+        self.when
+            .iter()
+            .any(|condition| matches!(condition, PreparedCondition::DestinationIp(_)))
+    }
+
+    fn unreadable(reference: RuleRef) -> Self {
+        Self {
+            reference,
+            wholly_unknown: true,
+            unknown: true,
+            from: Vec::new(),
+            to: Vec::new(),
+            when: Vec::new(),
+        }
+    }
+}
+
+impl PreparedSource {
+    fn new(source: &Source, mesh: &Mesh, tests: &mut Tests) -> Self {
+        let Source {
+            principals,
+            namespaces,
+            service_accounts,
+            trust_domains,
+            ip_blocks,
+            remote_ip_blocks,
+            request_principals,
+            unknown,
+        } = source;
+        let mut ids = Vec::new();
+        if !principals.is_empty() {
+            ids.push(tests.intern(IdentityTest::principals(principals, mesh)));
+        }
+        if !namespaces.is_empty() {
+            ids.push(tests.intern(IdentityTest::namespaces(namespaces)));
+        }
+        if !service_accounts.is_empty() {
+            ids.push(tests.intern(IdentityTest::service_accounts(service_accounts)));
+        }
+        if !trust_domains.is_empty() {
+            ids.push(tests.intern(IdentityTest::trust_domains(trust_domains, mesh)));
+        }
+        Self {
+            tests: ids,
+            ip: ip_blocks.clone(),
+            remote_ip: remote_ip_blocks.clone(),
+            http: names(request_principals, "requestPrincipals", "notRequestPrincipals"),
+            unknown: !unknown.is_empty(),
+        }
+    }
+}
+
+impl PreparedOperation {
+    fn new(operation: &Operation) -> Self {
+        let Operation {
+            ports,
+            hosts,
+            methods,
+            paths,
+            unknown,
+        } = operation;
+        let mut http = names(hosts, "hosts", "notHosts");
+        http.extend(names(methods, "methods", "notMethods"));
+        http.extend(names(paths, "paths", "notPaths"));
+        Self {
+            ports: ports.clone(),
+            http,
+            unknown: !unknown.is_empty(),
+        }
+    }
+}
+
+impl PreparedCondition {
+    /// `None` for a condition without values, which constrains nothing.
+    fn new(condition: &Condition, mesh: &Mesh, tests: &mut Tests) -> Option<Self> {
+        let mut identity =
+            |empty: bool, test: IdentityTest| (!empty).then(|| Self::Identity(tests.intern(test)));
+        match condition {
+            Condition::SourceIp(field) => (!field.is_empty()).then(|| Self::Ip(field.clone())),
+            Condition::RemoteIp(field) => (!field.is_empty()).then(|| Self::RemoteIp(field.clone())),
+            Condition::SourceNamespace(field) => identity(field.is_empty(), IdentityTest::namespaces(field)),
+            Condition::SourcePrincipal(field) => {
+                identity(field.is_empty(), IdentityTest::principals(field, mesh))
+            }
+            Condition::SourceServiceAccount(field) => {
+                identity(field.is_empty(), IdentityTest::service_accounts(field))
+            }
+            Condition::SourceTrustDomain(field) => {
+                identity(field.is_empty(), IdentityTest::trust_domains(field, mesh))
+            }
+            Condition::DestinationIp(field) => {
+                (!field.is_empty()).then(|| Self::DestinationIp(field.clone()))
+            }
+            Condition::DestinationPort(field) => {
+                (!field.is_empty()).then(|| Self::DestinationPort(field.clone()))
+            }
+            Condition::Sni(field) => (!field.is_empty()).then_some(Self::Sni),
+            Condition::Request { key, values } => {
+                (!values.is_empty()).then(|| Self::Http(key.as_str().into()))
+            }
+        }
+    }
+}
+
+fn names<T>(field: &Field<T>, positive: &str, negative: &str) -> Names {
+    let mut names = Vec::new();
+    if !field.values.is_empty() {
+        names.push(positive.into());
+    }
+    if !field.not_values.is_empty() {
+        names.push(negative.into());
+    }
+    names
+}
+
+/// A rule under one reading: what depends on the source is worked out, what depends on the port is not yet.
+#[derive(Debug)]
+pub(crate) struct Read<'a> {
+    rule: &'a Prepared,
+    reading: Reading,
+    /// An ALLOW with an HTTP field where the stream is not HTTP.
+    never: bool,
+    /// The `when` conditions about the source.
+    when: Bits,
+    when_fields: Names,
+    sources: Vec<ReadSource>,
+    strictly: Reach,
+    broadly: Reach,
+}
+
+#[derive(Debug)]
+struct ReadSource {
+    holds: Bits,
+    fields: Names,
+    unknown: bool,
+}
+
+/// Where a rule holds for sure and where it may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reach {
+    pub(crate) sure: Bits,
+    pub(crate) may: Bits,
+}
+
+impl Reach {
+    fn constant(slots: &Slots, holds: bool) -> Self {
+        let bits = if holds {
+            Bits::full(slots.len())
+        } else {
+            Bits::empty(slots.len())
+        };
+        Self {
+            sure: bits.clone(),
+            may: bits,
+        }
+    }
+}
+
+/// A rule at one port of one destination.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    /// Unknown terms don't hold.
+    pub(crate) strictly: Reach,
+    /// Unknown terms hold.
+    pub(crate) broadly: Reach,
+    /// Why `may` isn't `sure`: slots with the fields that L7 must answer. Seen as the rule's side decides.
+    pub(crate) asks: Vec<(Bits, Arc<str>)>,
+}
+
+impl<'a> Read<'a> {
+    pub(crate) fn new(
+        rule: &'a Prepared,
+        side: Side,
+        reading: Reading,
+        slots: &Slots,
+        blocks: &Blocks,
+    ) -> Self {
+        let mut when = Bits::full(slots.len());
+        let mut when_fields: Names = Vec::new();
+        let mut http = rule.from.iter().any(|source| !source.http.is_empty())
+            || rule.to.iter().any(|operation| !operation.http.is_empty());
+        for condition in &rule.when {
+            match condition {
+                PreparedCondition::Identity(test) => when.keep(&slots.holds(*test, side)),
+                PreparedCondition::Ip(field) => when.keep(&slots.held(blocks, field)),
+                PreparedCondition::RemoteIp(field) if reading == Reading::Tcp => {
+                    when.keep(&slots.held(blocks, field));
+                }
+                PreparedCondition::RemoteIp(_) => when_fields.push("remote.ip".into()),
+                PreparedCondition::Sni => when_fields.push("connection.sni".into()),
+                PreparedCondition::Http(key) => {
+                    http = true;
+                    if reading == Reading::Http {
+                        when_fields.push(Arc::clone(key));
+                    }
+                }
+                PreparedCondition::DestinationIp(_) | PreparedCondition::DestinationPort(_) => {}
+            }
+        }
+        let sources: Vec<ReadSource> = rule
+            .from
+            .iter()
+            .map(|source| ReadSource::new(source, side, reading, slots, blocks))
+            .collect();
+        Self {
+            strictly: reach(&sources, false, slots),
+            broadly: reach(&sources, true, slots),
+            never: http && reading == Reading::Tcp && side == Side::Allow,
+            rule,
+            reading,
+            when,
+            when_fields,
+            sources,
+        }
+    }
+
+    /// At `port` (`None`: any that no one names) of `destination`.
+    pub(crate) fn at(
+        &self,
+        side: Side,
+        port: Option<u16>,
+        destination: Option<IpAddr>,
+        slots: &Slots,
+    ) -> Judged {
+        if self.never || self.rule.wholly_unknown {
+            return Judged {
+                strictly: Reach::constant(slots, false),
+                broadly: Reach::constant(slots, !self.never),
+                asks: Vec::new(),
+            };
+        }
+        let mut judged = Judged {
+            strictly: self.reach_at(false, port, destination, slots),
+            broadly: self.reach_at(true, port, destination, slots),
+            asks: Vec::new(),
+        };
+        self.ask(side, port, &mut judged);
+        judged
+    }
+
+    fn reach_at(
+        &self,
+        unknown: bool,
+        port: Option<u16>,
+        destination: Option<IpAddr>,
+        slots: &Slots,
+    ) -> Reach {
+        let gate = self.gate(unknown, port, destination);
+        let from = if unknown { &self.broadly } else { &self.strictly };
+        Reach {
+            sure: if gate == Level::Yes && self.when_fields.is_empty() {
+                from.sure.both(&self.when)
+            } else {
+                Bits::empty(slots.len())
+            },
+            may: if gate == Level::No {
+                Bits::empty(slots.len())
+            } else {
+                from.may.both(&self.when)
+            },
+        }
+    }
+
+    /// The part that is the same for all sources.
+    fn gate(&self, unknown: bool, port: Option<u16>, destination: Option<IpAddr>) -> Level {
+        let when = self.rule.when.iter().all(|condition| match condition {
+            PreparedCondition::DestinationIp(field) => {
+                held(field, |net| destination.is_some_and(|ip| net.contains(&ip)))
+            }
+            PreparedCondition::DestinationPort(field) => held(field, |value| Some(*value) == port),
+            _ => true,
+        });
+        if !when || (self.rule.unknown && !unknown) {
+            return Level::No;
+        }
+        self.to(unknown, port)
+    }
+
+    fn to(&self, unknown: bool, port: Option<u16>) -> Level {
+        let operations = self.rule.to.iter();
+        operations
+            .map(|operation| self.operation(operation, unknown, port))
+            .max()
+            .unwrap_or(Level::Yes)
+    }
+
+    fn operation(&self, operation: &PreparedOperation, unknown: bool, port: Option<u16>) -> Level {
+        if !held(&operation.ports, |value| Some(*value) == port) || (operation.unknown && !unknown) {
+            Level::No
+        } else if self.reading == Reading::Http && !operation.http.is_empty() {
+            Level::L7
+        } else {
+            Level::Yes
+        }
+    }
+
+    /// Notes the fields that keep slots from being sure, as the rule's side sees unknown terms.
+    fn ask(&self, side: Side, port: Option<u16>, judged: &mut Judged) {
+        let unknown = side == Side::Deny;
+        let (reach, from) = if unknown {
+            (&judged.broadly, &self.broadly)
+        } else {
+            (&judged.strictly, &self.strictly)
+        };
+        let open = reach.may.without(&reach.sure);
+        if open.is_empty() {
+            return;
+        }
+        let mut asks: Vec<(Bits, Arc<str>)> = Vec::new();
+        for source in &self.sources {
+            if source.unknown && !unknown {
+                continue;
+            }
+            let here = source.holds.both(&open).without(&from.sure);
+            asks.extend(source.fields.iter().map(|name| (here.clone(), Arc::clone(name))));
+        }
+        if self.to(unknown, port) == Level::L7 {
+            let asking = self
+                .rule
+                .to
+                .iter()
+                .filter(|operation| self.operation(operation, unknown, port) == Level::L7);
+            asks.extend(
+                asking
+                    .flat_map(|operation| &operation.http)
+                    .map(|name| (open.clone(), Arc::clone(name))),
+            );
+        }
+        asks.extend(
+            self.when_fields
+                .iter()
+                .map(|name| (open.clone(), Arc::clone(name))),
+        );
+        asks.retain(|(bits, _)| !bits.is_empty());
+        judged.asks = asks;
+    }
+}
+
+impl ReadSource {
+    fn new(source: &PreparedSource, side: Side, reading: Reading, slots: &Slots, blocks: &Blocks) -> Self {
+        let mut holds = Bits::full(slots.len());
+        for test in &source.tests {
+            holds.keep(&slots.holds(*test, side));
+        }
+        if !source.ip.is_empty() {
+            holds.keep(&slots.held(blocks, &source.ip));
+        }
+        let mut fields: Names = Vec::new();
+        match reading {
+            Reading::Tcp if !source.remote_ip.is_empty() => {
+                holds.keep(&slots.held(blocks, &source.remote_ip))
+            }
+            Reading::Tcp => {}
+            Reading::Http => {
+                fields = names(&source.remote_ip, "remoteIpBlocks", "notRemoteIpBlocks");
+                fields.extend(source.http.iter().cloned());
+            }
+        }
+        Self {
+            holds,
+            fields,
+            unknown: source.unknown,
+        }
+    }
+}
+
+/// OR over the sources; none at all is no constraint.
+fn reach(sources: &[ReadSource], unknown: bool, slots: &Slots) -> Reach {
+    if sources.is_empty() {
+        return Reach::constant(slots, true);
+    }
+    let mut reach = Reach::constant(slots, false);
+    for source in sources.iter().filter(|source| unknown || !source.unknown) {
+        reach.may.add(&source.holds);
+        if source.fields.is_empty() {
+            reach.sure.add(&source.holds);
+        }
+    }
+    reach
+}
+
+fn held<T>(field: &Field<T>, matches: impl Fn(&T) -> bool) -> bool {
+    (field.values.is_empty() || field.values.iter().any(&matches)) && !field.not_values.iter().any(&matches)
+}

@@ -1,0 +1,290 @@
+//! Policy sets: the rows of one kind of destination, one for every port that something names and one for the rest.
+//!
+//! Invariant: equal causes are worked out once: a rule at a port, a row of rules, a set of rows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::block::Blocks;
+use super::protocol::{Protocols, Readings};
+use super::row::{Docket, Entry, Outcome, RuleId, judge};
+use super::rule::{Judged, PreparedPolicy, Read, Reading};
+use super::scope::{Demand, Strict};
+use super::slot::{Side, Slots};
+
+/// Everything that a policy set depends on; destinations with equal profiles share it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Profile {
+    /// Every port and source alike: not enrolled, or nothing was synced yet.
+    Constant(Outcome),
+    Judged {
+        policies: Vec<usize>,
+        strict: Strict,
+        own_proxy: bool,
+        exempt: BTreeSet<u16>,
+        protocols: Protocols,
+        /// Set only where a policy asks for it.
+        destination: Option<IpAddr>,
+    },
+}
+
+/// An outcome, and the one that dry-run policies would have made of it where that ends otherwise.
+pub(crate) type Decided = (Outcome, Option<Outcome>);
+
+/// The rows of a policy set.
+#[derive(Debug)]
+pub(crate) struct Set {
+    pub(crate) other: Rc<Vec<Decided>>,
+    pub(crate) ports: BTreeMap<u16, Rc<Vec<Decided>>>,
+}
+
+/// Works out sets; lives for one compile.
+pub(crate) struct Sets<'a> {
+    slots: &'a Slots,
+    policies: &'a [Option<Arc<PreparedPolicy>>],
+    /// First rule id of each policy.
+    first_rule: Vec<RuleId>,
+    /// By rule id: as TCP, as HTTP.
+    rules: Vec<[Rule<'a>; 2]>,
+    judged: Vec<Rc<Judged>>,
+    rows: HashMap<RowKey, Rc<Vec<Outcome>>>,
+    /// STRICT demands met so far.
+    pub(crate) demands: Vec<Demand>,
+    custom_fields: HashMap<RuleId, Arc<str>>,
+}
+
+/// A rule under one reading, with what was already worked out of it.
+struct Rule<'a> {
+    read: Read<'a>,
+    ports: BTreeSet<u16>,
+    asks_destination: bool,
+    at: HashMap<(Option<u16>, Option<IpAddr>), usize>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct RowKey {
+    judged: Vec<(RuleId, usize)>,
+    default_deny: bool,
+    strict: Option<usize>,
+    own_proxy: bool,
+}
+
+/// Where a row is for.
+struct Spot<'a> {
+    policies: &'a [usize],
+    strict: Option<usize>,
+    own_proxy: bool,
+    port: Option<u16>,
+    destination: Option<IpAddr>,
+}
+
+impl<'a> Sets<'a> {
+    /// `policies`: by index of `Policies`; `None` for those that apply nowhere here.
+    pub(crate) fn new(
+        slots: &'a Slots,
+        blocks: &'a Blocks,
+        policies: &'a [Option<Arc<PreparedPolicy>>],
+        providers: &HashMap<usize, Arc<str>>,
+    ) -> Self {
+        let mut first_rule = Vec::with_capacity(policies.len());
+        let mut rules = Vec::new();
+        let mut custom_fields = HashMap::new();
+        for (at, policy) in policies.iter().enumerate() {
+            first_rule.push(rules.len());
+            let Some(policy) = policy else { continue };
+            for rule in &policy.rules {
+                let read = |reading| Rule {
+                    read: Read::new(rule, policy.side, reading, slots, blocks),
+                    ports: rule.ports().collect(),
+                    asks_destination: rule.asks_destination(),
+                    at: HashMap::new(),
+                };
+                if let Some(field) = providers.get(&at) {
+                    custom_fields.insert(rules.len(), Arc::clone(field));
+                }
+                rules.push([read(Reading::Tcp), read(Reading::Http)]);
+            }
+        }
+        Self {
+            slots,
+            policies,
+            first_rule,
+            rules,
+            judged: Vec::new(),
+            rows: HashMap::new(),
+            demands: Vec::new(),
+            custom_fields,
+        }
+    }
+
+    pub(crate) fn set(&mut self, profile: &Profile) -> Set {
+        let Profile::Judged {
+            policies,
+            strict,
+            own_proxy,
+            exempt,
+            protocols,
+            destination,
+        } = profile
+        else {
+            return self.constant(profile);
+        };
+        let all = self.policies;
+        let mut ports: BTreeSet<u16> = strict.ports().chain(exempt.iter().copied()).collect();
+        ports.extend(protocols.keys());
+        for policy in policies.iter().filter_map(|at| all[*at].as_ref()) {
+            ports.extend(policy.ports());
+        }
+        let exempted = Rc::new(vec![(Outcome::Exempt, None); self.slots.list.len()]);
+        let mut row = |port: Option<u16>| {
+            if port.is_some_and(|port| exempt.contains(&port)) {
+                return Rc::clone(&exempted);
+            }
+            let demand = strict.at(port).map(|demand| self.demand(demand));
+            let spot = Spot {
+                policies,
+                strict: demand,
+                own_proxy: *own_proxy,
+                port,
+                destination: *destination,
+            };
+            let readings = port
+                .and_then(|port| protocols.get(&port))
+                .copied()
+                .unwrap_or(Readings::One(Reading::Http));
+            Rc::new(self.decide(&spot, readings))
+        };
+        Set {
+            other: row(None),
+            ports: ports.into_iter().map(|port| (port, row(Some(port)))).collect(),
+        }
+    }
+
+    fn constant(&self, profile: &Profile) -> Set {
+        let outcome = match profile {
+            Profile::Constant(outcome) => outcome.clone(),
+            Profile::Judged { .. } => Outcome::NoMatch,
+        };
+        Set {
+            other: Rc::new(vec![(outcome, None); self.slots.list.len()]),
+            ports: BTreeMap::new(),
+        }
+    }
+
+    fn decide(&mut self, spot: &Spot<'_>, readings: Readings) -> Vec<Decided> {
+        let real = self.outcomes(spot, readings, false);
+        let dry = spot
+            .policies
+            .iter()
+            .any(|at| self.policies[*at].as_ref().is_some_and(|policy| policy.dry_run));
+        if !dry {
+            return real.into_iter().map(|outcome| (outcome, None)).collect();
+        }
+        let tried = self.outcomes(spot, readings, true);
+        real.into_iter()
+            .zip(tried)
+            .map(|(real, tried)| {
+                let would = (!real.ends_like(&tried)).then_some(tried);
+                (real, would)
+            })
+            .collect()
+    }
+
+    fn outcomes(&mut self, spot: &Spot<'_>, readings: Readings, dry: bool) -> Vec<Outcome> {
+        match readings {
+            Readings::One(reading) => self.row(spot, reading, dry).to_vec(),
+            Readings::Disagree => {
+                let tcp = self.row(spot, Reading::Tcp, dry);
+                let http = self.row(spot, Reading::Http, dry);
+                let both = tcp.iter().cloned().zip(http.iter().cloned());
+                both.map(|(tcp, http)| Outcome::stricter(tcp, http)).collect()
+            }
+        }
+    }
+
+    fn row(&mut self, spot: &Spot<'_>, reading: Reading, dry: bool) -> Rc<Vec<Outcome>> {
+        let mut judged: Vec<(RuleId, usize)> = Vec::new();
+        let mut default_deny = false;
+        for at in spot.policies {
+            let Some(policy) = &self.policies[*at] else {
+                continue;
+            };
+            if policy.dry_run && !dry {
+                continue;
+            }
+            default_deny |= policy.side == Side::Allow;
+            let first = self.first_rule[*at];
+            let (side, count) = (policy.side, policy.rules.len());
+            for rule in first..first + count {
+                judged.push((rule, self.judged_at(rule, side, reading, spot)));
+            }
+        }
+        let key = RowKey {
+            judged,
+            default_deny,
+            strict: spot.strict,
+            own_proxy: spot.own_proxy,
+        };
+        if let Some(known) = self.rows.get(&key) {
+            return Rc::clone(known);
+        }
+        let row = Rc::new(self.judge(spot, &key));
+        self.rows.insert(key, Rc::clone(&row));
+        row
+    }
+
+    /// Index of the rule's judgement there.
+    fn judged_at(&mut self, id: RuleId, side: Side, reading: Reading, spot: &Spot<'_>) -> usize {
+        let next = self.judged.len();
+        let [tcp, http] = &mut self.rules[id];
+        let rule = match reading {
+            Reading::Tcp => tcp,
+            Reading::Http => http,
+        };
+        let port = spot.port.filter(|port| rule.ports.contains(port));
+        let destination = spot.destination.filter(|_| rule.asks_destination);
+        *rule.at.entry((port, destination)).or_insert_with(|| {
+            let judged = rule.read.at(side, port, destination, self.slots);
+            self.judged.push(Rc::new(judged));
+            next
+        })
+    }
+
+    fn judge(&self, spot: &Spot<'_>, key: &RowKey) -> Vec<Outcome> {
+        let mut docket = Docket {
+            default_deny: key.default_deny,
+            strict: spot.strict.map(|at| (at, &self.demands[at])),
+            own_proxy: spot.own_proxy,
+            ..Docket::default()
+        };
+        for (id, judged) in &key.judged {
+            let entry = Entry {
+                id: *id,
+                judged: &self.judged[*judged],
+            };
+            let at = self.first_rule.partition_point(|first| first <= id) - 1;
+            match &self.policies[at] {
+                Some(policy) if policy.custom => docket.custom.push(entry),
+                Some(policy) if policy.side == Side::Deny => docket.deny.push(entry),
+                _ => docket.allow.push(entry),
+            }
+        }
+        judge(&docket, self.slots, &|rule| {
+            self.custom_fields
+                .get(&rule)
+                .map_or_else(|| "action".into(), Arc::clone)
+        })
+    }
+
+    fn demand(&mut self, demand: &Demand) -> usize {
+        self.demands
+            .iter()
+            .position(|known| known == demand)
+            .unwrap_or_else(|| {
+                self.demands.push(demand.clone());
+                self.demands.len() - 1
+            })
+    }
+}

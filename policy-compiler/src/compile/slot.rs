@@ -1,0 +1,240 @@
+//! Slots: the sources that no policy tells apart, one column candidate each; every predicate of a rule as a set of them.
+//!
+//! Invariant: a source without identity yet has two slots, the kindest and the harshest identity it may turn out to
+//! have; seen from ALLOW the kindest matches every identity field, seen from DENY none.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ipnet::IpNet;
+
+use super::bits::Bits;
+use super::block::{BlockId, Blocks};
+use super::identity::Identities;
+use super::lend::Lent;
+use super::pattern::IdentityTest;
+use crate::policy::Field;
+
+/// Number of an interned identity test.
+pub(crate) type TestId = usize;
+
+/// Who the sources of a slot are: a representative stands for all identities that answer every test alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Who {
+    Unknown,
+    Pending,
+    /// Number of the group of identities.
+    Group(usize),
+}
+
+/// A column candidate.
+pub(crate) type Slot = (Who, BlockId);
+
+/// Which side of a verdict a rule works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Side {
+    /// A match opens.
+    Allow,
+    /// A match closes: DENY, CUSTOM.
+    Deny,
+}
+
+/// Identity tests with their answers for every identity met so far; kept between compiles.
+#[derive(Debug, Default)]
+pub(crate) struct Tests {
+    list: Vec<Answered>,
+    index: HashMap<IdentityTest, TestId>,
+}
+
+#[derive(Debug)]
+struct Answered {
+    test: IdentityTest,
+    holds: Bits,
+    upto: usize,
+}
+
+impl Tests {
+    pub(crate) fn intern(&mut self, test: IdentityTest) -> TestId {
+        if let Some(known) = self.index.get(&test) {
+            return *known;
+        }
+        let number = self.list.len();
+        self.index.insert(test.clone(), number);
+        self.list.push(Answered {
+            test,
+            holds: Bits::default(),
+            upto: 0,
+        });
+        number
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    fn answer(&mut self, number: TestId, identities: &Identities) {
+        let Answered { test, holds, upto } = &mut self.list[number];
+        if *upto < identities.len() {
+            holds.grow(identities.len());
+            test.scan(identities, *upto, |identity| holds.insert(identity));
+            *upto = identities.len();
+        }
+    }
+}
+
+/// The slots of one compile with every used predicate's set of slots.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    /// Column candidates, in order.
+    pub(crate) list: Vec<Slot>,
+    /// Of each pending candidate: its index; its harsh twin has the index `list.len() + position here`.
+    pub(crate) pending: Vec<usize>,
+    index: BTreeMap<Slot, usize>,
+    group_of: Vec<usize>,
+    identity: HashMap<(TestId, Side), Bits>,
+    /// Slots that may have no identity.
+    pub(crate) nobody: Bits,
+}
+
+impl Slots {
+    /// `used`: the tests of all rules that may decide here. `met`: what every address and block comes down to.
+    pub(crate) fn new(
+        tests: &mut Tests,
+        used: &[TestId],
+        identities: &Identities,
+        met: impl Iterator<Item = (Lent, BlockId)> + Clone,
+    ) -> Self {
+        for test in used {
+            tests.answer(*test, identities);
+        }
+        let (group_of, representatives) = group(tests, used, identities.len());
+        let who = |lent| match lent {
+            Lent::Unknown => Who::Unknown,
+            Lent::Pending => Who::Pending,
+            Lent::Known(identity) => Who::Group(group_of[identity]),
+        };
+        // The outsider comes first: class 0.
+        let mut index = BTreeMap::from([((Who::Unknown, 0), 0)]);
+        index.extend(met.map(|(lent, block)| ((who(lent), block), 0)));
+        let list: Vec<Slot> = index.keys().copied().collect();
+        for (at, place) in index.values_mut().enumerate() {
+            *place = at;
+        }
+        let pending: Vec<usize> = (0..list.len()).filter(|at| list[*at].0 == Who::Pending).collect();
+        let mut slots = Self {
+            nobody: Bits::empty(list.len() + pending.len()),
+            list,
+            pending,
+            index,
+            group_of,
+            identity: HashMap::new(),
+        };
+        for at in 0..slots.list.len() {
+            if slots.list[at].0 == Who::Unknown {
+                slots.nobody.insert(at);
+            }
+        }
+        for harsh in slots.list.len()..slots.len() {
+            slots.nobody.insert(harsh);
+        }
+        for test in used {
+            for side in [Side::Allow, Side::Deny] {
+                let bits = slots.identity_bits(&tests.list[*test], side, &representatives);
+                slots.identity.insert((*test, side), bits);
+            }
+        }
+        slots
+    }
+
+    /// Slots, twins included.
+    pub(crate) fn len(&self) -> usize {
+        self.list.len() + self.pending.len()
+    }
+
+    /// The candidate of a source.
+    pub(crate) fn find(&self, lent: Lent, block: BlockId) -> Option<usize> {
+        let who = match lent {
+            Lent::Unknown => Who::Unknown,
+            Lent::Pending => Who::Pending,
+            Lent::Known(identity) => Who::Group(*self.group_of.get(identity)?),
+        };
+        self.index.get(&(who, block)).copied()
+    }
+
+    /// Where an identity test holds; empty for a test that was not among the used ones.
+    pub(crate) fn holds(&self, test: TestId, side: Side) -> Bits {
+        self.identity
+            .get(&(test, side))
+            .cloned()
+            .unwrap_or_else(|| Bits::empty(self.len()))
+    }
+
+    /// Where an address field holds.
+    pub(crate) fn held(&self, blocks: &Blocks, field: &Field<IpNet>) -> Bits {
+        let held = blocks.held(field);
+        let mut bits = Bits::empty(self.len());
+        for (at, (_, block)) in self.list.iter().enumerate() {
+            if held.contains(*block) {
+                bits.insert(at);
+            }
+        }
+        for (position, at) in self.pending.iter().enumerate() {
+            if bits.contains(*at) {
+                bits.insert(self.list.len() + position);
+            }
+        }
+        bits
+    }
+
+    fn identity_bits(&self, answered: &Answered, side: Side, representatives: &[usize]) -> Bits {
+        let mut bits = Bits::empty(self.len());
+        for (at, (who, _)) in self.list.iter().enumerate() {
+            let holds = match who {
+                Who::Unknown => answered.test.holds_unknown(),
+                Who::Pending => side == Side::Allow,
+                Who::Group(group) => answered.holds.contains(representatives[*group]),
+            };
+            if holds {
+                bits.insert(at);
+            }
+        }
+        if side == Side::Deny {
+            for harsh in self.list.len()..self.len() {
+                bits.insert(harsh);
+            }
+        }
+        bits
+    }
+}
+
+/// Parts the identities by the answers of all tests: group of each, representative of each group.
+fn group(tests: &Tests, used: &[TestId], identities: usize) -> (Vec<usize>, Vec<usize>) {
+    let mut group_of = vec![0; identities];
+    let mut groups = usize::from(identities > 0);
+    for test in used {
+        let mut split: HashMap<usize, usize> = HashMap::new();
+        let mut size = vec![0_usize; groups];
+        let mut hit = vec![0_usize; groups];
+        for group in &group_of {
+            size[*group] += 1;
+        }
+        for identity in tests.list[*test].holds.iter() {
+            hit[group_of[identity]] += 1;
+        }
+        for identity in tests.list[*test].holds.iter() {
+            let group = group_of[identity];
+            if hit[group] == size[group] {
+                continue;
+            }
+            let to = *split.entry(group).or_insert_with(|| {
+                groups += 1;
+                groups - 1
+            });
+            group_of[identity] = to;
+        }
+    }
+    let mut representatives = vec![0; groups];
+    for (identity, group) in group_of.iter().enumerate().rev() {
+        representatives[*group] = identity;
+    }
+    (group_of, representatives)
+}

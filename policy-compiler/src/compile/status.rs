@@ -1,0 +1,162 @@
+//! The report of a compile.
+//!
+//! Invariant: every policy of the world has a line, enforced or not.
+
+use std::collections::BTreeMap;
+
+use thyra_datapath_abi::Mode;
+use thyra_datapath_abi::tables::PolicyRef;
+
+use super::Destination;
+use super::scope::{Acting, Policies};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication, PolicyAction};
+use crate::report::{EndpointReport, PolicyKind, PolicyReport, Report};
+use crate::world::World;
+
+pub(super) fn report(
+    world: &World,
+    policies: &Policies,
+    destinations: &[Destination<'_>],
+    mut problems: Vec<String>,
+) -> Report {
+    let mut report = Report::default();
+    let mut acting: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
+    let mut peers: BTreeMap<&PolicyRef, Vec<u16>> = BTreeMap::new();
+    for destination in destinations {
+        let id = destination.endpoint.id;
+        if destination.enrolment.mode != Mode::Off {
+            for at in &destination.scope.policies {
+                acting.entry(*at).or_default().push(id);
+            }
+            for reference in &destination.scope.peer_authentication {
+                peers.entry(reference).or_default().push(id);
+            }
+        }
+        report.endpoints.insert(id, endpoint(destination, policies));
+    }
+    for (at, policy) in policies.all.iter().enumerate() {
+        let endpoints = acting.remove(&at).unwrap_or_default();
+        let status = match policy {
+            Acting::Policy(policy) => {
+                authorization_status(policy, world, endpoints.is_empty(), &mut problems)
+            }
+            Acting::Unreadable(reference) => unreadable_status(world, reference),
+        };
+        let key = (PolicyKind::Authorization, policy.reference().clone());
+        report
+            .policies
+            .entry(key)
+            .and_modify(|known| known.status = format!("{}; {status}", known.status))
+            .or_insert(PolicyReport { endpoints, status });
+    }
+    for policy in world.peer_authentication.values() {
+        let endpoints = peers.remove(&policy.reference).unwrap_or_default();
+        let status = peer_status(policy, world, endpoints.is_empty());
+        report.policies.insert(
+            (PolicyKind::PeerAuthentication, policy.reference.clone()),
+            PolicyReport { endpoints, status },
+        );
+    }
+    for policy in world.request_authentication.values() {
+        report.policies.insert(
+            (PolicyKind::RequestAuthentication, policy.reference.clone()),
+            PolicyReport {
+                endpoints: Vec::new(),
+                status: "not enforced here: tokens need L7".into(),
+            },
+        );
+    }
+    problems.sort();
+    problems.dedup();
+    report.problems = problems;
+    report
+}
+
+fn endpoint(destination: &Destination<'_>, policies: &Policies) -> EndpointReport {
+    EndpointReport {
+        mode: destination.enrolment.mode,
+        mode_reason: destination.enrolment.reason,
+        policies: destination
+            .scope
+            .policies
+            .iter()
+            .map(|at| policies.all[*at].reference().clone())
+            .collect(),
+        peer_authentication: destination.scope.peer_authentication.clone(),
+        notes: destination.scope.notes.iter().cloned().collect(),
+    }
+}
+
+fn authorization_status(
+    policy: &AuthorizationPolicy,
+    world: &World,
+    nowhere: bool,
+    problems: &mut Vec<String>,
+) -> String {
+    if policy.has_target_refs {
+        return "not enforced here: targetRefs (a waypoint's or gateway's)".into();
+    }
+    if policy.action == PolicyAction::Audit {
+        return "not enforced here: AUDIT never changes a verdict".into();
+    }
+    let unknown = unknown_terms(policy);
+    if !unknown.is_empty() {
+        problems.push(format!(
+            "policy {} holds terms that can't be expressed: {}",
+            policy.reference,
+            unknown.join(", ")
+        ));
+    }
+    let mut status = if nowhere {
+        "no enrolled pod of this node".to_owned()
+    } else if policy.dry_run {
+        "dry-run".to_owned()
+    } else {
+        "enforced".to_owned()
+    };
+    if policy.action == PolicyAction::Custom {
+        let provider = policy.provider.as_deref().unwrap_or("");
+        status.push_str("; custom authorization is not supported: what it may match is denied");
+        if !world.mesh.extension_providers.contains(provider) {
+            problems.push(format!(
+                "policy {} names provider `{provider}`, which the mesh config doesn't have",
+                policy.reference
+            ));
+        }
+    }
+    if !unknown.is_empty() {
+        status.push_str(&format!("; not expressible: {}", unknown.join(", ")));
+    }
+    status
+}
+
+fn unknown_terms(policy: &AuthorizationPolicy) -> Vec<&str> {
+    let of_rules = policy.rules.iter().flat_map(|rule| {
+        let from = rule.from.iter().flat_map(|source| &source.unknown);
+        let to = rule.to.iter().flat_map(|operation| &operation.unknown);
+        rule.unknown.iter().chain(from).chain(to)
+    });
+    policy
+        .unknown
+        .iter()
+        .chain(of_rules)
+        .map(|unknown| &*unknown.0)
+        .collect()
+}
+
+fn unreadable_status(world: &World, reference: &PolicyRef) -> String {
+    let why = world.unreadable.get(reference).map_or("", |why| &**why);
+    format!("could not be read and counts as a DENY of everything in its scope: {why}")
+}
+
+fn peer_status(policy: &PeerAuthentication, world: &World, nowhere: bool) -> String {
+    let of_root = *policy.reference.namespace == *world.mesh.root_namespace;
+    let selects = policy.selector.as_ref().is_some_and(|labels| !labels.is_empty());
+    if of_root && selects {
+        "not enforced: a selector in the root namespace has no effect in Istio".into()
+    } else if nowhere {
+        "no enrolled pod of this node".into()
+    } else {
+        "enforced".into()
+    }
+}
