@@ -3,6 +3,8 @@
 
 use std::{
     fmt,
+    sync::Mutex,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -72,21 +74,52 @@ impl Report {
 
     /// Runs one step; an error in it is a failed check, and the next step runs all the same.
     pub(crate) fn step(&mut self, name: &str, run: impl FnOnce() -> Result<Tally>) {
-        println!("\n==> {name}");
-        let started = Instant::now();
-        let mut tally = run().unwrap_or_else(|error| {
-            println!("FAILED {name}: {error:#}");
-            Tally::of(false)
+        let step = Step::run(name, self.strict, run);
+        self.steps.push(step);
+    }
+
+    /// Runs independent steps, some at once; they are reported in the order given.
+    pub(crate) fn steps<T: Sync>(
+        &mut self,
+        at_once: usize,
+        work: &[(String, T)],
+        run: impl Fn(&T) -> Result<Tally> + Sync,
+    ) {
+        let waiting = Mutex::new(work.iter().enumerate());
+        let done = Mutex::new(Vec::new());
+        let strict = self.strict;
+        thread::scope(|scope| {
+            for _ in 0..at_once {
+                scope.spawn(|| {
+                    loop {
+                        let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
+                        let Some((index, (name, item))) = next else { return };
+                        let step = Step::run(name, strict, || run(item));
+                        if let Ok(mut done) = done.lock() {
+                            done.push((index, step));
+                        }
+                    }
+                });
+            }
         });
-        for reason in &tally.skipped {
-            println!("SKIPPED {name}: {reason}");
-            tally.failed += u64::from(self.strict);
+        let mut done = done.into_inner().unwrap_or_default();
+        done.sort_by_key(|(index, _)| *index);
+        // A step that vanished with its thread is a failure, not a gap.
+        for (index, (name, _)) in work.iter().enumerate() {
+            if !done.iter().any(|(found, _)| *found == index) {
+                let tally = Tally::of(false);
+                let took = Duration::ZERO;
+                done.push((
+                    index,
+                    Step {
+                        name: name.clone(),
+                        tally,
+                        took,
+                    },
+                ));
+            }
         }
-        self.steps.push(Step {
-            name: name.to_owned(),
-            tally,
-            took: started.elapsed(),
-        });
+        self.steps.extend(done.into_iter().map(|(_, step)| step));
     }
 
     /// Passed and failed over all steps.
@@ -96,6 +129,33 @@ impl Report {
             total.add(step.tally.clone());
         }
         total
+    }
+}
+
+impl Step {
+    fn run(name: &str, strict: bool, run: impl FnOnce() -> Result<Tally>) -> Self {
+        println!("\n==> {name}");
+        let started = Instant::now();
+        let mut tally = run().unwrap_or_else(|error| {
+            println!("FAILED {name}: {error:#}");
+            Tally::of(false)
+        });
+        for reason in &tally.skipped {
+            println!("SKIPPED {name}: {reason}");
+            tally.failed += u64::from(strict);
+        }
+        let took = started.elapsed();
+        println!(
+            "{name}: {} passed, {} failed, {:.1} s",
+            tally.passed,
+            tally.failed,
+            took.as_secs_f64()
+        );
+        Self {
+            name: name.to_owned(),
+            tally,
+            took,
+        }
     }
 }
 
@@ -148,6 +208,24 @@ mod tests {
         report.step("two", || bail!("broke"));
         report.step("three", || Ok(Tally::of(true)));
         assert_eq!(report.to_string().lines().last(), Some("4 passed, 1 failed"));
+    }
+
+    #[test]
+    fn steps_at_once_are_reported_in_order_and_none_is_lost() {
+        let mut report = Report::new(false);
+        let work: Vec<_> = (0..20_u64)
+            .map(|index| (format!("step {index}"), index))
+            .collect();
+        report.steps(4, &work, |index| {
+            if *index == 7 {
+                bail!("broke")
+            } else {
+                Ok(Tally::counts(*index, 0))
+            }
+        });
+        assert_eq!(report.total(), Tally::counts(190 - 7, 1));
+        let shown = report.to_string();
+        assert!(shown.find("step 3 ").expect("it ran") < shown.find("step 12 ").expect("it ran"));
     }
 
     #[test]
