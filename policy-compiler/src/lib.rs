@@ -3,6 +3,7 @@
 //! Invariant: a table cell says what the oracle says for every connection that falls into it.
 
 pub mod compile;
+pub mod manifest;
 pub mod parse;
 pub mod policy;
 pub mod report;
