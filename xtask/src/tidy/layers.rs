@@ -1,9 +1,7 @@
 //! The layers of docs/architecture.md: a crate names only crates below it, and keeps out what would tie it to
 //! the world.
 
-use anyhow::Result;
-
-use super::{Finding, manifests::Manifest};
+use super::{Finding, Source, manifests::Manifest};
 
 /// A crate's place and what it may name.
 struct Layer {
@@ -121,9 +119,34 @@ const FREE_OF: &[(&str, &[&str], &str)] = &[
 /// Programs may use anyhow; a library's errors are types.
 const PROGRAMS: &[&str] = &[AGENT, CLI, BENCH, XTASK];
 
-/// Checks every member's dependencies.
-pub(super) fn check(manifests: &[Manifest]) -> Result<Vec<Finding>> {
-    Ok(manifests.iter().flat_map(arrows).collect())
+/// Folders whose code must give the same answer at any time of day.
+const TIMELESS: &[&str] = &["policy-compiler/src", "datapath/abi/src", "datapath/engine/src"];
+const CLOCKS: &[&str] = &["SystemTime", "Instant::now"];
+
+/// Checks every member's dependencies, and the pure ones' sources for clocks.
+pub(super) fn check(manifests: &[Manifest], sources: &[Source]) -> Vec<Finding> {
+    manifests
+        .iter()
+        .flat_map(arrows)
+        .chain(sources.iter().flat_map(clocks))
+        .collect()
+}
+
+fn clocks(source: &Source) -> Vec<Finding> {
+    if !TIMELESS.iter().any(|folder| source.file.starts_with(folder)) {
+        return Vec::new();
+    }
+    let lines = source.text.lines().enumerate();
+    let reads = lines.filter(|(_, line)| CLOCKS.iter().any(|clock| line.contains(clock)));
+    reads
+        .map(|(index, _)| {
+            Finding::new(
+                &source.file,
+                index + 1,
+                "reads a clock; take the time as an argument",
+            )
+        })
+        .collect()
 }
 
 fn arrows(manifest: &Manifest) -> Vec<Finding> {
@@ -172,7 +195,7 @@ fn layer(name: &str) -> Option<&'static Layer> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LAYERS, arrows, layer};
+    use super::{LAYERS, Source, arrows, clocks, layer};
     use crate::tidy::manifests::tests::manifest;
 
     fn findings(name: &str, rest: &str) -> Vec<String> {
@@ -228,6 +251,24 @@ mod tests {
         );
         assert!(found.iter().any(|what| what.contains("pure")), "{found:?}");
         assert!(found.iter().any(|what| what.contains("thiserror")), "{found:?}");
+    }
+
+    #[test]
+    fn the_compiler_knows_no_clock() {
+        let reads = |file: &str| {
+            clocks(&Source {
+                file: file.into(),
+                text: "let t = Instant::now();".to_owned(),
+            })
+            .len()
+        };
+        assert_eq!(
+            (
+                reads("policy-compiler/src/compile.rs"),
+                reads("agent/src/store.rs")
+            ),
+            (1, 0)
+        );
     }
 
     #[test]

@@ -20,6 +20,10 @@ const EMPTY_NAMES: &[&str] = &["utils", "util", "common", "helpers", "helper", "
 /// Spelt in halves, so that this file doesn't find itself.
 const UNFINISHED: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 const UNSAFE_BLOCK: &str = concat!("unsafe", " {");
+/// An error's text, by thiserror.
+const ERROR: &str = "#[error(\"";
+/// Names that keep their capital in an error's text.
+const PROPER: [&str; 5] = ["Envoy", "Istio", "Kubernetes", "Linux", "Thyra"];
 /// How far above an unsafe block its reason may start.
 const SAFETY_ABOVE: usize = 8;
 
@@ -49,6 +53,9 @@ fn rust(source: &Source) -> Vec<Finding> {
                 index + 1,
                 format!("wider than {WIDTH} columns; break the line"),
             ));
+        }
+        if let Some(what) = message_fault(line) {
+            findings.push(Finding::new(&source.file, index + 1, what));
         }
         if opens_unsafe(line)
             && !lines[index.saturating_sub(SAFETY_ABOVE)..=index]
@@ -101,6 +108,21 @@ fn header_and_name(source: &Source) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// An error's text reads well after `thyra: ` and before `: its source`; an acronym or a name may start it.
+fn message_fault(line: &str) -> Option<&'static str> {
+    let text = line.trim_start().strip_prefix(ERROR)?;
+    let mut letters = text.chars();
+    let (first, second) = (letters.next()?, letters.next()?);
+    if first.is_ascii_uppercase()
+        && second.is_ascii_lowercase()
+        && !PROPER.iter().any(|name| text.starts_with(name))
+    {
+        return Some("an error's text starts in lower case");
+    }
+    text.contains(".\")]")
+        .then_some("an error's text ends without a full stop")
 }
 
 /// `unsafe` that opens a block or an impl; an `unsafe fn` states its contract in its documentation.
@@ -339,6 +361,18 @@ mod tests {
         found("a.rs", &text, "SAFETY");
         let reasoned = text.replace("{\n", "{\n    // SAFETY: g is pure.\n");
         assert_eq!(findings("a.rs", &reasoned), [""; 0]);
+    }
+
+    #[test]
+    fn an_errors_text_is_lower_case_without_a_full_stop() {
+        found("a.rs", "//! X.\n#[error(\"Bad port\")]\n", "lower case");
+        found("a.rs", "//! X.\n#[error(\"bad port.\")]\n", "full stop");
+        for good in ["bad port `{0}`", "TLS failed", "Envoy is gone"] {
+            assert_eq!(
+                findings("a.rs", &format!("//! X.\n#[error(\"{good}\")]\n")),
+                [""; 0]
+            );
+        }
     }
 
     #[test]
