@@ -83,8 +83,8 @@ pub type Rule = fn(&Tree, &[Source]) -> Result<Vec<Finding>>;
 
 /// Every family by the claim it makes.
 pub const RULES: &[(&str, Rule)] = &[
-    ("arrows between crates only point down", |tree, _| {
-        layers::check(&manifests::read(tree)?)
+    ("arrows between crates only point down", |tree, sources| {
+        Ok(layers::check(&manifests::read(tree)?, sources))
     }),
     (
         "every manifest inherits the lints and names its licence",
