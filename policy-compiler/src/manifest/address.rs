@@ -182,8 +182,11 @@ fn node_plans(manifests: &Manifests, least: usize) -> Result<Vec<NodePlan>, Plan
         .collect())
 }
 
-/// Each pod with its name and node; a pod that names no node is on the first.
-fn pod_places<'m>(manifests: &'m Manifests, plan: &Plan) -> Result<Vec<(String, usize, &'m Pod)>, PlanError> {
+/// A pod, its name and the index of its node.
+type Place<'m> = (String, usize, &'m Pod);
+
+/// Each pod with its place; a pod that names no node is on the first.
+fn pod_places<'m>(manifests: &'m Manifests, plan: &Plan) -> Result<Vec<Place<'m>>, PlanError> {
     let mut places = Vec::new();
     let mut first: BTreeMap<String, &Location> = BTreeMap::new();
     for object in &manifests.objects {

@@ -263,7 +263,8 @@ fn check_source(level: &Level<'_>, source: &Source, reader: &mut Reader<'_>) {
         );
         reader.unreadable(level.node.at, &level.path, text);
     }
-    if !accounts.is_empty() && !(source.principals.is_empty() && source.namespaces.is_empty()) {
+    let by_name = !source.principals.is_empty() || !source.namespaces.is_empty();
+    if !accounts.is_empty() && by_name {
         let text = format!(
             "`{}`: `serviceAccounts` can't stand beside `principals` or `namespaces`; use one of them",
             level.path
