@@ -164,7 +164,9 @@ impl<'a> Recipe<'a> {
                 .arg("-o")
                 .arg(scratch.join("bin").join(binary.name))
                 .arg(binary.package);
-            child::check(&mut build)?;
+            child::check(&mut build).context(
+                "go says why above; modules come from GOPROXY (go env GOPROXY), run again to go on",
+            )?;
             println!(
                 "cluster: built {} in {:.0} s",
                 binary.name,

@@ -81,7 +81,8 @@ impl Tree {
 
     /// Where cargo puts what it builds.
     pub(crate) fn target(&self) -> PathBuf {
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), PathBuf::from)
+        std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| self.root.join("target"), |dir| self.root.join(dir))
     }
 
     fn collect(&self, folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
