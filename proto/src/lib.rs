@@ -1,6 +1,7 @@
 //! Protobuf types of what istiod sends and of Thyra's admin API, by package path.
 //!
-//! Invariant: the code below `generated/` is written by `tests/generated.rs` from the files in `proto/`, never by hand.
+//! Invariant: the code below `generated/` is written by `tests/generated.rs` from the files in `proto/`,
+//! never by hand.
 
 /// A package of generated code, with the lints that it can't know about lifted.
 macro_rules! package {
@@ -117,6 +118,6 @@ pub mod thyra {
     );
 }
 
-/// Descriptors of the packages below `istio`, as an encoded `google.protobuf.FileDescriptorSet` without comments: names and
-/// numbers of every field that this build knows.
+/// Descriptors of the packages below `istio`, as an encoded `google.protobuf.FileDescriptorSet` without
+/// comments: names and numbers of every field that this build knows.
 pub const ISTIO_DESCRIPTORS: &[u8] = include_bytes!("generated/istio.binpb");

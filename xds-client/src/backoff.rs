@@ -1,7 +1,7 @@
 //! How long to wait before the next try.
 //!
-//! Invariant: a pure function of seed and attempt; every wait lies between nothing and the bound of its attempt, so that
-//! the agents of a thousand nodes don't come back at once.
+//! Invariant: a pure function of seed and attempt; every wait lies between nothing and the bound of its
+//! attempt, so that the agents of a thousand nodes don't come back at once.
 
 use std::time::Duration;
 

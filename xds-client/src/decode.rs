@@ -1,7 +1,7 @@
 //! From a resource on the wire to a typed one.
 //!
-//! Invariant: total, or refused with its reason. Nothing is skipped or guessed; fields of policies that this build doesn't
-//! know are listed beside the policy.
+//! Invariant: total, or refused with its reason. Nothing is skipped or guessed; fields of policies that this
+//! build doesn't know are listed beside the policy.
 
 use prost::Message;
 use prost_types::Any;
@@ -59,7 +59,8 @@ pub enum DecodeError {
     },
 }
 
-/// The version by which a resource is known to be unchanged: the server's own, else the metadata's; empty: there is none.
+/// The version by which a resource is known to be unchanged: the server's own, else the metadata's; empty:
+/// there is none.
 #[must_use]
 pub fn version(kind: Kind, resource: &Resource) -> String {
     if !resource.version.is_empty() || !kind.is_enveloped() {

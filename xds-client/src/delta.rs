@@ -7,8 +7,8 @@
 //!                 └── connect(): the next stream       └──────────────────────────┘
 //! ```
 //!
-//! Invariant: `held` is what was applied and never refused since. The first request of a type on a stream names it, so the
-//! server can tell what is gone; what was refused isn't in it, so the server sends it again.
+//! Invariant: `held` is what was applied and never refused since. The first request of a type on a stream
+//! names it, so the server can tell what is gone; what was refused isn't in it, so the server sends it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,8 +104,8 @@ impl Delta {
         }
     }
 
-    /// A new stream begins: the requests to send on it, in order. The first one says who asks; each asks for everything of
-    /// its type and names what is held.
+    /// A new stream begins: the requests to send on it, in order. The first one says who asks; each asks for
+    /// everything of its type and names what is held.
     pub fn connect(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut node = Some(self.node.clone());
         let mut requests = Vec::with_capacity(self.types.len());
@@ -178,7 +178,8 @@ impl Delta {
         Received::Batch(batch)
     }
 
-    /// The batch was applied, except what `refused` names: what is held from now on, and the ACK or NACK to send.
+    /// The batch was applied, except what `refused` names: what is held from now on, and the ACK or NACK to
+    /// send.
     #[must_use]
     pub fn answer(&mut self, batch: Batch, refused: Vec<Rejected>) -> DeltaDiscoveryRequest {
         let Batch {
@@ -248,8 +249,8 @@ impl TypeState {
             .collect()
     }
 
-    /// What the response removes. The server wasn't told of refused resources, so in its first response, which has all that
-    /// it wasn't told of, their absence says that they are gone.
+    /// What the response removes. The server wasn't told of refused resources, so in its first response,
+    /// which has all that it wasn't told of, their absence says that they are gone.
     fn removals(&self, named: Vec<String>, present: &BTreeMap<String, Resource>) -> Vec<String> {
         let mut gone: BTreeSet<String> = named.into_iter().collect();
         if !self.ready {

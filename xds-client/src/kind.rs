@@ -60,7 +60,8 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)
     }
 
-    /// Full protobuf name of the message that says what the resource is (inside the envelope, where there is one).
+    /// Full protobuf name of the message that says what the resource is (inside the envelope, where there is
+    /// one).
     #[must_use]
     pub const fn message(self) -> &'static str {
         match self {

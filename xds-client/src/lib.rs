@@ -1,10 +1,11 @@
-//! Delta xDS as istiod speaks it: a pure state machine, decoding that drops nothing, and a transport over rustls.
+//! Delta xDS as istiod speaks it: a pure state machine, decoding that drops nothing, and a transport over
+//! rustls.
 //!
-//! Invariant: what the sink was given and didn't reject is exactly what the server is told is held, so that a deletion
-//! during an outage arrives when the stream is back.
+//! Invariant: what the sink was given and didn't reject is exactly what the server is told is held, so that a
+//! deletion during an outage arrives when the stream is back.
 //!
-//! One call of [`run`] is one stream: a connection, a task and a sink of its own. [`StreamKind::Workloads`] asks as a
-//! node proxy, [`StreamKind::Config`] as a control-plane peer; neither ever disturbs the other.
+//! One call of [`run`] is one stream: a connection, a task and a sink of its own. [`StreamKind::Workloads`]
+//! asks as a node proxy, [`StreamKind::Config`] as a control-plane peer; neither ever disturbs the other.
 
 pub mod backoff;
 mod cause;

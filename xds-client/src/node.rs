@@ -1,6 +1,7 @@
 //! Who asks: the node id and metadata of a stream's first request.
 //!
-//! Invariant: both streams of an agent give the same address, pod and node; only the first word of the id differs.
+//! Invariant: both streams of an agent give the same address, pod and node; only the first word of the id
+//! differs.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -54,8 +54,8 @@ pub enum ServerError {
 }
 
 impl Server {
-    /// `address` is `http://host:port` (tests and local use) or `https://host:port`; `name` overrides the host as the name
-    /// that the certificate must have; `root` and `token` are files.
+    /// `address` is `http://host:port` (tests and local use) or `https://host:port`; `name` overrides the
+    /// host as the name that the certificate must have; `root` and `token` are files.
     ///
     /// # Errors
     /// If the address can't be used, or what it needs is missing.

@@ -1,6 +1,7 @@
 //! What a stream hands on, and what it wants to hear back.
 //!
-//! Invariant: a push names everything that its response changed: what is new, what is gone and what couldn't be read.
+//! Invariant: a push names everything that its response changed: what is new, what is gone and what couldn't
+//! be read.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,8 +17,9 @@ use crate::peer::Peer;
 
 /// Takes what a stream brings. Both methods are called from the stream's task and must not block.
 pub trait Sink: Send + 'static {
-    /// Applies a push, before it is answered. Returns the resources that can't be used, by name: they are refused to the
-    /// server, and given again whenever the server sends them again. Everything else counts as held.
+    /// Applies a push, before it is answered. Returns the resources that can't be used, by name: they are
+    /// refused to the server, and given again whenever the server sends them again. Everything else counts as
+    /// held.
     fn apply(&mut self, push: Push) -> Vec<Rejected>;
 
     /// The stream is in a new state.
@@ -35,9 +37,11 @@ pub struct Push {
     pub resources: Vec<Named>,
     /// Names that are gone. A name may be unknown to the sink.
     pub removed: Vec<String>,
-    /// Resources that couldn't be decoded, already refused to the server: whatever was held under that name is out of date.
+    /// Resources that couldn't be decoded, already refused to the server: whatever was held under that name
+    /// is out of date.
     pub undecodable: Vec<Rejected>,
-    /// First of this type on a new stream: with it the type is in sync. It is no full list where something was held before.
+    /// First of this type on a new stream: with it the type is in sync. It is no full list where something
+    /// was held before.
     pub initial: bool,
     /// When the response had arrived.
     pub received: Instant,
@@ -52,8 +56,8 @@ pub struct Named {
     pub version: String,
     /// The resource.
     pub body: Body,
-    /// Fields and enum values of policies that this build doesn't know, such as `spec.rules[0].from[0].source field 99` or
-    /// `spec.action value 7`.
+    /// Fields and enum values of policies that this build doesn't know, such as `spec.rules[0].from[0].source
+    /// field 99` or `spec.action value 7`.
     pub unknown: Vec<String>,
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use thyra_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::Code;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Pace;
@@ -20,8 +20,9 @@ use crate::server::Server;
 use crate::sink::{Push, Sink, StreamState};
 use crate::transport::{self, Conversation, TransportError};
 
-/// A synced stream that lived this long was a good one: the next try starts without waiting. Istiod ends streams every half
-/// an hour; a server that ends them at once must not be asked for its whole mesh a hundred times a second.
+/// A synced stream that lived this long was a good one: the next try starts without waiting. Istiod ends
+/// streams every half an hour; a server that ends them at once must not be asked for its whole mesh a hundred
+/// times a second.
 const GOOD: Duration = Duration::from_secs(1);
 
 /// What a stream needs to know.
@@ -112,50 +113,52 @@ fn is_refusal(error: &EndReason) -> bool {
 
 /// One connection, from the first request to its end.
 async fn serve(config: &ClientConfig, delta: &mut Delta, sink: &mut impl Sink) -> Ended {
-    let opened = transport::open(&config.server, &config.node.cluster_id, delta.connect()).await;
-    let Conversation {
-        peer,
-        requests,
-        mut responses,
-    } = match opened {
-        Ok(conversation) => conversation,
-        Err(error) => {
-            return Ended {
-                error: error.into(),
-                good: false,
-            };
-        }
-    };
     let since = Instant::now();
-    info!(stream = %config.stream, server = %peer.address, "xds stream open");
+    let error = match converse(config, delta, sink).await {
+        Ok(end) => end,
+        Err(error) => error.into(),
+    };
+    Ended {
+        error,
+        good: delta.is_synced() && since.elapsed() >= GOOD,
+    }
+}
+
+async fn converse(
+    config: &ClientConfig,
+    delta: &mut Delta,
+    sink: &mut impl Sink,
+) -> Result<EndReason, TransportError> {
+    let stream = config.stream;
+    let first = delta.connect();
+    let connection = transport::connect(&config.server, &config.node.cluster_id).await?;
+    let peer = connection.peer.clone();
+    info!(%stream, server = %peer.address, "xds connection made");
     sink.state(
-        config.stream,
+        stream,
         StreamState::Syncing {
             peer: peer.clone(),
             ready: delta.ready(),
         },
     );
+    let Conversation {
+        requests,
+        mut responses,
+    } = connection.open(first).await?;
     let mut answered = false;
-    loop {
-        let error = match responses.message().await {
-            Ok(Some(response)) => {
-                let request = handle(config.stream, delta, sink, &peer, response);
-                answered = true;
-                // Where that direction is gone, the next read says why.
-                if requests.send(request).await.is_err() {
-                    debug!(stream = %config.stream, "an answer had nowhere to go");
-                }
-                continue;
-            }
-            Ok(None) if answered => EndReason::Ended,
-            Ok(None) => EndReason::EndedUnanswered,
-            Err(status) => TransportError::from(status).into(),
-        };
-        return Ended {
-            error,
-            good: delta.is_synced() && since.elapsed() >= GOOD,
-        };
+    while let Some(response) = responses.message().await? {
+        let request = handle(stream, delta, sink, &peer, response);
+        answered = true;
+        // Where that direction is gone, the next read says why.
+        if requests.send(request).await.is_err() {
+            debug!(%stream, "an answer had nowhere to go");
+        }
     }
+    Ok(if answered {
+        EndReason::Ended
+    } else {
+        EndReason::EndedUnanswered
+    })
 }
 
 /// Applies a response and gives its answer.
@@ -186,7 +189,8 @@ fn handle(
             initial,
             received,
         };
-        debug!(%stream, %kind, resources = push.resources.len(), removed = push.removed.len(), initial, "xds push");
+        let fresh = push.resources.len();
+        debug!(%stream, %kind, fresh, removed = push.removed.len(), initial, "xds push");
         refused = sink.apply(push);
     }
     let request = delta.answer(batch, refused);
@@ -207,10 +211,4 @@ fn handle(
         );
     }
     request
-}
-
-impl From<Status> for TransportError {
-    fn from(status: Status) -> Self {
-        Self::Status(Box::new(status))
-    }
 }

@@ -1,7 +1,7 @@
 //! TLS to the server.
 //!
-//! Invariant: the roots are read from their file for each connection, and nothing but them is trusted; the certificate must
-//! have the wanted name.
+//! Invariant: the roots are read from their file for each connection, and nothing but them is trusted; the
+//! certificate must have the wanted name.
 
 use std::io;
 use std::path::{Path, PathBuf};

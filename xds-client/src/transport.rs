@@ -1,7 +1,7 @@
 //! A connection to the server, and a stream on it.
 //!
-//! Invariant: a connection is made for one stream and never made again behind its back; each begins with the files as they
-//! are at that moment.
+//! Invariant: a connection is made for one stream and never made again behind its back; each begins with the
+//! files as they are at that moment.
 
 use std::future::ready;
 use std::io;
@@ -13,7 +13,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use thyra_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use thyra_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
-use thyra_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use thyra_proto::envoy::service::discovery::v3::aggregated_discovery_service_client as ads;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -92,11 +92,18 @@ pub enum TransportError {
     Status(Box<Status>),
 }
 
-/// Both directions of a stream, and who is at the other end.
+/// A connection that no stream was opened on yet.
 #[derive(Debug)]
-pub struct Conversation {
+pub struct Connection {
     /// Who answers.
     pub peer: Peer,
+    channel: Channel,
+    metadata: MetadataMap,
+}
+
+/// Both directions of a stream.
+#[derive(Debug)]
+pub struct Conversation {
     /// Requests to the server; dropping it ends the stream.
     pub requests: mpsc::Sender<DeltaDiscoveryRequest>,
     /// Responses.
@@ -107,41 +114,51 @@ pub struct Conversation {
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// Connects and opens a stream that begins with `first`.
+/// Connects; the files are read now.
 ///
 /// # Errors
-/// If there is no connection, the token or the cluster id can't be sent, or the server refuses the stream at once.
-pub async fn open(
-    server: &Server,
-    cluster_id: &str,
-    first: Vec<DeltaDiscoveryRequest>,
-) -> Result<Conversation, TransportError> {
+/// If there is no connection, or the token or the cluster id can't be sent.
+pub async fn connect(server: &Server, cluster_id: &str) -> Result<Connection, TransportError> {
     let metadata = metadata(server, cluster_id).await?;
     let dial = tokio::time::timeout(CONNECT_TIMEOUT, dial(server));
     let (io, peer) = dial.await.map_err(|_| TransportError::Timeout {
         server: server.authority(),
     })??;
     let channel = channel(server, io).await?;
-    let (requests, outbox) = mpsc::channel(OUTBOX.max(first.len()));
-    for request in first {
-        // There is room for all of them, and the receiver is at hand.
-        requests
-            .try_send(request)
-            .map_err(|_| status(Status::internal("the outbox is full")))?;
-    }
-    let mut request = Request::new(ReceiverStream::new(outbox));
-    *request.metadata_mut() = metadata;
-    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT);
-    let responses = client
-        .delta_aggregated_resources(request)
-        .await
-        .map_err(status)?
-        .into_inner();
-    Ok(Conversation {
+    Ok(Connection {
         peer,
-        requests,
-        responses,
+        channel,
+        metadata,
     })
+}
+
+impl Connection {
+    /// Opens the one stream, which begins with `first`. A server may say nothing, not even that it listens,
+    /// until it has a first response.
+    ///
+    /// # Errors
+    /// If the server refuses the stream or the connection ends.
+    pub async fn open(self, first: Vec<DeltaDiscoveryRequest>) -> Result<Conversation, TransportError> {
+        let (requests, outbox) = mpsc::channel(OUTBOX.max(first.len()));
+        for request in first {
+            // There is room for all of them, and the receiver is at hand.
+            requests
+                .try_send(request)
+                .map_err(|_| Status::internal("the outbox is full"))?;
+        }
+        let mut request = Request::new(ReceiverStream::new(outbox));
+        *request.metadata_mut() = self.metadata;
+        let client = ads::AggregatedDiscoveryServiceClient::new(self.channel);
+        let mut client = client.max_decoding_message_size(MESSAGE_LIMIT);
+        let responses = client.delta_aggregated_resources(request).await?.into_inner();
+        Ok(Conversation { requests, responses })
+    }
+}
+
+impl From<Status> for TransportError {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
 }
 
 async fn dial(server: &Server) -> Result<(Box<dyn Io>, Peer), TransportError> {
@@ -175,7 +192,8 @@ async fn channel(server: &Server, io: Box<dyn Io>) -> Result<Channel, TransportE
         server: server.authority(),
         source,
     };
-    // The connection is at hand, with or without TLS; for the transport it is plain HTTP/2, under the server's own name.
+    // The connection is at hand, with or without TLS; for the transport it is plain HTTP/2, under the
+    // server's own name.
     let mut endpoint = Endpoint::from_shared(format!("http://{}", server.authority())).map_err(http)?;
     if let Ok(origin) = server.origin().parse::<Uri>() {
         endpoint = endpoint.origin(origin);
@@ -228,10 +246,6 @@ async fn metadata(server: &Server, cluster_id: &str) -> Result<MetadataMap, Tran
     })?;
     map.insert("clusterid", cluster);
     Ok(map)
-}
-
-fn status(status: Status) -> TransportError {
-    TransportError::Status(Box::new(status))
 }
 
 /// The name of a gRPC code as protocols and istiod's logs write it.

@@ -1,7 +1,7 @@
 //! Finds what a protobuf decoder drops in silence: fields and enum values that this build doesn't know.
 //!
-//! Invariant: walks the same bytes that were decoded, along the descriptors of the same `.proto` files, so that a field is
-//! either in the decoded message or in this list.
+//! Invariant: walks the same bytes that were decoded, along the descriptors of the same `.proto` files, so
+//! that a field is either in the decoded message or in this list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
