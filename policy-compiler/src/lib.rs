@@ -3,7 +3,9 @@
 //! Invariant: a table cell says what the oracle says for every connection that falls into it.
 
 pub mod compile;
+pub mod explain;
 pub mod manifest;
+pub mod oracle;
 pub mod parse;
 pub mod policy;
 pub mod report;

@@ -1,0 +1,168 @@
+//! What is asked of the destination: its mode, the policies that apply to it, its mTLS mode, its ports' protocols.
+
+use thyra_datapath_abi::Mode;
+use thyra_datapath_abi::tables::PolicyRef;
+
+use super::rule::Reading;
+use crate::policy::{AuthorizationPolicy, Labels, MtlsMode, PeerAuthentication};
+use crate::world::{AppProtocol, Endpoint, Workload, WorkloadKind, World};
+
+/// The pod's own workload as istiod tells it.
+fn workload<'a>(world: &'a World, endpoint: &Endpoint) -> Option<&'a Workload> {
+    world.workloads.values().map(|w| &**w).find(|w| {
+        w.kind == WorkloadKind::Pod
+            && w.network == world.node.network
+            && (&w.namespace, &w.name) == (&endpoint.namespace, &endpoint.name)
+            && w.addresses.iter().any(|a| endpoint.addresses.contains(a))
+    })
+}
+
+pub(super) fn mode(world: &World, endpoint: &Endpoint) -> Mode {
+    let label = |name: &str, value: &str| endpoint.labels.get(name).is_some_and(|v| v == value);
+    let ambient = endpoint
+        .annotations
+        .get("ambient.istio.io/redirection")
+        .is_some_and(|v| v == "enabled")
+        || workload(world, endpoint).is_some_and(|w| w.hbone);
+    let waypoint = label("gateway.istio.io/managed", "istio.io-mesh-controller")
+        || label("gateway.networking.k8s.io/gateway-class-name", "istio-waypoint");
+    if ambient || waypoint {
+        return Mode::Off;
+    }
+    let namespace = world.namespaces.get(&endpoint.namespace).and_then(labelled);
+    let system = endpoint.namespace == "kube-system" || endpoint.namespace == world.mesh.root_namespace;
+    let of_namespace = namespace.unwrap_or(if system {
+        Mode::Off
+    } else {
+        world.node.default_mode
+    });
+    match labelled(&endpoint.labels) {
+        None => of_namespace,
+        Some(own) if world.node.pod_mode_override => own,
+        Some(own) => own.max(of_namespace),
+    }
+}
+
+fn labelled(labels: &Labels) -> Option<Mode> {
+    match labels.get("thyra.io/mode").map(String::as_str) {
+        None => None,
+        Some("off") => Some(Mode::Off),
+        Some("audit") => Some(Mode::Audit),
+        // A label that can't be read enforces.
+        Some(_) => Some(Mode::Enforce),
+    }
+}
+
+/// A sidecar or a gateway: its own Envoy answers what needs L7.
+pub(super) fn is_own_proxy(endpoint: &Endpoint) -> bool {
+    endpoint.containers.iter().any(|c| c == "istio-proxy")
+        || endpoint
+            .labels
+            .contains_key("gateway.networking.k8s.io/gateway-name")
+}
+
+/// A port that Istio doesn't capture on such a pod.
+pub(super) fn exempt(endpoint: &Endpoint, port: u16) -> bool {
+    let excluded = endpoint
+        .annotations
+        .get("traffic.sidecar.istio.io/excludeInboundPorts");
+    let listed = excluded.is_some_and(|list| list.split(',').any(|p| p.trim().parse() == Ok(port)));
+    listed || [15020, 15021, 15090].contains(&port)
+}
+
+pub(super) fn in_scope(world: &World, endpoint: &Endpoint, namespace: &str) -> bool {
+    namespace == world.mesh.root_namespace || namespace == endpoint.namespace
+}
+
+pub(super) fn applies(world: &World, endpoint: &Endpoint, policy: &AuthorizationPolicy) -> bool {
+    !policy.has_target_refs
+        && in_scope(world, endpoint, &policy.reference.namespace)
+        && policy
+            .selector
+            .as_ref()
+            .is_none_or(|wanted| has_labels(endpoint, wanted))
+}
+
+fn has_labels(endpoint: &Endpoint, wanted: &Labels) -> bool {
+    wanted
+        .iter()
+        .all(|(key, value)| endpoint.labels.get(key) == Some(value))
+}
+
+/// A PeerAuthentication that refuses sources without identity.
+pub(super) struct Demand {
+    pub(super) policy: PolicyRef,
+    /// It says STRICT itself; otherwise something in it could not be read.
+    pub(super) readable: bool,
+}
+
+/// Mesh, then namespace, then workload; each level by its oldest object; UNSET inherits.
+pub(super) fn demand(world: &World, endpoint: &Endpoint, port: u16) -> Option<Demand> {
+    let root = &*world.mesh.root_namespace;
+    let everywhere = |pa: &PeerAuthentication| pa.selector.as_ref().is_none_or(Labels::is_empty);
+    let own = |pa: &PeerAuthentication| {
+        *pa.reference.namespace == *endpoint.namespace && *pa.reference.namespace != *root
+    };
+    let mesh = oldest(world, |pa| *pa.reference.namespace == *root && everywhere(pa));
+    let namespace = oldest(world, |pa| own(pa) && everywhere(pa));
+    let workload = oldest(world, |pa| {
+        own(pa) && !everywhere(pa) && pa.selector.as_ref().is_some_and(|s| has_labels(endpoint, s))
+    });
+    if let Some(pa) = workload {
+        let unread = !pa.unknown.is_empty();
+        match pa.ports.get(&port) {
+            None | Some(MtlsMode::Unset) => {}
+            Some(MtlsMode::Strict) => return Some(said(pa, true)),
+            Some(MtlsMode::Permissive | MtlsMode::Disable) => return unread.then(|| said(pa, false)),
+        }
+    }
+    for pa in [workload, namespace, mesh].into_iter().flatten() {
+        let unread = !pa.unknown.is_empty();
+        match pa.mode {
+            MtlsMode::Strict => return Some(said(pa, true)),
+            MtlsMode::Unset if !unread => {}
+            // An object with something in it that can't be read is STRICT.
+            _ => return unread.then(|| said(pa, false)),
+        }
+    }
+    None
+}
+
+fn said(pa: &PeerAuthentication, readable: bool) -> Demand {
+    Demand {
+        policy: pa.reference.clone(),
+        readable,
+    }
+}
+
+fn oldest(world: &World, on_level: impl Fn(&PeerAuthentication) -> bool) -> Option<&PeerAuthentication> {
+    let mut level: Vec<&PeerAuthentication> = world
+        .peer_authentication
+        .values()
+        .map(|pa| &**pa)
+        .filter(|pa| on_level(pa))
+        .collect();
+    level.sort_by_key(|pa| (pa.created, &pa.reference.name));
+    level.first().copied()
+}
+
+/// The readings that the Services in front of the pod give the port; HTTP first.
+pub(super) fn readings(world: &World, endpoint: &Endpoint, port: u16) -> Vec<Reading> {
+    let mut http = false;
+    let mut tcp = false;
+    if let Some(workload) = workload(world, endpoint) {
+        for service_port in workload.services.values().flatten() {
+            if service_port.target_port == port && port != 0 {
+                match service_port.protocol {
+                    AppProtocol::Tls | AppProtocol::NotHttp => tcp = true,
+                    AppProtocol::Http | AppProtocol::Unknown => http = true,
+                }
+            }
+        }
+    }
+    match (http, tcp) {
+        (_, false) => vec![Reading::Http],
+        (false, true) => vec![Reading::Tcp],
+        (true, true) => vec![Reading::Http, Reading::Tcp],
+    }
+}

@@ -1,0 +1,114 @@
+//! The tables agree with the oracle, on random worlds and connections; and so do the kernel's look-ups on them.
+
+mod entropy;
+mod world;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use entropy::Entropy;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use thyra_datapath_abi::tables::{Tables, Verdict};
+use thyra_datapath_abi::{Action, Reason};
+use thyra_policy_compiler::compile::Compiler;
+use thyra_policy_compiler::oracle::{Connection, judge};
+use thyra_policy_compiler::world::World;
+
+/// Worlds, unless `THYRA_PROP_CASES` says otherwise.
+const WORLDS: u32 = 400;
+/// Connections tried on each.
+const CONNECTIONS: usize = 40;
+
+/// The tables' answer, looked up as the kernel does.
+fn lookup<'a>(tables: &'a Tables, connection: &Connection) -> Option<&'a Verdict> {
+    let endpoint = tables
+        .endpoints
+        .iter()
+        .find(|e| e.endpoint == connection.destination_endpoint)?;
+    let set = if connection.destination.is_ipv4() {
+        endpoint.set4
+    } else {
+        endpoint.set6
+    };
+    tables.verdict(set, connection.port, tables.class_of(connection.source))
+}
+
+fn kind(verdict: &Verdict) -> &'static str {
+    match (verdict.action, verdict.reason) {
+        (Action::Allow, _) => "allow",
+        (_, Reason::NeedsL7 | Reason::NeedsCustom) => "L7",
+        (Action::Hold, _) => "hold",
+        _ => "deny",
+    }
+}
+
+fn worlds() -> u32 {
+    std::env::var("THYRA_PROP_CASES").ok().map_or(WORLDS, |text| {
+        text.parse().expect("`THYRA_PROP_CASES` is a number of worlds")
+    })
+}
+
+fn runner(cases: u32) -> TestRunner {
+    TestRunner::new(Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 4000,
+        ..Config::default()
+    })
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 1500..3000)
+}
+
+fn agree(world: &World, tables: &Tables, connection: &Connection) -> Result<Verdict, TestCaseError> {
+    let judgement = judge(world, connection);
+    let found = lookup(tables, connection);
+    prop_assert_eq!(
+        found,
+        Some(&judgement.verdict),
+        "left: tables, right: oracle\n{:?}\n{:#?}\n{:#?}",
+        connection,
+        judgement.trace,
+        world
+    );
+    Ok(judgement.verdict)
+}
+
+#[test]
+fn tables_say_what_the_oracle_says() {
+    let shares: RefCell<BTreeMap<&'static str, u32>> = RefCell::default();
+    let reasons: RefCell<BTreeMap<&'static str, u32>> = RefCell::default();
+    let result = runner(worlds()).run(&bytes(), |bytes| {
+        let mut entropy = Entropy(&bytes);
+        let world = world::world(&mut entropy);
+        let tables = Compiler::new().compile(&world).expect("a small world fits");
+        for _ in 0..CONNECTIONS {
+            let connection = world::connection(&mut entropy, &world);
+            let verdict = agree(&world, &tables, &connection)?;
+            *shares.borrow_mut().entry(kind(&verdict)).or_default() += 1;
+            *reasons.borrow_mut().entry(verdict.reason.text()).or_default() += 1;
+            if verdict.would.is_some() {
+                *reasons
+                    .borrow_mut()
+                    .entry("(dry-run would change it)")
+                    .or_default() += 1;
+            }
+        }
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+    let shares = shares.into_inner();
+    let total: u32 = shares.values().sum();
+    println!("{total} connections: {shares:?}\n{:#?}", reasons.into_inner());
+    for kind in ["allow", "deny", "L7"] {
+        let share = shares.get(kind).copied().unwrap_or(0);
+        assert!(
+            share * 20 >= total,
+            "`{kind}` is under 5 % of the cases: {share} of {total}"
+        );
+    }
+}
