@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput};
+use granit_parser::{Event, Marker, Parser, ScalarStyle, StrInput};
 
 use super::error::Position;
 use super::node::{Entry, Node, Value};
@@ -159,18 +159,18 @@ impl Builder {
     fn take(&mut self, step: Step<'_>) -> Result<(), Fault> {
         let Step { event, at } = step;
         match event {
-            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) => Ok(()),
+            Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) => Ok(()),
             Event::DocumentEnd => {
                 self.anchors.clear();
                 Ok(())
             }
             Event::Alias(id) => self.alias(id, at),
             Event::Scalar(text, style, anchor, tag) => {
-                let tag = tag.map(|tag| tag.into_owned().suffix);
+                let tag = tag.map(|tag| tag.suffix().to_owned());
                 self.scalar(&text, style, anchor, tag.as_deref(), at)
             }
-            Event::SequenceStart(anchor, _) => self.begin(at, anchor, OpenKind::List(Vec::new())),
-            Event::MappingStart(anchor, _) => {
+            Event::SequenceStart(_, anchor, _) => self.begin(at, anchor, OpenKind::List(Vec::new())),
+            Event::MappingStart(_, anchor, _) => {
                 let kind = OpenKind::Map {
                     entries: Vec::new(),
                     seen: HashMap::new(),
@@ -179,6 +179,8 @@ impl Builder {
                 self.begin(at, anchor, kind)
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(at),
+            // Comments and the events of options that are off.
+            _ => Ok(()),
         }
     }
 
