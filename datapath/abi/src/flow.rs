@@ -1,11 +1,12 @@
 //! Keys and states of the connections that are remembered: those that the pod opened and those that the node made.
 //!
 //! Addresses and ports are in network byte order; "local" is the pod's side, so one key serves both directions.
+//! Keys are aligned to eight bytes so that the programs write them by whole words.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// An IPv4 connection of an endpoint.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow4 {
     /// The pod's address.
@@ -23,7 +24,7 @@ pub struct Flow4 {
 }
 
 /// An IPv6 connection of an endpoint.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow6 {
     /// The pod's address.

@@ -19,6 +19,12 @@ macro_rules! reasons {
                 match n { $($number => Some(Self::$name),)* _ => None }
             }
 
+            /// Its stable number.
+            #[must_use]
+            pub const fn number(self) -> u8 {
+                match self { $(Self::$name => $number,)* }
+            }
+
             /// What a person reads.
             #[must_use]
             pub const fn text(self) -> &'static str {

@@ -6,7 +6,7 @@
 use thyra_datapath_abi::{Event, EventKind, Reason};
 
 use crate::decide::{Act, Arrival, Outcome};
-use crate::packet::{Packet, Parsed};
+use crate::packet::{Kind, Parsed};
 use crate::{Family, reset};
 
 /// A program.
@@ -26,8 +26,8 @@ pub trait Counters {
     fn reason(&self, reason: Reason, bytes: u32);
     /// A packet of the endpoint went on, or did not.
     fn endpoint(&self, endpoint: u16, direction: Direction, passed: bool);
-    /// Reports an event; what is lost is counted by the holder. `event` fills all but `time_ns`.
-    fn report(&self, kind: EventKind, event: impl FnOnce() -> Event);
+    /// Reports an event, complete but for `time_ns`; what is lost is counted by the holder.
+    fn report(&self, kind: EventKind, event: Event);
 }
 
 /// What is done in the end: a packet that no segment can take the place of is dropped.
@@ -35,7 +35,7 @@ pub trait Counters {
 pub fn feasible<F: Family>(outcome: &Outcome, parsed: &Parsed<F>) -> Act {
     match (outcome.act, parsed) {
         (act @ (Act::Pass | Act::Drop), _) => act,
-        (act, Parsed::Tcp(packet)) if reset::fits(packet) => act,
+        (act, parsed) if parsed.kind == Kind::Tcp && reset::fits(&parsed.packet) => act,
         _ => Act::Drop,
     }
 }
@@ -56,18 +56,20 @@ pub fn account<F: Family, C: Counters + ?Sized>(
     };
     counters.endpoint(outcome.endpoint, direction, act == Act::Pass);
     if outcome.verdict != 0 {
-        let connection = matches!(parsed, Parsed::Tcp(packet) if packet.is_syn());
+        let connection = parsed.kind == Kind::Tcp && parsed.packet.is_syn();
         counters.verdict(outcome.verdict, bytes, connection);
     } else if let Some(reason) = outcome.reason {
         counters.reason(reason, bytes);
     }
     if let Some(kind) = outcome.event {
-        counters.report(kind, || {
-            event(kind, outcome, act, parsed, (arrival, bytes, generation))
-        });
+        counters.report(
+            kind,
+            event(kind, outcome, act, parsed, (arrival, bytes, generation)),
+        );
     }
 }
 
+#[inline(always)]
 fn event<F: Family>(
     kind: EventKind,
     outcome: &Outcome,
@@ -80,7 +82,9 @@ fn event<F: Family>(
     } else {
         0
     };
-    let event = Event {
+    let packet = &parsed.packet;
+    let known = !matches!(parsed.kind, Kind::Invalid | Kind::Unsupported);
+    Event {
         generation,
         ifindex: arrival.ifindex,
         length,
@@ -89,33 +93,19 @@ fn event<F: Family>(
         kind: kind_number(kind),
         reason: reason_number(outcome.reason),
         flags: outcome.flags | answered,
-        ..Event::default()
-    };
-    match parsed {
-        Parsed::Tcp(packet) => of_packet(event, packet),
-        Parsed::Other(datagram) | Parsed::Fragment(datagram) => Event {
-            source: F::mapped(datagram.source),
-            destination: F::mapped(datagram.destination),
-            family: F::VERSION,
-            protocol: datagram.protocol,
-            ..event
-        },
-        Parsed::Bad(_) => event,
-    }
-}
-
-#[inline(always)]
-fn of_packet<F: Family>(event: Event, packet: &Packet<F>) -> Event {
-    Event {
         sequence: packet.sequence,
-        source: F::mapped(packet.source),
-        destination: F::mapped(packet.destination),
+        source: if known { F::mapped(packet.source) } else { [0; 16] },
+        destination: if known {
+            F::mapped(packet.destination)
+        } else {
+            [0; 16]
+        },
         source_port: packet.source_port,
         destination_port: packet.destination_port,
         tcp_flags: packet.flags,
-        family: F::VERSION,
-        protocol: 6,
-        ..event
+        family: if known { F::VERSION } else { 0 },
+        protocol: parsed.protocol,
+        ..Event::default()
     }
 }
 

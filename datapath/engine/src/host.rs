@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 
 use thyra_datapath_abi::limits::{BUCKETS, IFINDEX_SLOTS, MAX_ENDPOINTS, MAX_OUTBOUND, SLOTS4, SLOTS6};
-use thyra_datapath_abi::maps::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::maps::{EndpointCounter, OWN_MARK, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::source::{Block4, Block6};
 use thyra_datapath_abi::{
     Control, EndpointRecord, Event, EventKind, Flow4, Flow6, FlowState, Reason, Slot4, Slot6,
@@ -15,9 +15,11 @@ use thyra_datapath_abi::{
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::account::{Counters, Direction};
+use crate::decide::Arrival;
 use crate::flows::{FlowTable, Flows};
-use crate::program::Hook;
-use crate::{BankImage, Family, Packet, Table, Tables};
+use crate::load::chunk;
+use crate::program::{self, Hook, Program};
+use crate::{BankImage, Family, Load, Packet, Table, Tables};
 
 /// Everything that a program counts and reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -171,7 +173,7 @@ fn banked(index: u32, per_bank: usize) -> Option<(usize, usize)> {
     Some((index / per_bank, index % per_bank))
 }
 
-impl Tables for HostNode {
+impl Tables for &HostNode {
     fn control(&self) -> Control {
         self.control
     }
@@ -260,7 +262,7 @@ fn covers(network: &[u8], address: &[u8], length: u32) -> bool {
     })
 }
 
-impl Flows for HostNode {
+impl Flows for &HostNode {
     fn find4(&self, table: FlowTable, key: &Flow4, mark: u32) -> Option<u32> {
         self.find(&self.flows4, (table, *key), mark)
     }
@@ -281,7 +283,7 @@ impl Flows for HostNode {
     }
 }
 
-impl Counters for HostNode {
+impl Counters for &HostNode {
     fn verdict(&self, verdict: u16, bytes: u32, connection: bool) {
         let mut ledger = self.ledger.borrow_mut();
         let counter = ledger.verdicts.entry(verdict).or_default();
@@ -305,18 +307,82 @@ impl Counters for HostNode {
             (Direction::FromPod, false) => &mut counter.from_pod_dropped,
         } += 1;
     }
-    fn report(&self, _: EventKind, event: impl FnOnce() -> Event) {
+    fn report(&self, _: EventKind, event: Event) {
         let event = Event {
             time_ns: self.now_ns.get(),
-            ..event()
+            ..event
         };
         self.ledger.borrow_mut().events.push(event);
     }
 }
 
-impl Hook for HostNode {
+/// A packet at a hook of the node.
+#[derive(Clone, Copy, Debug)]
+pub struct HostPacket<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// What the kernel would say about it.
+    pub arrival: Arrival,
+    /// Its mark.
+    pub mark: u32,
+}
+
+impl HostNode {
+    /// Runs a program on a packet.
+    pub fn run<P: Program>(&self, packet: HostPacket<'_>) -> End {
+        program::run::<P, &Self, HostPacket<'_>>(self, packet)
+    }
+}
+
+impl Load for HostPacket<'_> {
+    fn length(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+    fn is_merged(&self) -> bool {
+        false
+    }
+    fn head<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.bytes.first_chunk()
+    }
+    fn near16<const AT: usize, const N: usize>(head: &[u8; N]) -> u16 {
+        u16::from_be_bytes(*within::<AT, _>(head))
+    }
+    fn near32<const AT: usize, const N: usize>(head: &[u8; N]) -> u32 {
+        u32::from_be_bytes(*within::<AT, _>(head))
+    }
+    fn near64<const AT: usize, const N: usize>(head: &[u8; N]) -> u64 {
+        u64::from_be_bytes(*within::<AT, _>(head))
+    }
+    fn far8(&self, offset: u32) -> u8 {
+        u8::from_be_bytes(chunk(self.bytes, offset))
+    }
+    fn far16(&self, offset: u32) -> u16 {
+        u16::from_be_bytes(chunk(self.bytes, offset))
+    }
+    fn far32(&self, offset: u32) -> u32 {
+        u32::from_be_bytes(chunk(self.bytes, offset))
+    }
+    fn far64(&self, offset: u32) -> u64 {
+        u64::from_be_bytes(chunk(self.bytes, offset))
+    }
+}
+
+/// Bytes of a head at a constant place, which the parser keeps inside it.
+fn within<const AT: usize, const LENGTH: usize>(head: &[u8]) -> &[u8; LENGTH] {
+    head[AT..]
+        .first_chunk()
+        .expect("a constant place inside the head")
+}
+
+impl Hook for HostPacket<'_> {
     type End = End;
 
+    fn arrival(&self) -> Arrival {
+        self.arrival
+    }
+    fn is_own(&self) -> bool {
+        self.mark == OWN_MARK
+    }
     fn pass(&self) -> End {
         End::Pass
     }

@@ -1,7 +1,11 @@
 //! A packet after parsing: the fields that decide, in the units that the tables use.
 
+use thyra_datapath_abi::Reason;
+
 use crate::Family;
 
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
 /// FIN.
 pub const FIN: u8 = 1;
 /// SYN.
@@ -37,6 +41,25 @@ pub struct Packet<F: Family> {
 }
 
 impl<F: Family> Packet<F> {
+    /// Addresses alone.
+    #[inline(always)]
+    pub(crate) fn without_ports(source: F::Address, destination: F::Address) -> Self {
+        let (source_port, destination_port) = ([0; 2], [0; 2]);
+        let (sequence, acknowledgment, flags, l3, l4, payload) = (0, 0, 0, 0, 0, 0);
+        Self {
+            source,
+            destination,
+            source_port,
+            destination_port,
+            sequence,
+            acknowledgment,
+            flags,
+            l3,
+            l4,
+            payload,
+        }
+    }
+
     /// Opens a connection.
     #[must_use]
     #[inline(always)]
@@ -85,28 +108,75 @@ impl<F: Family> Packet<F> {
     }
 }
 
-/// An IP packet without TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Datagram<F: Family> {
-    /// Source address.
-    pub source: F::Address,
-    /// Destination address.
-    pub destination: F::Address,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Source and destination port of an unfragmented UDP packet, else zero.
-    pub ports: [u8; 4],
-}
-
 /// What an IP packet turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parsed<F: Family> {
+pub enum Kind {
     /// TCP with complete headers.
-    Tcp(Packet<F>),
+    Tcp,
     /// IP without TCP.
-    Other(Datagram<F>),
+    Other,
     /// A fragment that belongs, or may belong, to a TCP packet; it carries no ports to judge.
-    Fragment(Datagram<F>),
-    /// Can't be judged.
-    Bad(thyra_datapath_abi::Reason),
+    Fragment,
+    /// Can't be judged: truncated or lying headers.
+    Invalid,
+    /// Can't be judged: a shape that is not handled.
+    Unsupported,
+}
+
+/// A packet after parsing.
+///
+/// Flat, not an enum with contents: every field is set whatever the kind. What an enum leaves unset the compiler
+/// may copy around, and the verifier refuses a program that reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parsed<F: Family> {
+    /// Which fields mean something.
+    pub kind: Kind,
+    /// IP protocol number; 0 when the kind is `Invalid` or `Unsupported`.
+    pub protocol: u8,
+    /// All of it when the kind is `Tcp`; the addresses (and the ports of UDP) when it is `Other` or `Fragment`.
+    pub packet: Packet<F>,
+}
+
+impl<F: Family> Parsed<F> {
+    /// A TCP packet.
+    #[must_use]
+    #[inline(always)]
+    pub fn tcp(packet: Packet<F>) -> Self {
+        Self {
+            kind: Kind::Tcp,
+            protocol: TCP,
+            packet,
+        }
+    }
+
+    /// Nothing but a kind.
+    #[must_use]
+    #[inline(always)]
+    pub fn empty(kind: Kind) -> Self {
+        let address = F::Address::default();
+        Self {
+            kind,
+            protocol: 0,
+            packet: Packet::without_ports(address, address),
+        }
+    }
+
+    /// Why it can't be judged.
+    #[must_use]
+    #[inline(always)]
+    pub fn reason(&self) -> Reason {
+        match self.kind {
+            Kind::Unsupported => Reason::UnsupportedShape,
+            Kind::Fragment => Reason::Fragment,
+            Kind::Tcp | Kind::Other | Kind::Invalid => Reason::InvalidPacket,
+        }
+    }
+
+    /// Source and destination port, as on the wire.
+    #[must_use]
+    #[inline(always)]
+    pub fn ports(&self) -> [u8; 4] {
+        let ([s0, s1], [d0, d1]) = (self.packet.source_port, self.packet.destination_port);
+        [s0, s1, d0, d1]
+    }
 }

@@ -6,24 +6,49 @@
 //! ```
 //!
 //! Invariant: a packet that is judged is judged by the ports that its receiver will read. Whatever leaves a doubt
-//! (a header that ends outside the packet, a chain that is too long) is `Bad` with its reason, or a `Fragment`.
+//! (a header that ends outside the packet, a chain that is too long) is `Invalid`, `Unsupported` or a `Fragment`.
 
-mod ipv4;
-mod ipv6;
+pub mod ipv4;
+pub mod ipv6;
 
-use thyra_datapath_abi::Reason;
-
-pub use self::ipv4::ipv4;
-pub use self::ipv6::ipv6;
-use crate::packet::{Packet, Parsed};
+use crate::packet::{Kind, Packet, Parsed, TCP};
 use crate::{Family, Load};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: u32 = 14;
 const TAG: u32 = 4;
-const TCP: u8 = 6;
 const UDP: u8 = 17;
 const TCP_HEADER: u32 = 20;
+const UDP_HEADER: u32 = 8;
+
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+/// 802.1Q and 802.1ad.
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
+
+/// The usual shapes, which are read where they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Ethernet, IPv4 without options, TCP, not a fragment: `ipv4::plain` reads it.
+    Plain4,
+    /// Ethernet, IPv6 without extension headers, TCP: `ipv6::plain` reads it.
+    Plain6,
+    /// Anything else: `link`, then `ipv4::unusual` or `ipv6::unusual`.
+    Unusual,
+}
+
+/// Tells the usual shapes from the others.
+#[inline(always)]
+pub fn shape<L: Load>(load: &L) -> Shape {
+    let Some(head) = load.head::<54>() else {
+        return Shape::Unusual;
+    };
+    match L::near16::<12, 54>(head) {
+        IPV4 if ipv4::is_plain::<L>(head) => Shape::Plain4,
+        IPV6 if ipv6::is_plain(head) && load.head::<74>().is_some() => Shape::Plain6,
+        _ => Shape::Unusual,
+    }
+}
 
 /// What follows the link header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,82 +60,184 @@ pub enum Link {
     /// Neither.
     NotIp,
     /// Can't be judged.
-    Bad(Reason),
+    Bad(Kind),
 }
 
 /// Reads the link header.
 #[inline(always)]
-pub fn link<L: Load + ?Sized>(load: &L) -> Link {
-    let kind = match load.head::<14>() {
-        Some(&[.., a, b]) => [a, b],
-        None => match load.bytes::<2>(ETHERNET - 2) {
-            Some(kind) => kind,
-            None => return Link::Bad(Reason::InvalidPacket),
-        },
-    };
-    match kind {
-        [0x08, 0x00] => Link::V4(ETHERNET),
-        [0x86, 0xdd] => Link::V6(ETHERNET),
-        [0x81, 0x00] | [0x88, 0xa8] => tagged(load),
+pub fn link<L: Load>(load: &L) -> Link {
+    match load.far16(ETHERNET - 2) {
+        IPV4 => Link::V4(ETHERNET),
+        IPV6 => Link::V6(ETHERNET),
+        kind if TAGS.contains(&kind) => tagged(load),
+        _ if load.length() < ETHERNET => Link::Bad(Kind::Invalid),
         _ => Link::NotIp,
     }
 }
 
 /// Behind one VLAN tag; a tag that the kernel has taken out of the frame doesn't show here.
-fn tagged<L: Load + ?Sized>(load: &L) -> Link {
-    match load.bytes::<2>(ETHERNET + 2) {
-        Some([0x08, 0x00]) => Link::V4(ETHERNET + TAG),
-        Some([0x86, 0xdd]) => Link::V6(ETHERNET + TAG),
-        Some([0x81, 0x00] | [0x88, 0xa8]) => Link::Bad(Reason::UnsupportedShape),
-        Some(_) => Link::NotIp,
-        None => Link::Bad(Reason::InvalidPacket),
+#[inline(always)]
+fn tagged<L: Load>(load: &L) -> Link {
+    match load.far16(ETHERNET + TAG - 2) {
+        IPV4 => Link::V4(ETHERNET + TAG),
+        IPV6 => Link::V6(ETHERNET + TAG),
+        kind if TAGS.contains(&kind) => Link::Bad(Kind::Unsupported),
+        _ if load.length() < ETHERNET + TAG => Link::Bad(Kind::Invalid),
+        _ => Link::NotIp,
     }
 }
 
-/// The fields of a TCP header; `end` is where the IP packet ends.
-#[inline(always)]
-fn tcp<F: Family>(
-    header: &[u8; 20],
-    (source, destination): (F::Address, F::Address),
-    (l3, l4, end): (u32, u32, u32),
-) -> Parsed<F> {
-    let [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, offset, flags, ..] = *header;
-    let header_length = u32::from(offset >> 4) * 4;
-    let data = l4 + header_length;
-    if header_length < TCP_HEADER || data > end {
-        return Parsed::Bad(Reason::InvalidPacket);
-    }
-    Parsed::Tcp(Packet {
-        source,
-        destination,
-        source_port: [s0, s1],
-        destination_port: [d0, d1],
-        sequence: u32::from_be_bytes([q0, q1, q2, q3]),
-        acknowledgment: u32::from_be_bytes([a0, a1, a2, a3]),
-        flags,
-        l3,
-        l4,
-        payload: end - data,
-    })
+/// A TCP header as four numbers: ports, sequence, acknowledgment, and length with flags.
+#[derive(Clone, Copy)]
+struct Tcp {
+    ports: u32,
+    sequence: u32,
+    acknowledgment: u32,
+    /// Upper four bits: 32-bit words of the header; lower eight: flags.
+    length_flags: u16,
 }
 
-/// Where the IP packet ends by its own word, none when it lies: beyond the packet, or before its header's end.
+impl Tcp {
+    #[inline(always)]
+    fn near<
+        L: Load,
+        const AT: usize,
+        const SEQUENCE: usize,
+        const ACK: usize,
+        const FLAGS: usize,
+        const N: usize,
+    >(
+        head: &[u8; N],
+    ) -> Self {
+        const {
+            assert!(
+                SEQUENCE == AT + 4 && ACK == AT + 8 && FLAGS == AT + 12,
+                "RFC 9293 3.1"
+            )
+        };
+        Self {
+            ports: L::near32::<AT, N>(head),
+            sequence: L::near32::<SEQUENCE, N>(head),
+            acknowledgment: L::near32::<ACK, N>(head),
+            length_flags: L::near16::<FLAGS, N>(head),
+        }
+    }
+
+    #[inline(always)]
+    fn far<L: Load>(load: &L, at: u32) -> Self {
+        Self {
+            ports: load.far32(at),
+            sequence: load.far32(at + 4),
+            acknowledgment: load.far32(at + 8),
+            length_flags: load.far16(at + 12),
+        }
+    }
+
+    /// Whether the header that begins at `l4` is all there; `end` is where the IP packet ends.
+    #[inline(always)]
+    fn is_whole(self, l4: u32, end: u32) -> bool {
+        let header = self.header();
+        header >= TCP_HEADER && l4 + header <= end
+    }
+
+    /// Bytes of the header, options included.
+    #[inline(always)]
+    fn header(self) -> u32 {
+        u32::from(self.length_flags >> 12) * 4
+    }
+
+    #[inline(always)]
+    fn packet<F: Family>(
+        self,
+        (source, destination): (F::Address, F::Address),
+        (l3, l4, end): (u32, u32, u32),
+    ) -> Packet<F> {
+        let [s0, s1, d0, d1] = self.ports.to_be_bytes();
+        let [_, flags] = self.length_flags.to_be_bytes();
+        Packet {
+            source,
+            destination,
+            source_port: [s0, s1],
+            destination_port: [d0, d1],
+            sequence: self.sequence,
+            acknowledgment: self.acknowledgment,
+            flags,
+            l3,
+            l4,
+            payload: end.wrapping_sub(l4 + self.header()),
+        }
+    }
+}
+
+/// Where the IP packet ends by its own word, 0 when it lies: beyond the packet, or before its header's end.
 #[inline(always)]
-fn end_of<L: Load + ?Sized>(load: &L, l3: u32, header: u32, claimed: u32) -> Option<u32> {
+fn end_of<L: Load>(load: &L, l3: u32, header: u32, claimed: u32) -> u32 {
     // A merged packet of 64 KiB or more carries the length 0 (BIG TCP).
     let end = if claimed == 0 && load.is_merged() {
         load.length()
     } else {
         l3 + claimed
     };
-    (end <= load.length() && end >= l3 + header).then_some(end)
+    if end <= load.length() && end >= l3 + header {
+        end
+    } else {
+        0
+    }
 }
 
-/// The ports of a UDP header; zero when it is not all there.
-fn udp_ports<L: Load + ?Sized>(load: &L, protocol: u8, l4: u32) -> [u8; 4] {
-    if protocol == UDP {
-        load.bytes::<4>(l4).unwrap_or_default()
-    } else {
-        [0; 4]
+/// What follows the IP header and its extensions.
+#[inline(always)]
+fn upper<F: Family, L: Load>(
+    load: &L,
+    addresses: (F::Address, F::Address),
+    protocol: u8,
+    (l3, l4, end): (u32, u32, u32),
+    fragmented: bool,
+) -> Parsed<F> {
+    let packet = Packet::without_ports(addresses.0, addresses.1);
+    if fragmented {
+        let kind = if protocol == TCP {
+            Kind::Fragment
+        } else {
+            Kind::Other
+        };
+        return Parsed {
+            kind,
+            protocol,
+            packet,
+        };
+    }
+    match protocol {
+        TCP => {
+            let tcp = Tcp::far(load, l4);
+            let kind = if tcp.is_whole(l4, end) {
+                Kind::Tcp
+            } else {
+                Kind::Invalid
+            };
+            Parsed {
+                kind,
+                protocol,
+                packet: tcp.packet(addresses, (l3, l4, end)),
+            }
+        }
+        UDP if l4 + UDP_HEADER <= end => {
+            let [s0, s1, d0, d1] = load.far32(l4).to_be_bytes();
+            let packet = Packet {
+                source_port: [s0, s1],
+                destination_port: [d0, d1],
+                ..packet
+            };
+            Parsed {
+                kind: Kind::Other,
+                protocol,
+                packet,
+            }
+        }
+        _ => Parsed {
+            kind: Kind::Other,
+            protocol,
+            packet,
+        },
     }
 }

@@ -20,51 +20,72 @@ const TCP: u8 = 6;
 
 /// A bare segment that takes the place of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Towards the packet's sender; else onward to where the packet goes.
-    pub to_sender: bool,
+pub struct Segment<F: Family> {
+    /// Source address.
+    pub source: F::Address,
+    /// Destination address.
+    pub destination: F::Address,
+    /// Source port, network byte order.
+    pub source_port: [u8; 2],
+    /// Destination port, network byte order.
+    pub destination_port: [u8; 2],
     /// Sequence number.
     pub sequence: u32,
     /// Acknowledgment number.
     pub acknowledgment: u32,
+    /// Offset of the IP header, bytes.
+    pub l3: u32,
+    /// Offset of the TCP header, bytes.
+    pub l4: u32,
     /// TCP flags.
     pub flags: u8,
+}
+
+impl<F: Family> Segment<F> {
+    #[inline(always)]
+    fn to_sender(packet: &Packet<F>, sequence: u32, acknowledgment: u32, flags: u8) -> Self {
+        Self {
+            source: packet.destination,
+            destination: packet.source,
+            source_port: packet.destination_port,
+            destination_port: packet.source_port,
+            sequence,
+            acknowledgment,
+            l3: packet.l3,
+            l4: packet.l4,
+            flags,
+        }
+    }
 }
 
 /// The answer to a refused SYN.
 #[must_use]
 #[inline(always)]
-pub fn refusal<F: Family>(packet: &Packet<F>) -> Segment {
+pub fn refusal<F: Family>(packet: &Packet<F>) -> Segment<F> {
     let acknowledgment = packet.sequence.wrapping_add(packet.segment_length());
-    Segment {
-        to_sender: true,
-        sequence: 0,
-        acknowledgment,
-        flags: RST | ACK,
-    }
+    Segment::to_sender(packet, 0, acknowledgment, RST | ACK)
 }
 
 /// What the sender of a packet of a revoked connection gets.
 #[must_use]
 #[inline(always)]
-pub fn revocation<F: Family>(packet: &Packet<F>) -> Segment {
-    Segment {
-        to_sender: true,
-        sequence: packet.acknowledgment,
-        acknowledgment: 0,
-        flags: RST,
-    }
+pub fn revocation<F: Family>(packet: &Packet<F>) -> Segment<F> {
+    Segment::to_sender(packet, packet.acknowledgment, 0, RST)
 }
 
 /// What the far end gets.
 #[must_use]
 #[inline(always)]
-pub fn probe<F: Family>(packet: &Packet<F>) -> Segment {
-    let sequence = packet.sequence.wrapping_sub(1);
+pub fn probe<F: Family>(packet: &Packet<F>) -> Segment<F> {
     Segment {
-        to_sender: false,
-        sequence,
+        source: packet.source,
+        destination: packet.destination,
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        sequence: packet.sequence.wrapping_sub(1),
         acknowledgment: packet.acknowledgment,
+        l3: packet.l3,
+        l4: packet.l4,
         flags: ACK,
     }
 }
@@ -81,26 +102,14 @@ pub fn fits<F: Family>(packet: &Packet<F>) -> bool {
 /// alone, as the kernel keeps it in a packet whose checksum the device will add (`CHECKSUM_PARTIAL`).
 #[must_use]
 #[inline(always)]
-pub fn bytes<F: Family>(packet: &Packet<F>, segment: Segment, partial: bool) -> (F::Header, [u8; 20]) {
-    let there = (
-        packet.source,
-        packet.destination,
-        packet.source_port,
-        packet.destination_port,
-    );
-    let back = (
-        packet.destination,
-        packet.source,
-        packet.destination_port,
-        packet.source_port,
-    );
-    let (source, destination, source_port, destination_port) = if segment.to_sender { back } else { there };
+pub fn bytes<F: Family>(segment: &Segment<F>, partial: bool) -> (F::Header, [u8; 20]) {
+    let (source, destination) = (segment.source, segment.destination);
     let pseudo = F::sum(source, destination) + u32::from(TCP) + TCP_HEADER;
     let [s0, s1, s2, s3] = segment.sequence.to_be_bytes();
     let [a0, a1, a2, a3] = segment.acknowledgment.to_be_bytes();
     let words = [
-        source_port,
-        destination_port,
+        segment.source_port,
+        segment.destination_port,
         [s0, s1],
         [s2, s3],
         [a0, a1],

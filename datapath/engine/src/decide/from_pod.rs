@@ -8,11 +8,8 @@ use super::{Act, Arrival, Outcome, Side, is_own, revocation, track, unjudged};
 use crate::Family;
 use crate::flows::{FlowTable, Flows};
 use crate::lookup;
-use crate::packet::{ACK, Packet, Parsed, RST};
+use crate::packet::{ACK, Kind, Packet, Parsed, RST};
 use crate::tables::{Tables, endpoint_at, endpoint_sets};
-
-/// Protocol number of TCP.
-const TCP: u8 = 6;
 
 /// Decides about a packet that the pod behind `arrival.ifindex` sends.
 #[inline(always)]
@@ -35,24 +32,21 @@ fn known<F: Family, N: Tables + Flows + ?Sized>(
     record: &EndpointRecord,
     parsed: &Parsed<F>,
 ) -> Outcome {
-    let (source, protocol, ports) = match parsed {
-        Parsed::Bad(reason) => return Outcome::drop(endpoint, *reason).event(EventKind::Malformed),
-        Parsed::Other(datagram) | Parsed::Fragment(datagram) => {
-            (datagram.source, datagram.protocol, datagram.ports)
-        }
-        Parsed::Tcp(packet) => (packet.source, TCP, [0; 4]),
-    };
+    if matches!(parsed.kind, Kind::Invalid | Kind::Unsupported) {
+        return Outcome::drop(endpoint, parsed.reason()).event(EventKind::Malformed);
+    }
+    let source = parsed.packet.source;
     // An endpoint without an address of this family has the zero address, which `may_send` alone admits.
     let own = F::own(record);
     let is_own_address = source == own && own != F::Address::default();
-    if !is_own_address && !F::may_send(source, protocol, ports) {
+    if !is_own_address && !F::may_send(source, parsed.protocol, parsed.ports()) {
         return Outcome::drop(endpoint, Reason::InvalidSourceIp).event(EventKind::Spoof);
     }
     let control = node.control();
     let sets = endpoint_sets(node, control, endpoint);
-    let packet = match parsed {
-        Parsed::Tcp(packet) => packet,
-        Parsed::Fragment(_) => return unjudged(endpoint, sets, Reason::Fragment),
+    let packet = match parsed.kind {
+        Kind::Tcp => &parsed.packet,
+        Kind::Fragment => return unjudged(endpoint, sets, Reason::Fragment),
         _ => return Outcome::pass(endpoint).because(Reason::NonTcp),
     };
     if packet.is_syn() {

@@ -6,7 +6,7 @@ use super::{Act, Arrival, Outcome, Side, is_own, revocation, track, unjudged};
 use crate::Family;
 use crate::flows::{FlowTable, Flows};
 use crate::lookup;
-use crate::packet::{ACK, Packet, Parsed, RST};
+use crate::packet::{ACK, Kind, Packet, Parsed, RST};
 use crate::tables::{Tables, endpoint_at, endpoint_sets};
 
 /// Decides about a packet on its way to the pod behind `arrival.ifindex`.
@@ -21,11 +21,12 @@ pub fn to_pod<F: Family, N: Tables + Flows + ?Sized>(
     };
     let control = node.control();
     let sets = endpoint_sets(node, control, endpoint);
-    let packet = match parsed {
-        Parsed::Tcp(packet) => packet,
-        Parsed::Other(_) => return Outcome::pass(endpoint).because(Reason::NonTcp),
-        Parsed::Fragment(_) => return unjudged(endpoint, sets, Reason::Fragment),
-        Parsed::Bad(reason) => return unjudged(endpoint, sets, *reason),
+    let packet = match parsed.kind {
+        Kind::Tcp => &parsed.packet,
+        Kind::Other => return Outcome::pass(endpoint).because(Reason::NonTcp),
+        Kind::Fragment | Kind::Invalid | Kind::Unsupported => {
+            return unjudged(endpoint, sets, parsed.reason());
+        }
     };
     if !sets.is_placed() {
         return Outcome::drop(endpoint, Reason::EndpointUnknown).event_if(packet.is_syn(), EventKind::Deny);

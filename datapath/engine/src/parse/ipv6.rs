@@ -1,10 +1,8 @@
 //! IPv6 with its chain of extension headers (RFC 8200 section 4).
 
-use thyra_datapath_abi::Reason;
-
-use super::{ETHERNET, TCP, TCP_HEADER, end_of, tcp, udp_ports};
+use super::{ETHERNET, Tcp, end_of, upper};
 use crate::family::Address6;
-use crate::packet::{Datagram, Parsed};
+use crate::packet::{Kind, Packet, Parsed, TCP};
 use crate::{Load, V6};
 
 const HOP_BY_HOP: u8 = 0;
@@ -18,174 +16,125 @@ const SHIM6: u8 = 140;
 /// Longer chains are refused; real ones have one or two.
 const MAX_EXTENSIONS: u32 = 6;
 const HEADER: u32 = 40;
+/// Offset and more-fragments bit of a fragment header; both zero is a whole packet in one piece.
+const FRAGMENTED: u16 = 0xfff9;
 
-/// Reads the IPv6 header at `l3` and what follows it.
+/// Whether a frame's first 54 bytes, known to be IPv6, are of the usual shape.
 #[inline(always)]
-pub fn ipv6<L: Load + ?Sized>(load: &L, l3: u32) -> Parsed<V6> {
-    // The usual case is read where it lies: Ethernet, no extension header, TCP.
-    if l3 == ETHERNET
-        && let Some(head) = load.head::<74>()
-        && let Some((ip, rest)) = head[14..].split_first_chunk::<40>()
-        && ip[6] == TCP
-        && ip[0] >> 4 == 6
-        && let Some(segment) = rest.first_chunk::<20>()
-    {
-        let header = Header::read(ip);
-        return match end_of(load, ETHERNET, HEADER, header.total) {
-            Some(end) => tcp(
-                segment,
-                (header.source, header.destination),
-                (ETHERNET, ETHERNET + HEADER, end),
-            ),
-            None => Parsed::Bad(Reason::InvalidPacket),
-        };
-    }
-    unusual(load, l3)
+pub(super) fn is_plain(head: &[u8; 54]) -> bool {
+    head[14] >> 4 == 6 && head[20] == TCP
 }
 
-/// The fixed header.
-struct Header {
-    version: u8,
-    next: u8,
-    /// Bytes of the packet from the header on; 0 when the field is 0 (only a merged packet may say that).
-    total: u32,
-    source: Address6,
-    destination: Address6,
-}
-
-impl Header {
-    #[inline(always)]
-    fn read(ip: &[u8; 40]) -> Self {
-        let [first, _, _, _, l0, l1, next, _, addresses @ ..] = *ip;
-        let [
-            s0,
-            s1,
-            s2,
-            s3,
-            s4,
-            s5,
-            s6,
-            s7,
-            s8,
-            s9,
-            sa,
-            sb,
-            sc,
-            sd,
-            se,
-            sf,
-            destination @ ..,
-        ] = addresses;
-        let source = [s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, sa, sb, sc, sd, se, sf];
-        let payload = u32::from(u16::from_be_bytes([l0, l1]));
-        Self {
-            version: first >> 4,
-            next,
-            total: if payload == 0 { 0 } else { payload + HEADER },
-            source: Address6::from_bytes(source),
-            destination: Address6::from_bytes(destination),
-        }
-    }
-}
-
-/// Where a chain of extension headers ends.
-enum Chain {
-    /// At this protocol and offset.
-    Upper {
-        protocol: u8,
-        l4: u32,
-    },
-    /// In a fragment; the protocol may be one more extension header.
-    Fragment {
-        protocol: u8,
-    },
-    Bad(Reason),
-}
-
-#[inline(never)]
-fn unusual<L: Load + ?Sized>(load: &L, l3: u32) -> Parsed<V6> {
-    let Some(ip) = load.bytes::<40>(l3) else {
-        return Parsed::Bad(Reason::InvalidPacket);
+/// Reads a frame of the usual shape (`parse::shape`); none when its lengths lie.
+#[inline(always)]
+pub fn plain<L: Load>(load: &L) -> Option<Packet<V6>> {
+    let head = load.head::<74>()?;
+    let source = Address6 {
+        high: L::near64::<22, 74>(head),
+        low: L::near64::<30, 74>(head),
     };
-    let header = Header::read(&ip);
-    if header.version != 6 {
-        return Parsed::Bad(Reason::InvalidPacket);
+    let destination = Address6 {
+        high: L::near64::<38, 74>(head),
+        low: L::near64::<46, 74>(head),
+    };
+    let end = end_of(load, ETHERNET, HEADER, claimed(L::near16::<18, 74>(head)));
+    let (l4, tcp) = (ETHERNET + HEADER, Tcp::near::<L, 54, 58, 62, 66, 74>(head));
+    tcp.is_whole(l4, end)
+        .then(|| tcp.packet((source, destination), (ETHERNET, l4, end)))
+}
+
+/// Bytes from the header on, by the length field; 0 when that is 0, which only a merged packet may say.
+#[inline(always)]
+fn claimed(payload: u16) -> u32 {
+    if payload == 0 {
+        0
+    } else {
+        u32::from(payload) + HEADER
     }
+}
+
+/// Reads the IPv6 header at `l3`, of whatever shape, and what follows it.
+#[inline(never)]
+pub fn unusual<L: Load>(load: &L, l3: u32) -> Parsed<V6> {
+    let claimed = claimed(load.far16(l3 + 4));
     // No payload at all is legal (next header 59), and then there is nothing to judge.
-    let total = if header.total == 0 && !load.is_merged() {
+    let claimed = if claimed == 0 && !load.is_merged() {
         HEADER
     } else {
-        header.total
+        claimed
     };
-    let Some(end) = end_of(load, l3, HEADER, total) else {
-        return Parsed::Bad(Reason::InvalidPacket);
-    };
-    let (source, destination) = (header.source, header.destination);
-    match walk(load, header.next, l3 + HEADER, end) {
-        Chain::Bad(reason) => Parsed::Bad(reason),
-        Chain::Fragment { protocol } if protocol == TCP || is_extension(protocol) => {
-            Parsed::Fragment(Datagram {
-                source,
-                destination,
-                protocol,
-                ports: [0; 4],
-            })
-        }
-        Chain::Fragment { protocol } => Parsed::Other(Datagram {
-            source,
-            destination,
-            protocol,
-            ports: [0; 4],
-        }),
-        Chain::Upper { protocol, l4 } if protocol != TCP => {
-            let ports = udp_ports(load, protocol, l4);
-            Parsed::Other(Datagram {
-                source,
-                destination,
-                protocol,
-                ports,
-            })
-        }
-        Chain::Upper { l4, .. } if l4 + TCP_HEADER > end => Parsed::Bad(Reason::InvalidPacket),
-        Chain::Upper { l4, .. } => match load.bytes::<20>(l4) {
-            Some(segment) => tcp(&segment, (source, destination), (l3, l4, end)),
-            None => Parsed::Bad(Reason::InvalidPacket),
-        },
+    let end = end_of(load, l3, HEADER, claimed);
+    if load.far8(l3) >> 4 != 6 || end == 0 {
+        return Parsed::empty(Kind::Invalid);
     }
+    let source = Address6 {
+        high: load.far64(l3 + 8),
+        low: load.far64(l3 + 16),
+    };
+    let destination = Address6 {
+        high: load.far64(l3 + 24),
+        low: load.far64(l3 + 32),
+    };
+    let chain = Chain {
+        protocol: load.far8(l3 + 6),
+        l4: l3 + HEADER,
+        fragmented: false,
+    };
+    let chain = chain.walk(load, end);
+    if !chain.fragmented && is_extension(chain.protocol) {
+        // Cut short: by the end of the packet, or by the bound.
+        let kind = if chain.l4 + 8 > end {
+            Kind::Invalid
+        } else {
+            Kind::Unsupported
+        };
+        return Parsed::empty(kind);
+    }
+    // A fragment's next header may be one more extension, and then TCP may follow.
+    let protocol = if is_extension(chain.protocol) {
+        TCP
+    } else {
+        chain.protocol
+    };
+    upper(
+        load,
+        (source, destination),
+        protocol,
+        (l3, chain.l4, end),
+        chain.fragmented,
+    )
 }
 
-fn walk<L: Load + ?Sized>(load: &L, first: u8, start: u32, end: u32) -> Chain {
-    let (mut next, mut at) = (first, start);
-    for _ in 0..MAX_EXTENSIONS {
-        if !is_extension(next) {
-            return Chain::Upper {
-                protocol: next,
-                l4: at,
+/// A place in a chain of extension headers.
+#[derive(Clone, Copy)]
+struct Chain {
+    protocol: u8,
+    l4: u32,
+    fragmented: bool,
+}
+
+impl Chain {
+    /// To the first header that is no extension, or to a fragment, or as far as the packet and the bound go.
+    #[inline(always)]
+    fn walk<L: Load>(mut self, load: &L, end: u32) -> Self {
+        for _ in 0..MAX_EXTENSIONS {
+            if !is_extension(self.protocol) || self.l4 + 8 > end {
+                break;
+            }
+            let [following, length] = load.far16(self.l4).to_be_bytes();
+            let header = self.protocol;
+            self.protocol = following;
+            if header == FRAGMENT && load.far16(self.l4 + 2) & FRAGMENTED != 0 {
+                self.fragmented = true;
+                break;
+            }
+            self.l4 += match header {
+                FRAGMENT => 8,
+                AUTHENTICATION => (u32::from(length) + 2) * 4,
+                _ => (u32::from(length) + 1) * 8,
             };
         }
-        if at + 8 > end {
-            return Chain::Bad(Reason::InvalidPacket);
-        }
-        let Some([following, length, offset_high, offset_low]) = load.bytes::<4>(at) else {
-            return Chain::Bad(Reason::InvalidPacket);
-        };
-        at += match next {
-            FRAGMENT => 8,
-            AUTHENTICATION => (u32::from(length) + 2) * 4,
-            _ => (u32::from(length) + 1) * 8,
-        };
-        // Bits 15..3 are the offset, bit 0 says that more follow; both zero is a whole packet in one piece.
-        if next == FRAGMENT && u16::from_be_bytes([offset_high, offset_low]) & 0xfff9 != 0 {
-            return Chain::Fragment { protocol: following };
-        }
-        next = following;
-    }
-    if is_extension(next) {
-        return Chain::Bad(Reason::UnsupportedShape);
-    }
-    Chain::Upper {
-        protocol: next,
-        l4: at,
+        self
     }
 }
 

@@ -1,0 +1,74 @@
+//! The event ring: who may write to it how often, and when its reader is woken.
+//!
+//! Invariant: an event that is not written is counted in `LOST`; a flood of refusals spends only its own budget.
+
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use thyra_datapath_abi::limits::{EVENT_BURST, EVENT_COST_NS, EVENT_RING_BYTES};
+use thyra_datapath_abi::{Event, EventKind};
+
+use crate::maps;
+
+/// The reader polls by a timer; it is woken early when this much waits for it.
+#[expect(clippy::as_conversions, reason = "a constant of `limits` in a const context")]
+const WAKE_BYTES: u64 = EVENT_RING_BYTES as u64 / 4;
+
+/// Writes an event, or counts it as lost. A function of its own, because a program's stack is 512 bytes.
+#[inline(never)]
+pub fn report(kind: EventKind, event: &Event) {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if is_refusal(kind) && !spend(now) {
+        return lost();
+    }
+    let Some(mut entry) = maps::EVENTS.reserve::<Event>(0) else {
+        return lost();
+    };
+    entry.write(Event {
+        time_ns: now,
+        ..*event
+    });
+    let waiting = maps::EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    entry.submit(if waiting > WAKE_BYTES {
+        0
+    } else {
+        u64::from(BPF_RB_NO_WAKEUP)
+    });
+}
+
+/// What an outsider can cause at will.
+#[inline(always)]
+fn is_refusal(kind: EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Deny | EventKind::Revoke | EventKind::Spoof | EventKind::Malformed
+    )
+}
+
+/// Takes one refusal out of this CPU's budget, which fills with time.
+#[inline(always)]
+fn spend(now: u64) -> bool {
+    let Some(budget) = maps::EVENT_BUDGET.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: this CPU's own element.
+    unsafe {
+        let credit = (*budget)
+            .credit_ns
+            .wrapping_add(now.wrapping_sub((*budget).filled_ns));
+        let most = EVENT_BURST * EVENT_COST_NS;
+        let credit = if credit > most { most } else { credit };
+        (*budget).filled_ns = now;
+        let enough = credit >= EVENT_COST_NS;
+        (*budget).credit_ns = if enough { credit - EVENT_COST_NS } else { credit };
+        enough
+    }
+}
+
+#[inline(always)]
+fn lost() {
+    if let Some(count) = maps::LOST.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element.
+        unsafe { *count += 1 }
+    }
+}

@@ -1,0 +1,31 @@
+//! The entry points.
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use thyra_datapath_engine::program::{self, FromPod, ToPod};
+
+use crate::node::Node;
+use crate::skb::Skb;
+
+/// At the egress of the host veth: a packet on its way to the pod.
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    program::run::<ToPod, _, _>(Node, Skb(ctx.skb.skb))
+}
+
+/// At the ingress of the host veth: a packet that the pod sends.
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    program::run::<FromPod, _, _>(Node, Skb(ctx.skb.skb))
+}
+
+/// Nothing here panics; the compiler asks for it, and the verifier would refuse the loop.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Helpers like `bpf_ktime_get_ns` are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";

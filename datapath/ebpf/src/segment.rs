@@ -1,0 +1,130 @@
+//! Turning a refused packet into the segments that say so (`thyra_datapath_engine::reset`).
+//!
+//! Invariant: what leaves here carries Thyra's mark, so that the other program lets it pass and takes the mark
+//! off; a segment that could not be written whole is dropped.
+#![expect(
+    clippy::as_conversions,
+    reason = "helpers take lengths and flags as raw numbers of their own width"
+)]
+
+use aya_ebpf::bindings::BPF_F_INGRESS;
+use aya_ebpf::helpers::generated::{
+    bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
+};
+use thyra_datapath_abi::maps::OWN_MARK;
+use thyra_datapath_engine::account::Direction;
+use thyra_datapath_engine::program::Hook as _;
+use thyra_datapath_engine::reset::{self, Segment, TCP_HEADER};
+use thyra_datapath_engine::{Family, Packet};
+
+use crate::skb::{SHOT, Skb};
+
+/// Offset of the checksum in a TCP header.
+const CHECKSUM: u32 = 16;
+
+/// The kernel refused an operation.
+struct Refused;
+
+/// The sender of a SYN gets a reset as if the pod had sent it, so that translations on the way back apply.
+#[inline(always)]
+pub fn refuse<F: Family>(skb: Skb, packet: &Packet<F>, direction: Direction) -> i32 {
+    if rewrite(skb, reset::refusal(packet)).is_err() {
+        return SHOT;
+    }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(ifindex(skb), towards_sender(direction)) as i32 }
+}
+
+/// The sender gets a reset, the far end a bare ACK in the packet's own direction.
+#[inline(always)]
+pub fn revoke<F: Family>(skb: Skb, packet: &Packet<F>, direction: Direction) -> i32 {
+    if rewrite(skb, reset::revocation(packet)).is_err() {
+        return SHOT;
+    }
+    // SAFETY: a helper on the program's own context. If it fails, the next packet is answered again.
+    let _lost = unsafe { bpf_clone_redirect(skb.0, ifindex(skb), towards_sender(direction)) };
+    if rewrite(skb, reset::probe(packet)).is_err() {
+        return SHOT;
+    }
+    skb.pass_own()
+}
+
+#[inline(always)]
+fn ifindex(skb: Skb) -> u32 {
+    // SAFETY: the program's own context.
+    unsafe { (*skb.0).ifindex }
+}
+
+/// Flags that send a packet to where this one came from: out of the host veth to the pod, or in by it.
+#[inline(always)]
+fn towards_sender(direction: Direction) -> u64 {
+    match direction {
+        Direction::ToPod => u64::from(BPF_F_INGRESS),
+        Direction::FromPod => 0,
+    }
+}
+
+/// Writes `segment` in the place of the packet.
+#[inline(always)]
+fn rewrite<F: Family>(skb: Skb, segment: Segment<F>) -> Result<(), Refused> {
+    if write(skb, &segment) {
+        Ok(())
+    } else {
+        Err(Refused)
+    }
+}
+
+/// A function of its own, because a program's stack is 512 bytes.
+#[inline(never)]
+fn write<F: Family>(skb: Skb, segment: &Segment<F>) -> bool {
+    try_write(skb, segment).is_ok()
+}
+
+/// Swaps the MACs too: the second segment of a pair swaps them back.
+#[inline(always)]
+fn try_write<F: Family>(skb: Skb, segment: &Segment<F>) -> Result<(), Refused> {
+    let partial = is_partial(skb, segment.l4)?;
+    // SAFETY: a helper on the program's own context.
+    if unsafe { bpf_skb_change_tail(skb.0, segment.l4 + TCP_HEADER, 0) } != 0 {
+        return Err(Refused);
+    }
+    let (destination, source) = (load::<6>(skb, 0)?, load::<6>(skb, 6)?);
+    store(skb, 0, &source)?;
+    store(skb, 6, &destination)?;
+    let (ip, tcp) = reset::bytes(segment, partial);
+    store(skb, segment.l3, &ip)?;
+    store(skb, segment.l4, &tcp)?;
+    skb.set_mark(OWN_MARK);
+    Ok(())
+}
+
+/// Whether the device still has to add the checksum (`CHECKSUM_PARTIAL`): then, and only then, a change that is
+/// not in the pseudo-header leaves the checksum field as it is.
+/// `bpf_l4_csum_replace` → `inet_proto_csum_replace2(pseudohdr = false)`, net/core/utils.c.
+#[inline(always)]
+fn is_partial(skb: Skb, l4: u32) -> Result<bool, Refused> {
+    let before = load::<2>(skb, l4 + CHECKSUM)?;
+    // SAFETY: a helper on the program's own context; the packet is rewritten right after.
+    if unsafe { bpf_l4_csum_replace(skb.0, l4 + CHECKSUM, 0, 0x0100, 2) } != 0 {
+        return Err(Refused);
+    }
+    Ok(before == load::<2>(skb, l4 + CHECKSUM)?)
+}
+
+#[inline(always)]
+fn load<const N: usize>(skb: Skb, offset: u32) -> Result<[u8; N], Refused> {
+    let mut bytes = [0; N];
+    // SAFETY: the helper writes at most N bytes, or fails.
+    let failed = unsafe { bpf_skb_load_bytes(skb.0.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+    if failed == 0 { Ok(bytes) } else { Err(Refused) }
+}
+
+#[inline(always)]
+fn store<T: Copy>(skb: Skb, offset: u32, bytes: &T) -> Result<(), Refused> {
+    let from = core::ptr::from_ref(bytes).cast();
+    // BPF_F_RECOMPUTE_CSUM: a sum that a device made over the whole packet stays true.
+    // SAFETY: the helper reads the bytes of `T`, an array.
+    let failed = unsafe { bpf_skb_store_bytes(skb.0, offset, from, size_of::<T>() as u32, 1) };
+    if failed == 0 { Ok(()) } else { Err(Refused) }
+}
