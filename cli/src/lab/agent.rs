@@ -1,0 +1,306 @@
+//! The agents of a lab: started in their nodes, told of their pods, asked what they enforce.
+//!
+//! Invariant: an agent runs in its node's network namespace with a bpffs, a state folder and a socket of its own.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Pid, Signal, kill_process};
+use thyra_proto::thyra::v1 as api;
+use thyra_proto::thyra::v1::admin_service_client::AdminServiceClient;
+use thyra_proto::thyra::v1::endpoint_service_client::EndpointServiceClient;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::model::{Model, NodeAddresses, Pod};
+use super::netns::Netns;
+use super::registry::RunDir;
+use super::scenario::AgentFlag;
+use super::services::{POD_RANGE4, POD_RANGE6};
+use super::topology::Guest;
+
+/// An agent that doesn't answer by then is broken.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long its first full sync may take.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a stopping agent may take.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(20);
+/// What is shown of the log of an agent that failed.
+const LOG_LINES: usize = 15;
+/// Where the agent honours a namespace's labels when no API server tells them.
+const NAMESPACE_LABELS: &str = "thyra.io/namespace-labels";
+
+/// A running agent.
+pub(crate) struct Agent {
+    name: String,
+    log: PathBuf,
+    child: Child,
+    pub(crate) admin: AdminServiceClient<Channel>,
+    endpoints: EndpointServiceClient<Channel>,
+}
+
+/// What every agent of a lab is started with.
+pub(crate) struct Setup<'a> {
+    pub(crate) dir: &'a RunDir,
+    pub(crate) model: &'a Model,
+    /// From `scenario.yaml`; they win.
+    pub(crate) flags: &'a [AgentFlag],
+    /// Where the control plane is and how to speak to it.
+    pub(crate) control_plane: &'a [(String, String)],
+}
+
+impl Agent {
+    /// Starts the agent of one node and waits until its socket answers.
+    ///
+    /// # Errors
+    /// There is no agent program, or it ended; then with the end of its log.
+    pub(crate) async fn start(node: usize, netns: &Netns, setup: &Setup<'_>) -> anyhow::Result<Self> {
+        let folder = setup.dir.node(node);
+        let (bpffs, state) = (folder.join("bpf"), folder.join("state"));
+        for path in [&bpffs, &state] {
+            fs::create_dir_all(path).with_context(|| format!("can't make `{}`", path.display()))?;
+        }
+        mount("bpf", &bpffs, "bpf", MountFlags::empty(), None)
+            .with_context(|| format!("can't mount a bpffs at `{}`", bpffs.display()))?;
+        let log = folder.join("agent.log");
+        let out = fs::File::create(&log).with_context(|| format!("can't write `{}`", log.display()))?;
+        let socket = setup.dir.agent_socket(node);
+        let program = program()?;
+        let mut command = Command::new(&program);
+        command
+            .args(arguments(node, &socket, &bpffs, &state, setup))
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().context("can't share the log")?)
+            .stderr(out)
+            // Ctrl-C is the lab's to handle; the agent is stopped in order.
+            .process_group(0);
+        let child =
+            netns.spawn(&mut command).with_context(|| format!("can't start `{}`", program.display()))?;
+        let channel = channel(&socket)?;
+        let mut agent = Self {
+            name: setup.model.nodes[node].clone(),
+            log,
+            child,
+            admin: AdminServiceClient::new(channel.clone()),
+            endpoints: EndpointServiceClient::new(channel),
+        };
+        agent.wait_for_answer(setup.flags).await?;
+        Ok(agent)
+    }
+
+    async fn wait_for_answer(&mut self, flags: &[AgentFlag]) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if self.admin.get_status(api::GetStatusRequest {}).await.is_ok() {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait().context("can't ask for the agent's state")? {
+                let given = flags.iter().map(|flag| {
+                    format!("\nnote: `{}` comes from {}:{}", flag.key, flag.file.display(), flag.line)
+                });
+                let given: String = given.collect();
+                bail!("the agent of `{}` ended ({status}):\n{}{given}", self.name, self.last_words());
+            }
+            if Instant::now() > deadline {
+                bail!("the agent of `{}` doesn't answer:\n{}", self.name, self.last_words());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits for the first full sync.
+    ///
+    /// # Errors
+    /// It doesn't come; says what the agent's status is.
+    pub(crate) async fn wait_for_sync(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + SYNC_TIMEOUT;
+        loop {
+            let status = self.status().await?;
+            if status.synced {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let sources = status.sources.iter().map(|source| {
+                    format!("\n  {}: {} {}", source.name, source.state, source.detail)
+                });
+                bail!("the agent of `{}` isn't synced:{}", self.name, sources.collect::<String>());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub(crate) async fn status(&mut self) -> anyhow::Result<api::GetStatusResponse> {
+        let answer = self.admin.get_status(api::GetStatusRequest {}).await;
+        Ok(answer.with_context(|| format!("the agent of `{}` doesn't answer", self.name))?.into_inner())
+    }
+
+    /// Makes a pod an endpoint, or tells what changed of it.
+    ///
+    /// # Errors
+    /// The agent refuses it.
+    pub(crate) async fn add(&mut self, pod: &Pod, guest: &Guest, model: &Model) -> anyhow::Result<()> {
+        let mut annotations = pod.annotations.clone();
+        if let Some(labels) = model.namespaces.get(&pod.namespace) {
+            annotations.insert(NAMESPACE_LABELS.to_owned(), serde_json::to_string(labels)?);
+        }
+        let endpoint = api::Endpoint {
+            pod_uid: pod.uid.clone(),
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            netns_path: guest.netns.path().display().to_string(),
+            host_interface: guest.interface.clone(),
+            addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+            mac: guest.mac.clone(),
+            labels: pod.labels.clone().into_iter().collect(),
+            annotations: annotations.into_iter().collect(),
+            service_account: pod.service_account.clone(),
+            containers: pod.containers.clone(),
+        };
+        let answer = self.endpoints.add(api::AddRequest { endpoint: Some(endpoint) }).await;
+        answer.map_err(|status| refusal(&self.name, "pod", &pod.key(), &status))?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// The agent doesn't answer.
+    pub(crate) async fn delete(&mut self, pod: &Pod) -> anyhow::Result<()> {
+        let request = api::DelRequest {
+            pod_uid: pod.uid.clone(),
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+        };
+        let answer = self.endpoints.del(request).await;
+        answer.map_err(|status| refusal(&self.name, "removal of pod", &pod.key(), &status))?;
+        Ok(())
+    }
+
+    /// Returns when each object version is enforced, or changes nothing.
+    ///
+    /// # Errors
+    /// Which ones aren't after `timeout`.
+    pub(crate) async fn wait_enforced(
+        &mut self,
+        objects: Vec<api::ObjectVersion>,
+        timeout: Duration,
+    ) -> anyhow::Result<()> {
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        let answer = self.admin.wait_enforced(api::WaitEnforcedRequest { objects, timeout_ms }).await;
+        answer.map_err(|status| anyhow::anyhow!("agent of `{}`: {}", self.name, status.message()))?;
+        Ok(())
+    }
+
+    /// The end of its log.
+    fn last_words(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    /// Asks it to end, and makes it end.
+    pub(crate) async fn stop(&mut self) {
+        let raw = i32::try_from(self.child.id()).ok();
+        if let Some(pid) = raw.and_then(Pid::from_raw)
+            && let Err(error) = kill_process(pid, Signal::TERM)
+        {
+            tracing::debug!(node = self.name, %error, "agent already gone");
+        }
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        if let Err(error) = self.child.kill() {
+            tracing::debug!(node = self.name, %error, "agent already gone");
+        }
+        if let Err(error) = self.child.wait() {
+            tracing::debug!(node = self.name, %error, "agent's end not seen");
+        }
+    }
+}
+
+fn refusal(node: &str, what: &str, key: &str, status: &tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("the agent of `{node}` refuses {what} `{key}`: {}", status.message())
+}
+
+/// `$THYRA_AGENT`, else the program beside this one.
+pub(crate) fn program() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("THYRA_AGENT") {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe().context("can't find this program's own file")?;
+    let path = own.with_file_name("thyra-agent");
+    if !path.is_file() {
+        bail!(
+            "there is no `{}`; build it with `cargo build -p thyra-agent`, or name it in THYRA_AGENT",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// Every flag once; what the scenario says wins.
+fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Setup<'_>) -> Vec<String> {
+    let mut flags: Vec<(String, String)> = vec![
+        ("node".into(), setup.model.nodes[node].clone()),
+        ("socket".into(), socket.display().to_string()),
+        ("bpffs".into(), bpffs.display().to_string()),
+        ("state".into(), state.display().to_string()),
+        ("default-mode".into(), "enforce".into()),
+        ("pod-cidr".into(), POD_RANGE4.into()),
+        ("pod-cidr".into(), POD_RANGE6.into()),
+    ];
+    for other in 0..setup.model.nodes.len() {
+        let NodeAddresses { own, gateways, ranges: _ } = NodeAddresses::of(other);
+        let addresses: Vec<IpAddr> = own.into_iter().chain(gateways).collect();
+        flags.extend(addresses.iter().map(|address| ("node-address".into(), address.to_string())));
+    }
+    flags.extend(setup.control_plane.iter().cloned());
+    flags.retain(|(key, _)| !setup.flags.iter().any(|given| given.key == *key));
+    flags.extend(setup.flags.iter().map(|given| (given.key.clone(), given.value.clone())));
+    flags.into_iter().map(|(key, value)| format!("--{key}={value}")).collect()
+}
+
+/// A lazy connection over a Unix socket.
+fn channel(socket: &Path) -> anyhow::Result<Channel> {
+    let socket = socket.to_owned();
+    // Every URI will do: the connector knows where to go.
+    let endpoint = Endpoint::from_static("http://agent");
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{AgentFlag, Model, RunDir, Setup, arguments};
+
+    #[test]
+    fn a_scenarios_flag_replaces_the_labs_own() {
+        let model = Model::new(2, &[]);
+        let flag = |key: &str, value: &str| AgentFlag {
+            key: key.into(),
+            value: value.into(),
+            file: Path::new("scenario.yaml").into(),
+            line: 1,
+        };
+        let flags = [flag("default-mode", "off"), flag("deny", "drop")];
+        let setup = Setup { dir: &RunDir::of("test"), model: &model, flags: &flags, control_plane: &[] };
+        let arguments = arguments(1, Path::new("/s"), Path::new("/b"), Path::new("/t"), &setup);
+        assert!(arguments.contains(&"--node=node-1".to_owned()));
+        assert!(arguments.contains(&"--default-mode=off".to_owned()));
+        assert!(!arguments.contains(&"--default-mode=enforce".to_owned()));
+        assert!(arguments.contains(&"--deny=drop".to_owned()));
+        assert_eq!(arguments.iter().filter(|flag| flag.starts_with("--node-address=")).count(), 8);
+    }
+}

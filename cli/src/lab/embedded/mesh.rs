@@ -1,0 +1,41 @@
+//! MeshConfig, as istiod sends it.
+//!
+//! Invariant: what the manifest reader understood of the ConfigMap is what goes out.
+
+use anyhow::anyhow;
+use thyra_policy_compiler::manifest::{self, Body};
+use thyra_policy_compiler::world::Mesh;
+use thyra_proto::istio::mesh::v1alpha1::MeshConfig;
+use thyra_proto::istio::mesh::v1alpha1::mesh_config::ExtensionProvider;
+
+use crate::lab::object::Object;
+
+/// A mesh without a ConfigMap.
+pub(super) fn defaults() -> MeshConfig {
+    message(&Mesh::default())
+}
+
+/// # Errors
+/// The ConfigMap can't be read.
+pub(super) fn read(object: &Object) -> anyhow::Result<MeshConfig> {
+    let found = manifest::object_from_json(&object.key(), &object.json)
+        .map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    match found.map(|object| object.body) {
+        Some(Body::MeshConfig(mesh)) => Ok(message(&mesh)),
+        _ => Ok(defaults()),
+    }
+}
+
+fn message(mesh: &Mesh) -> MeshConfig {
+    let Mesh { root_namespace, trust_domain, trust_domain_aliases, extension_providers, version: _ } = mesh;
+    MeshConfig {
+        trust_domain: trust_domain.clone(),
+        root_namespace: root_namespace.clone(),
+        trust_domain_aliases: trust_domain_aliases.clone(),
+        extension_providers: extension_providers
+            .iter()
+            .map(|name| ExtensionProvider { name: name.clone(), provider: None })
+            .collect(),
+        path_normalization: None,
+    }
+}
