@@ -1,16 +1,24 @@
-//! The tables agree with the oracle, on random worlds and connections; and so do the kernel's look-ups on them.
+//! The tables agree with the oracle on random worlds and connections, the kernel's look-ups agree with the tables, and a
+//! compiler that has seen other worlds before agrees with a fresh one.
 
+mod edit;
 mod entropy;
 mod world;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use entropy::Entropy;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use thyra_datapath_abi::tables::{Tables, Verdict};
-use thyra_datapath_abi::{Action, Reason};
+use thyra_datapath_abi::{Action, Cell, Reason};
+use thyra_datapath_engine::BankImage;
+use thyra_datapath_engine::family::Address6;
+use thyra_datapath_engine::host::HostNode;
+use thyra_datapath_engine::lookup::{cell, source4, source6};
+use thyra_datapath_engine::tables::{Tables as _, endpoint_sets};
 use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::oracle::{Connection, judge};
 use thyra_policy_compiler::world::World;
@@ -19,6 +27,8 @@ use thyra_policy_compiler::world::World;
 const WORLDS: u32 = 400;
 /// Connections tried on each.
 const CONNECTIONS: usize = 40;
+/// Edits of a world in a row.
+const EDITS: usize = 6;
 
 /// The tables' answer, looked up as the kernel does.
 fn lookup<'a>(tables: &'a Tables, connection: &Connection) -> Option<&'a Verdict> {
@@ -110,5 +120,87 @@ fn tables_say_what_the_oracle_says() {
             share * 20 >= total,
             "`{kind}` is under 5 % of the cases: {share} of {total}"
         );
+    }
+}
+
+/// The kernel's answer: the cell with the verdict's index plus one.
+fn kernel(node: &HostNode, connection: &Connection) -> Cell {
+    let control = node.control();
+    let sets = endpoint_sets(node, control, connection.destination_endpoint);
+    let class = match connection.source {
+        IpAddr::V4(address) => source4(node, control, address.into()).class,
+        IpAddr::V6(address) => source6(node, control, Address6::from_bytes(address.octets())).class,
+    };
+    let set = if connection.destination.is_ipv4() {
+        sets.set4()
+    } else {
+        sets.set6()
+    };
+    cell(node, control, set, class, connection.port.to_be_bytes())
+}
+
+#[test]
+fn the_kernels_look_ups_find_the_same_cells() {
+    let result = runner(worlds() / 4).run(&bytes(), |bytes| {
+        let mut entropy = Entropy(&bytes);
+        let world = world::world(&mut entropy);
+        let tables = Compiler::new().compile(&world).expect("a small world fits");
+        let image = BankImage::build(&tables, &|index| u16::try_from(index + 1).unwrap());
+        let node = HostNode::new(image.expect("a small world fits"), 0);
+        for _ in 0..CONNECTIONS {
+            let connection = world::connection(&mut entropy, &world);
+            if connection.source.is_ipv4() != connection.destination.is_ipv4() {
+                continue;
+            }
+            let verdict = lookup(&tables, &connection).expect("every cell has a verdict");
+            let index = tables.verdicts.iter().position(|known| known == verdict).unwrap();
+            let wanted = Cell::new(verdict.action, u16::try_from(index + 1).unwrap()).unwrap();
+            prop_assert_eq!(
+                kernel(&node, &connection),
+                wanted,
+                "{:?}\n{:#?}",
+                connection,
+                world
+            );
+        }
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn a_compiler_with_a_past_says_what_a_fresh_one_says() {
+    let result = runner(worlds() / 2).run(&bytes(), |bytes| {
+        let mut entropy = Entropy(&bytes);
+        let mut world = world::world(&mut entropy);
+        let mut compiler = Compiler::new();
+        compiler.compile(&world).expect("a small world fits");
+        for _ in 0..EDITS {
+            edit::edit(&mut entropy, &mut world);
+            let kept = compiler.compile(&world).expect("a small world fits");
+            let mut fresh_compiler = Compiler::new();
+            let fresh = fresh_compiler.compile(&world).expect("a small world fits");
+            for connection in world::connections(&world) {
+                let (left, right) = (lookup(&kept, &connection), lookup(&fresh, &connection));
+                prop_assert_eq!(left, right, "{:?}\n{:#?}", connection, world);
+            }
+            prop_assert_eq!(compiler.report(), fresh_compiler.report());
+            let size = |t: &Tables| {
+                (
+                    t.classes.len(),
+                    t.columns,
+                    t.rows.len(),
+                    t.sets.len(),
+                    t.port_classes,
+                )
+            };
+            prop_assert_eq!(size(&kept), size(&fresh));
+        }
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}");
     }
 }

@@ -473,3 +473,23 @@ pub(crate) fn connection(e: &mut Entropy<'_>, world: &World) -> Connection {
         port: if e.chance(10) { 7000 } else { port(e) },
     }
 }
+
+/// Every source of the pools to every endpoint at every port of the pools.
+pub(crate) fn connections(world: &World) -> Vec<Connection> {
+    let mut all = Vec::new();
+    for endpoint in world.endpoints.values() {
+        for destination in &endpoint.addresses {
+            for source in ADDRESSES {
+                for port in PORTS.into_iter().chain([7000]) {
+                    all.push(Connection {
+                        source: source.parse().unwrap(),
+                        destination_endpoint: endpoint.id,
+                        destination: *destination,
+                        port,
+                    });
+                }
+            }
+        }
+    }
+    all
+}
