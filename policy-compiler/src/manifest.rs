@@ -1,7 +1,8 @@
-//! Kubernetes manifests as users have them (YAML, JSON, lists, many documents) to typed objects, with places for errors.
+//! Kubernetes manifests as users have them (YAML, JSON, lists, many documents) to typed objects, with places
+//! for errors.
 //!
-//! Invariant: an input is read whole or refused with file, line and mend; an object of a kind that Thyra reads never
-//! has a field that was skipped. Reading is bounded in time and memory and never panics.
+//! Invariant: an input is read whole or refused with file, line and mend; an object of a kind that Thyra
+//! reads never has a field that was skipped. Reading is bounded in time and memory and never panics.
 
 mod address;
 mod authentication;
@@ -102,8 +103,8 @@ impl Manifests {
     }
 }
 
-/// All `*.yaml`, `*.yml` and `*.json` files directly in `folder`, in order of their names; a file's own path is read as
-/// that file alone.
+/// All `*.yaml`, `*.yml` and `*.json` files directly in `folder`, in order of their names; a file's own path
+/// is read as that file alone.
 ///
 /// # Errors
 /// All mistakes of all files, in order.
@@ -253,12 +254,12 @@ fn collect(node: &node::Node, lines: &[&str], into: &mut Manifests, reader: &mut
     }
 }
 
-/// An object as an API server holds it; `name` is what errors call it, `None` an object of a kind that isn't read. The
-/// object is in force already, so what can't be read in a policy becomes an unknown term (matched in DENY, not matched
-/// in ALLOW) instead of an error.
+/// An object as an API server holds it; `name` is what errors call it, `None` an object of a kind that isn't
+/// read. The object is in force already, so what can't be read in a policy becomes an unknown term (matched
+/// in DENY, not matched in ALLOW) instead of an error.
 ///
-/// # Errors
-/// The object has no name or version that could be read, or (other kinds than policies) a value that can't be.
+/// # Errors The object has no name or version that could be read, or (other kinds than policies) a value that
+/// can't be.
 pub fn object_from_json(name: &str, json: &serde_json::Value) -> Result<Option<Object>, Vec<ManifestError>> {
     let file: Arc<str> = name.into();
     let mut reader = Reader::new(&file, Rigour::Lenient);

@@ -1,7 +1,8 @@
-//! Values of Istio's security fields as text to typed matches: the one place that knows which wildcards a field has.
+//! Values of Istio's security fields as text to typed matches: the one place that knows which wildcards a
+//! field has.
 //!
-//! Invariant: a value is either read whole or refused by name; what istiod accepts is accepted here with istiod's meaning,
-//! so YAML and xDS can't disagree. Nothing is skipped, defaulted or cut.
+//! Invariant: a value is either read whole or refused by name; what istiod accepts is accepted here with
+//! istiod's meaning, so YAML and xDS can't disagree. Nothing is skipped, defaulted or cut.
 
 use std::net::IpAddr;
 
@@ -40,7 +41,8 @@ pub enum ValueError {
     },
     /// Not 0 to 65535.
     #[error(
-        "`{0}` is not a port; write a number from 0 to 65535 in quotes, like \"8080\" (names and ranges are unknown here)"
+        "`{0}` is not a port; write a number from 0 to 65535 in quotes, like \"8080\" (names and ranges \
+        are unknown here)"
     )]
     Port(String),
     /// A `*` where the field has none.
@@ -56,7 +58,8 @@ pub enum ValueError {
     TrustDomain(String),
     /// A template that Istio doesn't have.
     #[error(
-        "`{0}` is not a path template; `{{*}}` stands for one whole segment, `{{**}}` for any rest; no other template may follow it"
+        "`{0}` is not a path template; `{{*}}` stands for one whole segment, `{{**}}` for any rest; no \
+        other template may follow it"
     )]
     PathTemplate(String),
     /// `ALLOW`, `DENY`, `AUDIT`, `CUSTOM`.
@@ -184,7 +187,8 @@ pub fn trust_domain(value: &str) -> Result<StringMatch, ValueError> {
     Ok(read)
 }
 
-/// An address or CIDR block: host bits are masked, IPv4-mapped IPv6 becomes IPv4, an address is its own block.
+/// An address or CIDR block: host bits are masked, IPv4-mapped IPv6 becomes IPv4, an address is its own
+/// block.
 pub fn ip_block(value: &str) -> Result<IpNet, ValueError> {
     if value.is_empty() {
         return Err(ValueError::Empty);
@@ -213,7 +217,8 @@ fn prefix_length(text: &str, most: u8) -> Option<u8> {
     text.parse().ok().filter(|length| plain && *length <= most)
 }
 
-/// The masked block of an address whose prefix length is in range; a block inside `::ffff:0:0/96` is an IPv4 block.
+/// The masked block of an address whose prefix length is in range; a block inside `::ffff:0:0/96` is an IPv4
+/// block.
 fn block(address: IpAddr, length: u8) -> IpNet {
     let mapped = match address {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().zip(length.checked_sub(MAPPED_BITS)),
@@ -291,8 +296,8 @@ pub fn mtls_mode(value: &str) -> Result<MtlsMode, ValueError> {
     }
 }
 
-/// Annotation `istio.io/dry-run`, read as Go's `strconv.ParseBool`; absent is false. istiod enforces a policy whose
-/// annotation can't be read, and so must a caller that keeps the policy.
+/// Annotation `istio.io/dry-run`, read as Go's `strconv.ParseBool`; absent is false. istiod enforces a policy
+/// whose annotation can't be read, and so must a caller that keeps the policy.
 pub fn dry_run(annotation: Option<&str>) -> Result<bool, ValueError> {
     match annotation {
         None | Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
@@ -424,8 +429,8 @@ impl Lists<'_> {
     }
 }
 
-/// What a Service port declares: `appProtocol`, else the part of its name before `-`, as istiod reads them; `port` is
-/// the Service's.
+/// What a Service port declares: `appProtocol`, else the part of its name before `-`, as istiod reads them;
+/// `port` is the Service's.
 #[must_use]
 pub fn app_protocol(app_protocol: Option<&str>, name: &str, port: u16) -> AppProtocol {
     let declared = app_protocol.unwrap_or(name).to_ascii_lowercase();

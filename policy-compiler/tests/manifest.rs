@@ -260,11 +260,13 @@ fn dry_run_is_an_annotation() {
 fn peer_authentication_has_ports_only_with_a_selector() {
     let text = |spec: &str| {
         format!(
-            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: \
+            shop}}\nspec: {spec}\n"
         )
     };
     let Body::PeerAuthentication(peer) = only(&text(
-        "{selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}, portLevelMtls: {9090: {mode: PERMISSIVE}}}",
+        "{selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}, portLevelMtls: {9090: {mode: \
+        PERMISSIVE}}}",
     ))
     .body
     else {
@@ -289,7 +291,8 @@ fn kinds_are_read_ignored_or_refused() {
     let manifests = read(
         "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: shop}\n---\n\
          apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other}\ndata: {anything: at all}\n---\n\
-         apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\nspec: {whatever: 1}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+         metadata: {name: v}\nspec: {whatever: 1}\n---\n\
          apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: k}\n---\n# nothing here\n---\n",
     );
     let kinds: Vec<&str> = manifests.ignored.iter().map(|i| i.kind.as_str()).collect();
@@ -328,11 +331,13 @@ fn kinds_are_read_ignored_or_refused() {
 
 #[test]
 fn lists_and_json_are_the_same_as_documents() {
-    let yaml = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n\
+    let yaml = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: \
+    a}}\n\
                 - {apiVersion: v1, kind: ServiceAccount, metadata: {name: b, namespace: a}}\n";
     let json = "{\"apiVersion\": \"v1\",\n\t\"kind\": \"List\", \"items\": [\n\
                 {\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"a\"}},\n\
-                {\"apiVersion\": \"v1\", \"kind\": \"ServiceAccount\", \"metadata\": {\"name\": \"b\", \"namespace\": \"a\"}}]}";
+                {\"apiVersion\": \"v1\", \"kind\": \"ServiceAccount\", \
+                \"metadata\": {\"name\": \"b\", \"namespace\": \"a\"}}]}";
     let keys = |text| read(text).objects.iter().map(Object::key).collect::<Vec<_>>();
     assert_eq!(keys(yaml), keys(json));
     assert_eq!(keys(yaml).len(), 2);
@@ -388,7 +393,10 @@ kind: Service
 metadata: {name: front, namespace: shop}
 spec:
   selector: {app: front}
-  ports: [{name: http, port: 80, targetPort: http-web}, {name: tcp-x, port: 81, targetPort: 8081}, {port: 53, protocol: UDP}]
+  ports:
+  - {name: http, port: 80, targetPort: http-web}
+  - {name: tcp-x, port: 81, targetPort: 8081}
+  - {port: 53, protocol: UDP}
 ---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
@@ -459,7 +467,8 @@ fn a_controllers_pod_can_be_applied_by_itself() {
 
 #[test]
 fn mesh_config_errors_are_in_the_files_lines() {
-    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n \
+     mesh: |\n    \
                 trustDomain: a\n    trustDomian: b\n";
     refused(text, &["f.yaml:7:5", "did you mean `trustDomain`?"]);
 }
@@ -467,7 +476,8 @@ fn mesh_config_errors_are_in_the_files_lines() {
 #[test]
 fn two_pods_of_one_name_are_refused() {
     let text = format!(
-        "{SHOP}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: front, namespace: shop}}\nspec: {{containers: [{{name: c}}]}}\n"
+        "{SHOP}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: front, namespace: shop}}\nspec: \
+        {{containers: [{{name: c}}]}}\n"
     );
     let error = manifest::addresses(&read(&text), 1).expect_err("two pods `front`");
     assert!(error.to_string().contains("second pod `shop/front`"), "{error}");
@@ -491,7 +501,8 @@ fn an_object_in_force_keeps_what_cannot_be_read_as_unknown() {
         "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": {"name": "p", "namespace": "shop", "resourceVersion": "7", "managedFields": [{}]},
         "spec": {"action": "DENY", "later": 1, "rules": [
-            {"from": [{"source": {"ipBlocks": ["x"], "later": ["a"]}}], "to": [{"operation": {"ports": ["99999"]}}]},
+            {"from": [{"source": {"ipBlocks": ["x"], "later": ["a"]}}],
+             "to": [{"operation": {"ports": ["99999"]}}]},
             {"when": [{"key": "later.key", "values": ["a"]}], "later": {}},
         ]},
     });

@@ -3,9 +3,21 @@
 use proptest::prelude::*;
 use thyra_policy_compiler::manifest;
 
-const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\n\
-spec:\n  selector: {matchLabels: {app: a}}\n  action: DENY\n  rules:\n  - from:\n    - source: {principals: ['*'], \
-ipBlocks: [10.0.0.0/8]}\n    to:\n    - operation: {ports: ['80']}\n    when:\n    - key: source.ip\n      values: [1.2.3.4]\n";
+const POLICY: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec:
+  selector: {matchLabels: {app: a}}
+  action: DENY
+  rules:
+  - from:
+    - source: {principals: ['*'], ipBlocks: [10.0.0.0/8]}
+    to:
+    - operation: {ports: ['80']}
+    when:
+    - key: source.ip
+      values: [1.2.3.4]
+";
 
 /// Pieces that mean something to YAML or to the reader.
 fn piece() -> impl Strategy<Value = String> {

@@ -49,7 +49,8 @@ fn the_labs_manifests_are_good() {
 fn each_mistake_has_its_place_and_its_mend() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/policy-errors");
     for file in entries(&folder) {
-        let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let text =
+            std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let want = text.lines().next().and_then(|line| line.strip_prefix("# error "));
         let want = want.unwrap_or_else(|| panic!("{}: the first line must be `# error …`", file.display()));
         let errors = manifest::read_dir(&file).map(|_| ()).expect_err("a mistake");

@@ -1,6 +1,8 @@
-//! Addresses of nodes, pods and Services where nothing gives real ones: what the lab builds and a dry run assumes.
+//! Addresses of nodes, pods and Services where nothing gives real ones: what the lab builds and a dry run
+//! assumes.
 //!
-//! Invariant: deterministic for the same manifests; declared addresses are honoured, and no address is given twice.
+//! Invariant: deterministic for the same manifests; declared addresses are honoured, and no address is given
+//! twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,6 +1,7 @@
 //! PeerAuthentication and RequestAuthentication: an object to the model, refusing what istiod refuses.
 //!
-//! Invariant: a port or mode that can't be read is an error or, leniently read, an unknown that counts as STRICT.
+//! Invariant: a port or mode that can't be read is an error or, leniently read, an unknown that counts as
+//! STRICT.
 
 use std::collections::BTreeMap;
 

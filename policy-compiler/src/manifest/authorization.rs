@@ -1,7 +1,7 @@
 //! AuthorizationPolicy: a YAML or JSON object to the model, refusing what istiod refuses.
 //!
-//! Invariant: read strictly, a policy is either whole or an error; read leniently, what can't be read is an unknown
-//! term of its level, so a constraint is never lost.
+//! Invariant: read strictly, a policy is either whole or an error; read leniently, what can't be read is an
+//! unknown term of its level, so a constraint is never lost.
 
 use super::level::Level;
 use super::node::{Node, Value};
@@ -281,7 +281,8 @@ fn check_source(level: &Level<'_>, source: &Source, reader: &mut Reader<'_>) {
             && !is_spiffe_shaped(value)
         {
             let text = format!(
-                "principal `{value}` matches no identity; one looks like `cluster.local/ns/shop/sa/front`, and `*` \
+                "principal `{value}` matches no identity; one looks like `cluster.local/ns/shop/sa/front`, \
+                and `*` \
                  is a wildcard only at either end"
             );
             reader.warning(level.node.at, text);

@@ -1,7 +1,7 @@
 //! The fields of the Kubernetes kinds that Thyra reads, as of Kubernetes 1.36 and Istio 1.31.
 //!
-//! Invariant: every field that those versions know is here, also those that Thyra has no use for: a real manifest runs
-//! unchanged. Sub-objects that can't change a verdict are `Any`.
+//! Invariant: every field that those versions know is here, also those that Thyra has no use for: a real
+//! manifest runs unchanged. Sub-objects that can't change a verdict are `Any`.
 
 use super::shape::{
     Field,

@@ -1,7 +1,7 @@
 //! From `apiVersion` and `kind` to the reader of that kind; what can't change a verdict is set aside.
 //!
-//! Invariant: an object is read, listed as ignored, or an error: never dropped. A kind of security.istio.io that is not
-//! known is an error, since it might be a policy.
+//! Invariant: an object is read, listed as ignored, or an error: never dropped. A kind of security.istio.io
+//! that is not known is an error, since it might be a policy.
 
 use serde_json::Value as Json;
 
@@ -267,7 +267,8 @@ fn other(node: &Node, version: &str, group: &str, name: &str, reader: &mut Reade
     })
 }
 
-/// Other groups have kinds of these names too (Knative's Service, say): any group that is not Kubernetes' or Istio's.
+/// Other groups have kinds of these names too (Knative's Service, say): any group that is not Kubernetes' or
+/// Istio's.
 fn known_elsewhere(group: &str, name: &str) -> bool {
     let ours =
         group.is_empty() || !group.contains('.') || group.ends_with(".k8s.io") || group.ends_with("istio.io");

@@ -1,7 +1,7 @@
 //! The ConfigMap `istio` of `istio-system`: MeshConfig as YAML inside YAML.
 //!
-//! Invariant: what verdicts read of it (root namespace, trust domains, names of providers) is read whole or an error
-//! in the file's own lines.
+//! Invariant: what verdicts read of it (root namespace, trust domains, names of providers) is read whole or
+//! an error in the file's own lines.
 
 use super::error::Position;
 use super::metadata::is_dns_label;

@@ -44,7 +44,8 @@ pub(super) struct Entry {
 }
 
 impl Node {
-    /// The value of a key; none if this is no mapping, the key is absent, or it holds null (absent, to Kubernetes).
+    /// The value of a key; none if this is no mapping, the key is absent, or it holds null (absent, to
+    /// Kubernetes).
     #[must_use]
     pub(super) fn get(&self, key: &str) -> Option<&Node> {
         let entry = self.entries().iter().find(|e| &*e.key == key)?;

@@ -1,7 +1,7 @@
 //! What a manifest holds, typed as far as a verdict or the lab needs it.
 //!
-//! Invariant: `raw` is the object as written, so that it can be applied to an API server unchanged; the typed part
-//! never holds a value that could not be read.
+//! Invariant: `raw` is the object as written, so that it can be applied to an API server unchanged; the typed
+//! part never holds a value that could not be read.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -67,8 +67,8 @@ pub enum Body {
     ServiceAccount,
     /// Node.
     Node(Node),
-    /// Pod, or the one pod of a Deployment, ReplicaSet, StatefulSet, DaemonSet, Job or CronJob; none when it asks for
-    /// no pod (`replicas: 0`, `suspend: true`).
+    /// Pod, or the one pod of a Deployment, ReplicaSet, StatefulSet, DaemonSet, Job or CronJob; none when it
+    /// asks for no pod (`replicas: 0`, `suspend: true`).
     Pod(Option<Box<Pod>>),
     /// Service.
     Service(Box<Service>),

@@ -1,6 +1,7 @@
 //! Pods, and the one pod of each controller.
 //!
-//! Invariant: a pod's addresses and ports are valid; what a controller's pod is called is its controller's name.
+//! Invariant: a pod's addresses and ports are valid; what a controller's pod is called is its controller's
+//! name.
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
 //! What a reading collects: errors and warnings, or, from an API server, terms that can't be expressed.
 //!
-//! Invariant: a problem is never swallowed: strictly read it is an error, leniently read it is an unknown term of the
-//! level it was found on.
+//! Invariant: a problem is never swallowed: strictly read it is an error, leniently read it is an unknown
+//! term of the level it was found on.
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! What an unquoted scalar means to Kubernetes, whose reader follows YAML 1.1.
 //!
-//! Invariant: `on`, `n`, `yes` and their kin are booleans; dates and everything else that is not named here are text.
+//! Invariant: `on`, `n`, `yes` and their kin are booleans; dates and everything else that is not named here
+//! are text.
 
 use super::node::Value;
 

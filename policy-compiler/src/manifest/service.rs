@@ -44,7 +44,8 @@ fn kind(spec: &Node, headless: bool, reader: &mut Reader<'_>) -> ServiceKind {
         Some(other) => {
             let at = spec.get("type").map_or(spec.at, |n| n.at);
             let text = format!(
-                "`spec.type`: `{other}` is not a kind of Service; write `ClusterIP`, `NodePort`, `LoadBalancer` or \
+                "`spec.type`: `{other}` is not a kind of Service; write `ClusterIP`, `NodePort`, \
+                `LoadBalancer` or \
                  `ExternalName`"
             );
             reader.error(at, text);

@@ -1,7 +1,7 @@
 //! Which fields a kind has and of what type, and the check that finds the ones it hasn't.
 //!
-//! Invariant: what passes has only known fields of the right type, as deep as the shape goes; what can't matter to a
-//! verdict is `Any`.
+//! Invariant: what passes has only known fields of the right type, as deep as the shape goes; what can't
+//! matter to a verdict is `Any`.
 
 use super::node::{Node, Value, shorten};
 use super::reader::Reader;

@@ -32,8 +32,8 @@ pub enum WorldError {
     Manifest(ManifestError),
 }
 
-/// The world of `manifests` as node `node.name` sees it; with an empty name every pod is an endpoint. Pod ranges and
-/// node addresses are those of the plan unless `node` names its own.
+/// The world of `manifests` as node `node.name` sees it; with an empty name every pod is an endpoint. Pod
+/// ranges and node addresses are those of the plan unless `node` names its own.
 ///
 /// # Errors
 /// See [`WorldError`].

@@ -1,7 +1,7 @@
 //! Text to documents: YAML (JSON is a part of it) as Kubernetes reads it, in bounded time and memory.
 //!
-//! Invariant: any input ends in documents or in an error that names a place; no input panics, none makes more than
-//! `MAX_NODES` nodes, none nests deeper than `MAX_DEPTH`, and aliases copy at most `ALIAS_BUDGET` bytes.
+//! Invariant: any input ends in documents or in an error that names a place; no input panics, none makes more
+//! than `MAX_NODES` nodes, none nests deeper than `MAX_DEPTH`, and aliases copy at most `ALIAS_BUDGET` bytes.
 
 use std::collections::HashMap;
 
@@ -52,7 +52,8 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, Fault> {
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     refuse_controls(text)?;
-    // Tabs separate tokens in JSON, and a raw one inside a JSON string is not JSON; in YAML they may not indent.
+    // Tabs separate tokens in JSON, and a raw one inside a JSON string is not JSON; in YAML they may not
+    // indent.
     let spaced = text
         .trim_start()
         .starts_with(['{', '['])
@@ -376,7 +377,8 @@ impl Builder {
     }
 }
 
-/// The entries with merge keys (`<<`) unfolded: what stands in the mapping itself wins, then the first merged one.
+/// The entries with merge keys (`<<`) unfolded: what stands in the mapping itself wins, then the first merged
+/// one.
 fn merged(mut entries: Vec<Entry>) -> Result<Vec<Entry>, Fault> {
     let Some(index) = entries.iter().position(|e| &*e.key == "<<") else {
         return Ok(entries);
