@@ -174,17 +174,25 @@ pub fn service_account(value: &str, policy_namespace: &str) -> Result<ServiceAcc
     })
 }
 
-/// A value of `trustDomains` or `source.trustDomain`: exact or one `*`, first or last.
+/// A value of `trustDomains`: exact or one `*`, first or last.
 pub fn trust_domain(value: &str) -> Result<StringMatch, ValueError> {
-    let read = string_match(value)?;
-    let rest = match &read {
-        StringMatch::Exact(v) | StringMatch::Prefix(v) | StringMatch::Suffix(v) | StringMatch::Glob(v) => v,
-        StringMatch::Present => return Ok(read),
-    };
-    if rest.contains(['*', '/']) {
+    if value.contains('/') {
         return Err(ValueError::TrustDomain(value.to_owned()));
     }
-    Ok(read)
+    one_wildcard(value)
+}
+
+/// A value of `source.trustDomain`, where istiod takes a `/` too (which no trust domain has).
+fn one_wildcard(value: &str) -> Result<StringMatch, ValueError> {
+    let read = string_match(value)?;
+    match &read {
+        StringMatch::Exact(v) | StringMatch::Prefix(v) | StringMatch::Suffix(v) | StringMatch::Glob(v)
+            if v.contains('*') =>
+        {
+            Err(ValueError::TrustDomain(value.to_owned()))
+        }
+        _ => Ok(read),
+    }
 }
 
 /// An address or CIDR block: host bits are masked, IPv4-mapped IPv6 becomes IPv4, an address is its own
@@ -328,7 +336,7 @@ pub fn condition(
         Key::DestinationIp => Condition::DestinationIp(lists.read(ip_block)?),
         Key::SourceNamespace => Condition::SourceNamespace(lists.read(namespace)?),
         Key::SourcePrincipal => Condition::SourcePrincipal(lists.read(principal)?),
-        Key::SourceTrustDomain => Condition::SourceTrustDomain(lists.read(trust_domain)?),
+        Key::SourceTrustDomain => Condition::SourceTrustDomain(lists.read(one_wildcard)?),
         Key::SourceServiceAccount => {
             Condition::SourceServiceAccount(lists.read(|v| service_account(v, policy_namespace))?)
         }

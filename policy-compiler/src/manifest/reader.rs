@@ -11,6 +11,9 @@ use crate::policy::Unknown;
 /// Most errors that are listed for one file.
 const MAX_ERRORS: usize = 50;
 
+/// Longest text of an error, characters: it may quote a value of any length.
+const MAX_TEXT: usize = 600;
+
 /// How to take what can't be read in a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rigour {
@@ -71,5 +74,12 @@ impl<'a> Reader<'a> {
     /// The unknown terms since the last call.
     pub(super) fn take_unknown(&mut self) -> Vec<Unknown> {
         std::mem::take(&mut self.unknown)
+    }
+}
+
+fn cut(text: String) -> String {
+    match text.char_indices().nth(MAX_TEXT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }

@@ -87,6 +87,8 @@ fn wildcards_are_the_fields_own() {
     assert!(trust_domain("a*b").is_err());
     assert!(trust_domain("*a*").is_err());
     assert!(trust_domain("a/b").is_err());
+    let in_condition = condition("source.trustDomain", &["a/b".to_owned()], &[], "shop");
+    assert!(matches!(in_condition, Ok(Condition::SourceTrustDomain(_))));
     assert_eq!(
         trust_domain("*.example"),
         Ok(StringMatch::Suffix(".example".into()))
