@@ -1,1 +1,54 @@
-//! Placeholder while the crate is laid out.
+//! User space of the datapath: loads, attaches and pins the programs, writes the tables, reads the events.
+//!
+//! Invariant: what is pinned enforces by itself. This process may die at any instruction: packets go on being
+//! judged by the last state that was switched to, and the next process picks it up.
+//!
+//! ```text
+//! open ──► reserve(uid) ──► commit(tables with that id) ──► attach ──► … commit … ──► detach
+//! ```
+//!
+//! `open` finds the pinned maps or makes them; `reserve` gives an endpoint its id; `commit` writes the dead
+//! bank and switches; `attach` puts the programs at the pod's interface.
+
+mod attach;
+mod blocks;
+mod bpffs;
+mod commit;
+mod counters;
+mod datapath;
+mod endpoint_ids;
+mod events;
+mod flow_maps;
+mod flows;
+mod grace;
+mod interface;
+mod mapping;
+mod memory;
+mod object;
+mod open;
+mod preflight;
+mod programs;
+mod state_file;
+mod status;
+mod sys;
+mod verdict_names;
+mod view;
+
+pub use attach::{AttachError, DetachError, EndpointSpec};
+pub use bpffs::BpffsError;
+pub use commit::{CommitError, CommitReport};
+pub use counters::Counters;
+pub use datapath::{Config, Datapath, Deny, HostTraffic, Origin, ReadError};
+pub use endpoint_ids::ReserveError;
+pub use events::EventReader;
+pub use flow_maps::CollectReport;
+pub use object::{ObjectError, built_by, object};
+pub use open::OpenError;
+pub use preflight::{Check, PreflightError, preflight};
+pub use programs::HookError;
+pub use state_file::StateError;
+pub use status::{DatapathStatus, EndpointStatus, Fill};
+pub use verdict_names::VerdictsFull;
+pub use view::{KernelView, Sighting};
+
+pub use thyra_datapath_abi as abi;

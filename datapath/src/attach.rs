@@ -1,0 +1,335 @@
+//! Putting the programs at a pod's interface, and taking them away.
+//!
+//! Invariant: the record is in place before the first program runs, and a program whose record is gone drops:
+//! whatever instruction this process dies at, no packet passes unjudged that was judged before.
+
+use std::io;
+use std::net::IpAddr;
+
+use thyra_datapath_abi::{EndpointRecord, limits};
+
+use crate::bpffs::{self, BpffsError, Direction, Pin};
+use crate::datapath::Datapath;
+use crate::endpoint_ids::ReserveError;
+use crate::interface::Interface;
+use crate::programs::HookError;
+use crate::state_file::StateError;
+use crate::sys;
+
+/// An endpoint to attach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSpec {
+    /// The pod's uid.
+    pub uid: String,
+    /// Name of the host end of the pod's veth, in this process's network namespace.
+    pub host_interface: String,
+    /// The pod's addresses by the CNI's word, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// The pod's MAC, if known.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// An endpoint can't be attached. Nothing of it is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no id for it.
+    #[error(transparent)]
+    Reserve(#[from] ReserveError),
+    /// There is no such interface, or it vanished meanwhile.
+    #[error("interface `{0}` does not exist; is the pod gone?")]
+    InterfaceGone(String),
+    /// The interface can't be looked up.
+    #[error("can't look up the interface `{name}`")]
+    Interface {
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Two interfaces whose indices differ by a multiple of the table's size.
+    #[error(
+        "interface `{name}` (index {index}) can't be told from that of endpoint {other} (index {other_index}): \
+         their indices are equal modulo {}; make the interface anew",
+        limits::IFINDEX_SLOTS
+    )]
+    SlotTaken {
+        /// Its name.
+        name: String,
+        /// Its index.
+        index: u32,
+        /// Endpoint that has the slot.
+        other: u16,
+        /// That endpoint's interface.
+        other_index: u32,
+    },
+    /// More than one address of a family, or one that no pod can have.
+    #[error(
+        "endpoint `{uid}` can't have the address `{address}`: one unicast address of each family is supported"
+    )]
+    Address {
+        /// The pod's uid.
+        uid: String,
+        /// The address too many.
+        address: IpAddr,
+    },
+    /// No address at all.
+    #[error("endpoint `{0}` has no address; every packet it sends would be spoofed")]
+    NoAddress(String),
+    /// The programs can't be put there.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// The pins can't be changed.
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
+    /// What an earlier endpoint left can't be removed.
+    #[error("can't remove what endpoint `{0}` left")]
+    Leftover(u16, #[source] io::Error),
+}
+
+/// An endpoint can't be detached whole.
+#[derive(Debug, thiserror::Error)]
+pub enum DetachError {
+    /// A pin can't be removed.
+    #[error("can't clear endpoint `{0}`")]
+    Clear(u16, #[source] io::Error),
+    /// The id stays reserved on disk.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl Datapath {
+    /// Puts the programs at the endpoint's interface. Returns its id, which a commit should have placed
+    /// before: an endpoint that the live tables don't know drops everything. Idempotent; other addresses or
+    /// another interface for the same uid replace the earlier ones.
+    pub fn attach(&mut self, spec: &EndpointSpec) -> Result<u16, AttachError> {
+        let id = self.ids.reserve(&spec.uid)?;
+        let interface = find(&spec.host_interface)?;
+        let record = record(spec, &interface)?;
+        let other = self.take_slot(id, &interface)?;
+        let before = self.memory.record(id);
+        if before.ifindex != 0 && before.ifindex != interface.index {
+            self.clear(id).map_err(|e| AttachError::Leftover(id, e))?;
+        }
+        let fresh = self.memory.record(id).ifindex == 0;
+        if fresh {
+            self.counters
+                .reset_endpoint(id)
+                .map_err(|e| AttachError::Leftover(id, io::Error::other(e)))?;
+            self.flows.forget(id).map_err(|e| AttachError::Leftover(id, e))?;
+        }
+        if let Some(other) = other {
+            self.flows
+                .copy(other, id)
+                .map_err(|e| AttachError::Leftover(other, e))?;
+        }
+        self.memory.set_record(id, &record);
+        self.memory.set_endpoint_at(interface.index, id);
+        if let Some(other) = other {
+            self.adopt(other, id)
+                .map_err(|e| AttachError::Leftover(other, e))?;
+        }
+        if let Err(refused) = self.hook(id, &interface) {
+            if fresh {
+                // The error that matters is the first one.
+                let _ = self.clear(id);
+            }
+            return match Interface::by_index(interface.index) {
+                Ok(None) => Err(AttachError::InterfaceGone(interface.name)),
+                _ => Err(refused),
+            };
+        }
+        self.retire_older(interface.index)?;
+        Ok(id)
+    }
+
+    /// Takes the programs away and forgets the endpoint and its connections. An interface that is gone
+    /// already, or an id that is not attached, is fine.
+    pub fn detach(&mut self, id: u16) -> Result<(), DetachError> {
+        let ifindex = self.memory.record(id).ifindex;
+        self.clear(id).map_err(|e| DetachError::Clear(id, e))?;
+        if ifindex != 0 {
+            self.retire_older(ifindex)
+                .map_err(|e| DetachError::Clear(id, io::Error::other(e)))?;
+        }
+        Ok(self.ids.release(id)?)
+    }
+
+    /// Removes links, place, record and connections of an endpoint, in this order; its id stays reserved.
+    pub(crate) fn clear(&mut self, id: u16) -> io::Result<()> {
+        for direction in Direction::BOTH {
+            bpffs::unlink(&self.pins.link(id, direction)).map_err(io::Error::other)?;
+        }
+        self.memory.displace(id);
+        let ifindex = self.memory.record(id).ifindex;
+        if self.memory.endpoint_at(ifindex) == id {
+            self.memory.set_endpoint_at(ifindex, 0);
+        }
+        self.memory.set_record(id, &EndpointRecord::default());
+        self.flows.forget(id).map(drop)
+    }
+
+    /// Frees the interface's slot if what holds it is gone. Returns the endpoint that is at this very
+    /// interface under another id, if any.
+    fn take_slot(&mut self, id: u16, interface: &Interface) -> Result<Option<u16>, AttachError> {
+        let other = self.memory.endpoint_at(interface.index);
+        let other_index = self.memory.record(other).ifindex;
+        if other == 0 || other == id || other_index == 0 {
+            return Ok(None);
+        }
+        if other_index == interface.index {
+            return Ok(Some(other));
+        }
+        if matches!(Interface::by_index(other_index), Ok(None)) {
+            return self
+                .clear(other)
+                .map(|()| None)
+                .map_err(|e| AttachError::Leftover(other, e));
+        }
+        let name = interface.name.clone();
+        Err(AttachError::SlotTaken {
+            name,
+            index: interface.index,
+            other,
+            other_index,
+        })
+    }
+
+    /// Moves the links that an earlier id left at this interface under the endpoint's own id; the programs
+    /// never stop. Its connections were copied before, its record and place go.
+    fn adopt(&mut self, other: u16, id: u16) -> io::Result<()> {
+        for direction in Direction::BOTH {
+            let (from, to) = (self.pins.link(other, direction), self.pins.link(id, direction));
+            match std::fs::rename(&from, &to) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        self.clear(other)
+    }
+
+    /// Attaches what is not attached yet, from the pod first: the pod's own connections are then known when
+    /// their replies are judged.
+    fn hook(&mut self, id: u16, interface: &Interface) -> Result<(), AttachError> {
+        for direction in [Direction::From, Direction::To] {
+            let pin = self.pins.link(id, direction);
+            match sys::link_info(&pin) {
+                Ok(link) if link.ifindex == interface.index => continue,
+                // Missing, or at an interface that is gone.
+                _ => bpffs::unlink(&pin)?,
+            }
+            self.programs.attach(direction, &interface.name, &pin)?;
+            // The name may have gone to another interface meanwhile.
+            if sys::link_info(&pin).map(|link| link.ifindex).ok() != Some(interface.index) {
+                bpffs::unlink(&pin)?;
+                return Err(AttachError::InterfaceGone(interface.name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes links that an older layout has at this interface, or at interfaces that are gone.
+    fn retire_older(&mut self, ifindex: u32) -> Result<(), BpffsError> {
+        let mut kept = Vec::new();
+        for pins in std::mem::take(&mut self.older) {
+            let mut links = 0;
+            for (pin, path) in pins.list()? {
+                if !matches!(pin, Pin::Link(..)) {
+                    continue;
+                }
+                match sys::link_info(&path) {
+                    Ok(link) if link.ifindex != ifindex && link.ifindex != 0 => links += 1,
+                    _ => bpffs::unlink(&path)?,
+                }
+            }
+            if links == 0 {
+                pins.remove()?
+            } else {
+                kept.push(pins)
+            }
+        }
+        self.older = kept;
+        Ok(())
+    }
+}
+
+fn find(name: &str) -> Result<Interface, AttachError> {
+    match Interface::by_name(name) {
+        Ok(Some(interface)) => Ok(interface),
+        Ok(None) => Err(AttachError::InterfaceGone(name.to_owned())),
+        Err(source) => Err(AttachError::Interface {
+            name: name.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn record(spec: &EndpointSpec, interface: &Interface) -> Result<EndpointRecord, AttachError> {
+    let mut record = EndpointRecord {
+        ifindex: interface.index,
+        bridge_ifindex: interface.master,
+        mac: spec.mac.unwrap_or_default(),
+        ..EndpointRecord::default()
+    };
+    for address in &spec.addresses {
+        let unusable = address.is_unspecified() || address.is_multicast() || address.is_loopback();
+        let taken = match address.to_canonical() {
+            IpAddr::V4(v4) => std::mem::replace(&mut record.address4, v4.octets()) != [0; 4],
+            IpAddr::V6(v6) => std::mem::replace(&mut record.address6, v6.octets()) != [0; 16],
+        };
+        if taken || unusable {
+            return Err(AttachError::Address {
+                uid: spec.uid.clone(),
+                address: *address,
+            });
+        }
+    }
+    if spec.addresses.is_empty() {
+        return Err(AttachError::NoAddress(spec.uid.clone()));
+    }
+    Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(addresses: &[&str]) -> Result<EndpointRecord, AttachError> {
+        let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        let spec = EndpointSpec {
+            uid: "u".into(),
+            addresses,
+            ..EndpointSpec::default()
+        };
+        record(
+            &spec,
+            &Interface {
+                index: 7,
+                name: "v".into(),
+                master: 3,
+            },
+        )
+    }
+
+    #[test]
+    fn one_address_of_each_family_makes_a_record() {
+        let record = spec(&["10.0.0.2", "fd00::2"]).unwrap();
+        assert_eq!((record.ifindex, record.bridge_ifindex), (7, 3));
+        assert_eq!(record.address4, [10, 0, 0, 2]);
+        assert_eq!(record.address6[15], 2);
+    }
+
+    #[test]
+    fn addresses_that_no_pod_has_are_refused_by_name() {
+        for bad in [
+            &["10.0.0.2", "10.0.0.3"][..],
+            &["0.0.0.0"],
+            &["224.0.0.1"],
+            &["::1"],
+        ] {
+            let refused = spec(bad).unwrap_err().to_string();
+            assert!(refused.contains(bad[bad.len() - 1]), "{refused}");
+        }
+        assert!(matches!(spec(&[]), Err(AttachError::NoAddress(_))));
+    }
+}

@@ -1,0 +1,184 @@
+//! Making a table state the one that judges packets.
+//!
+//! Invariant: nothing that a program can read is written before the last store; whatever fails on the way
+//! leaves the live bank as it was.
+
+use std::io;
+use std::time::Duration;
+
+use aya::maps::MapError;
+use thyra_datapath_abi::tables::Tables;
+use thyra_datapath_abi::{Control, maps};
+use thyra_datapath_engine::{BankImage, Overflow, Table};
+
+use crate::blocks::Entries;
+use crate::datapath::{Datapath, Deny, HostTraffic};
+use crate::memory::Memory;
+use crate::state_file::StateError;
+use crate::verdict_names::{Assignment, VerdictsFull};
+
+/// What a commit did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitReport {
+    /// 64-bit words and CIDR entries that changed in the bank that was written.
+    pub words_written: usize,
+    /// How long the call waited for programs that could still read that bank.
+    pub waited: Duration,
+    /// Verdict id of each of the tables' verdicts, by index.
+    pub verdict_ids: Vec<u16>,
+}
+
+/// The tables were not put in force; the last ones stay.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Generation 0 means that nothing was committed.
+    #[error("generation `0` can't be committed")]
+    NoGeneration,
+    /// A table is too small.
+    #[error(transparent)]
+    Overflow(#[from] Overflow),
+    /// There are too many distinct verdicts.
+    #[error(transparent)]
+    VerdictsFull(#[from] VerdictsFull),
+    /// The names of new verdicts can't be kept (a full disk).
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A map can't be written.
+    #[error("can't write the map `{map}`")]
+    Map {
+        /// Which.
+        map: &'static str,
+        /// Why not.
+        #[source]
+        source: MapError,
+    },
+    /// The wait for running programs failed.
+    #[error("can't wait for the programs that still read the older tables")]
+    Grace(#[source] io::Error),
+}
+
+/// A bank in the shape in which it is compared and written.
+struct Wanted {
+    image: BankImage,
+    blocks4: Entries<4>,
+    blocks6: Entries<16>,
+}
+
+impl Datapath {
+    /// Puts `tables` in force as `generation` (not 0): all of it by one store, or nothing.
+    pub fn commit(&mut self, tables: &Tables, generation: u32) -> Result<CommitReport, CommitError> {
+        if generation == 0 {
+            return Err(CommitError::NoGeneration);
+        }
+        let assignment = self.names.assign(&tables.verdicts)?;
+        // `build` asks for indices of `tables.verdicts` only; 0 is no verdict and refused there.
+        let id = |index: usize| assignment.ids.get(index).copied().unwrap_or(0);
+        let wanted = Wanted::new(BankImage::build(tables, &id)?);
+        let live = self.memory.control().bank();
+        let flags = self.flags(&wanted.image);
+        if assignment.fresh.is_empty() && self.is_live(&wanted, live)? {
+            self.memory.set_control(Control::new(generation, live, flags));
+            return Ok(self.accept(assignment, 0, Duration::ZERO));
+        }
+        if !assignment.fresh.is_empty() {
+            self.names.save(&assignment)?;
+        }
+        let waited = self.grace.wait().map_err(CommitError::Grace)?;
+        for id in &assignment.fresh {
+            let reset = self.counters.reset_verdict(*id);
+            reset.map_err(|source| CommitError::Map {
+                map: maps::VERDICT_COUNTERS,
+                source,
+            })?;
+        }
+        let dead = 1 - live;
+        let written = self.write_bank(&wanted, dead)?;
+        self.memory.set_control(Control::new(generation, dead, flags));
+        self.grace.start();
+        Ok(self.accept(assignment, written, waited))
+    }
+
+    fn accept(&mut self, assignment: Assignment, words_written: usize, waited: Duration) -> CommitReport {
+        let verdict_ids = assignment.ids.clone();
+        self.names.accept(assignment);
+        CommitReport {
+            words_written,
+            waited,
+            verdict_ids,
+        }
+    }
+
+    fn flags(&self, image: &BankImage) -> u64 {
+        let mut flags = image.flags();
+        if self.config.deny == Deny::Drop {
+            flags |= Control::DENY_DROP;
+        }
+        if self.config.host_traffic == HostTraffic::Enforce {
+            flags |= Control::ENFORCE_HOST;
+        }
+        if self.config.report_new {
+            flags |= Control::REPORT_NEW;
+        }
+        flags
+    }
+
+    /// Whether the live bank is what is wanted already.
+    fn is_live(&self, wanted: &Wanted, live: u32) -> Result<bool, CommitError> {
+        if self.memory.control().generation() == 0 || !wanted.same_words(&self.memory, live) {
+            return Ok(false);
+        }
+        let Memory { blocks4, blocks6, .. } = &self.memory;
+        let same4 = blocks4.read(live).map_err(|source| CommitError::Map {
+            map: maps::BLOCKS4,
+            source,
+        })?;
+        let same6 = blocks6.read(live).map_err(|source| CommitError::Map {
+            map: maps::BLOCKS6,
+            source,
+        })?;
+        Ok(same4 == wanted.blocks4 && same6 == wanted.blocks6)
+    }
+
+    /// Makes a bank that no program reads hold what is wanted. Returns how many words and entries changed.
+    fn write_bank(&mut self, wanted: &Wanted, bank: u32) -> Result<usize, CommitError> {
+        let mut written = 0;
+        for table in Table::BANKED {
+            written += self.memory.write(table, bank, wanted.image.words(table));
+        }
+        let blocks4 = self.memory.blocks4.write(bank, &wanted.blocks4);
+        written += blocks4.map_err(|source| CommitError::Map {
+            map: maps::BLOCKS4,
+            source,
+        })?;
+        let blocks6 = self.memory.blocks6.write(bank, &wanted.blocks6);
+        written += blocks6.map_err(|source| CommitError::Map {
+            map: maps::BLOCKS6,
+            source,
+        })?;
+        Ok(written)
+    }
+}
+
+impl Wanted {
+    fn new(image: BankImage) -> Self {
+        let blocks4 = image
+            .blocks4(0)
+            .map(|(key, class)| ((key.prefix_len, key.address), class))
+            .collect();
+        let blocks6 = image
+            .blocks6(0)
+            .map(|(key, class)| ((key.prefix_len, key.address), class))
+            .collect();
+        Self {
+            image,
+            blocks4,
+            blocks6,
+        }
+    }
+
+    fn same_words(&self, memory: &Memory, bank: u32) -> bool {
+        Table::BANKED
+            .into_iter()
+            .all(|table| memory.holds(table, bank, self.image.words(table)))
+    }
+}

@@ -1,0 +1,184 @@
+//! The handle to the node's datapath.
+//!
+//! Invariant: one process at a time holds it (a lock on the folder of pins), so every map has one writer.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, MapError};
+use rustix::time::{ClockId, clock_gettime};
+use thyra_datapath_abi::maps;
+use thyra_datapath_abi::tables::Verdict;
+
+use crate::bpffs::{self, BpffsError, Lock, Pins};
+use crate::counters::{CounterMaps, Counters};
+use crate::endpoint_ids::{EndpointIds, ReserveError};
+use crate::events::EventReader;
+use crate::flow_maps::{CollectReport, FlowMaps};
+use crate::grace::Grace;
+use crate::memory::Memory;
+use crate::open::endpoint_numbers;
+use crate::programs::Programs;
+use crate::verdict_names::VerdictNames;
+use crate::view::KernelView;
+
+/// How a refused connection is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Deny {
+    /// With a TCP reset.
+    #[default]
+    Reset,
+    /// Not at all.
+    Drop,
+}
+
+/// What applies to connections made by the node itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostTraffic {
+    /// They pass (probes and the like).
+    #[default]
+    Allow,
+    /// They are judged like any other.
+    Enforce,
+}
+
+/// What `Datapath::open` needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Folder on a BPF file system; pins lie in a folder below it that is named after the layout.
+    pub bpffs: PathBuf,
+    /// Folder for names and ids that outlive the process.
+    pub state_dir: PathBuf,
+    /// How a refused connection is answered; in force from the next commit on.
+    pub deny: Deny,
+    /// What applies to the node's own connections; in force from the next commit on.
+    pub host_traffic: HostTraffic,
+    /// Report allowed new connections as events; in force from the next commit on.
+    pub report_new: bool,
+}
+
+/// Whether `open` found a datapath at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Made by this process; nothing was enforced before.
+    Loaded,
+    /// Enforcement went on without this process.
+    PickedUp,
+}
+
+/// The node's datapath; see the crate's documentation for the order of calls.
+pub struct Datapath {
+    pub(crate) config: Config,
+    pub(crate) pins: Pins,
+    pub(crate) layout: String,
+    /// Pins of other layouts that still hold endpoints.
+    pub(crate) older: Vec<Pins>,
+    pub(crate) _lock: Lock,
+    pub(crate) memory: Memory,
+    pub(crate) programs: Programs,
+    pub(crate) counters: CounterMaps,
+    pub(crate) flows: FlowMaps,
+    pub(crate) grace: Grace,
+    pub(crate) names: VerdictNames,
+    pub(crate) ids: EndpointIds,
+    pub(crate) origin: Origin,
+    /// Links that got another program when they were picked up.
+    pub(crate) replaced: usize,
+    pub(crate) notes: Vec<String>,
+}
+
+/// The kernel's maps could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("can't read the map `{map}`")]
+pub struct ReadError {
+    map: &'static str,
+    source: MapError,
+}
+
+impl std::fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let control = self.memory.control();
+        f.debug_struct("Datapath")
+            .field("pins", &self.pins)
+            .field("control", &control)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Datapath {
+    /// The id of a pod's endpoint, the same as long as it isn't detached, across restarts too.
+    pub fn reserve(&mut self, uid: &str) -> Result<u16, ReserveError> {
+        self.ids.reserve(uid)
+    }
+
+    /// All reservations: id by pod uid. An agent that no longer knows a uid detaches its id.
+    #[must_use]
+    pub fn reservations(&self) -> &BTreeMap<String, u16> {
+        self.ids.by_uid()
+    }
+
+    /// Generation of the live bank; 0 before the first commit.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.memory.control().generation()
+    }
+
+    /// What a verdict id stands for; none when no name is known (the state folder was lost).
+    #[must_use]
+    pub fn verdict(&self, id: u16) -> Option<&Verdict> {
+        self.names.get(id)
+    }
+
+    /// All counters, summed over the CPUs. They grow as long as the maps live, across restarts.
+    pub fn counters(&self) -> Result<Counters, ReadError> {
+        let attached = endpoint_numbers().filter(|id| self.memory.record(*id).ifindex != 0);
+        let read = self.counters.read(self.names.known(), attached);
+        read.map_err(|source| ReadError {
+            map: maps::VERDICT_COUNTERS,
+            source,
+        })
+    }
+
+    /// The ring of events. There should be one reader; two would share the events. Needs a tokio runtime.
+    pub fn events(&self) -> io::Result<EventReader> {
+        let ring = MapData::from_pin(self.pins.map(maps::EVENTS)).map_err(io::Error::other)?;
+        EventReader::new(ring)
+    }
+
+    /// The live bank as the kernel's maps hold it now.
+    pub fn read_back(&self) -> Result<KernelView, ReadError> {
+        KernelView::read(&self.memory).map_err(|source| ReadError {
+            map: maps::BLOCKS4,
+            source,
+        })
+    }
+
+    /// Removes finished connections, up to a bound a call; call it every second with `now_ns()`.
+    pub fn collect(&mut self, now_ns: u64) -> io::Result<CollectReport> {
+        self.flows.collect(now_ns)
+    }
+
+    /// The programs' clock: nanoseconds since boot, time asleep left out.
+    #[must_use]
+    pub fn now_ns() -> u64 {
+        let now = clock_gettime(ClockId::Monotonic);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+    }
+
+    /// Removes everything that is pinned below `bpffs`: all enforcement ends. An agent at work is an error.
+    pub fn cleanup(bpffs: &Path) -> Result<(), BpffsError> {
+        if !bpffs.exists() {
+            return Ok(());
+        }
+        let lock = Lock::take(bpffs)?;
+        for pins in bpffs::layouts(bpffs)? {
+            pins.remove()?;
+        }
+        drop(lock);
+        // Others may keep files beside ours; then the folder stays.
+        let _ = std::fs::remove_dir(bpffs);
+        Ok(())
+    }
+}

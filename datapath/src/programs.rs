@@ -1,0 +1,234 @@
+//! The two programs: loading, pinning, attaching at a host interface, replacing under traffic.
+//!
+//! Invariant: a link is pinned before it counts as attached, so it outlives this process; a program in a
+//! pinned link is replaced by one kernel operation, between two packets.
+
+use std::io;
+use std::path::Path;
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use thyra_datapath_abi::maps;
+
+use crate::bpffs::{self, Direction, Pins};
+use crate::object::ShippedObject;
+use crate::open::OpenError;
+
+/// The loaded programs.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    to_pod: SchedClassifier,
+    from_pod: SchedClassifier,
+    to_pod_id: u32,
+    from_pod_id: u32,
+}
+
+/// A link could not be made, pinned or given another program.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// The kernel refused the program at the interface.
+    #[error("can't attach `{program}` to `{interface}`")]
+    Attach {
+        /// Which program.
+        program: &'static str,
+        /// Where.
+        interface: String,
+        /// Why not.
+        #[source]
+        source: ProgramError,
+    },
+    /// The link could not be pinned.
+    #[error("can't pin the link `{pin}`")]
+    Pin {
+        /// Path of the pin.
+        pin: String,
+        /// Why not.
+        #[source]
+        source: aya::pin::PinError,
+    },
+    /// The pinned link can't be used.
+    #[error("the pinned link `{pin}` can't be used")]
+    Link {
+        /// Path of the pin.
+        pin: String,
+        /// Why not.
+        #[source]
+        source: LinkError,
+    },
+    /// The pinned link's program could not be replaced.
+    #[error("can't replace the program of the pinned link `{pin}`")]
+    Replace {
+        /// Path of the pin.
+        pin: String,
+        /// Why not.
+        #[source]
+        source: ProgramError,
+    },
+}
+
+impl Programs {
+    /// Makes the maps and programs that are not pinned yet, and opens the programs.
+    pub(crate) fn open(object: &ShippedObject, pins: &Pins) -> Result<Self, OpenError> {
+        let stale = |direction: &Direction| !is_current(object, pins, *direction);
+        let missing: Vec<_> = Direction::BOTH.into_iter().filter(stale).collect();
+        if !missing.is_empty() || object.maps.iter().any(|map| !pins.map(&map.name).exists()) {
+            let mut ebpf = load(object, pins)?;
+            for direction in missing {
+                pin(
+                    &mut ebpf,
+                    direction,
+                    &pins.program(&object.content, direction.program()),
+                )?;
+            }
+        }
+        let open = |direction: Direction| {
+            let name = direction.program();
+            let refused = |source| OpenError::Program { name, source };
+            let program = SchedClassifier::from_pin(pins.program(&object.content, name)).map_err(refused)?;
+            let id = program.info().map_err(refused)?.id();
+            Ok::<_, OpenError>((program, id))
+        };
+        let (to_pod, to_pod_id) = open(Direction::To)?;
+        let (from_pod, from_pod_id) = open(Direction::From)?;
+        Ok(Self {
+            to_pod,
+            from_pod,
+            to_pod_id,
+            from_pod_id,
+        })
+    }
+
+    /// The kernel's id of a program.
+    pub(crate) fn id(&self, direction: Direction) -> u32 {
+        match direction {
+            Direction::To => self.to_pod_id,
+            Direction::From => self.from_pod_id,
+        }
+    }
+
+    /// Attaches before all other programs at the hook and pins the link.
+    pub(crate) fn attach(
+        &mut self,
+        direction: Direction,
+        interface: &str,
+        pin: &Path,
+    ) -> Result<(), HookError> {
+        let program = self.program(direction);
+        let refused = |source| HookError::Attach {
+            program: direction.program(),
+            interface: interface.to_owned(),
+            source,
+        };
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = program
+            .attach_with_options(interface, hook(direction), options)
+            .map_err(refused)?;
+        let link = program.take_link(id).map_err(refused)?;
+        let unusable = |source| HookError::Link {
+            pin: pin.display().to_string(),
+            source,
+        };
+        let link = FdLink::try_from(link).map_err(unusable)?;
+        link.pin(pin).map(drop).map_err(|source| HookError::Pin {
+            pin: pin.display().to_string(),
+            source,
+        })
+    }
+
+    /// Puts the current program into a pinned link.
+    pub(crate) fn replace(&mut self, direction: Direction, pin: &Path) -> Result<(), HookError> {
+        let unusable = |source| HookError::Link {
+            pin: pin.display().to_string(),
+            source,
+        };
+        let refused = |source| HookError::Replace {
+            pin: pin.display().to_string(),
+            source,
+        };
+        let link = FdLink::from(PinnedLink::from_pin(pin).map_err(unusable)?);
+        let link = SchedClassifierLink::try_from(link).map_err(unusable)?;
+        let program = self.program(direction);
+        let id = program.attach_to_link(link).map_err(refused)?;
+        // Closes this process's descriptor; the pin holds the link.
+        program.take_link(id).map(drop).map_err(refused)
+    }
+
+    /// Whether our program is the first of its hook at the interface; an earlier one could hide packets.
+    pub(crate) fn is_first(&self, direction: Direction, interface: &str) -> Result<bool, ProgramError> {
+        let (_, chain) = SchedClassifier::query_tcx(interface, hook(direction))?;
+        Ok(chain
+            .first()
+            .is_some_and(|program| program.id() == self.id(direction)))
+    }
+
+    fn program(&mut self, direction: Direction) -> &mut SchedClassifier {
+        match direction {
+            Direction::To => &mut self.to_pod,
+            Direction::From => &mut self.from_pod,
+        }
+    }
+}
+
+/// Removes the pinned programs of other objects than `content`; no link may run them any more.
+pub(crate) fn retire(pins: &Pins, content: &str) -> Result<(), bpffs::BpffsError> {
+    for (pin, path) in pins.list()? {
+        if matches!(&pin, bpffs::Pin::Program { content: other } if other != content) {
+            bpffs::unpin(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the pinned program of this object exists and works on the pinned maps.
+fn is_current(object: &ShippedObject, pins: &Pins, direction: Direction) -> bool {
+    let control = aya::maps::MapInfo::from_pin(pins.map(maps::CONTROL)).map(|map| map.id());
+    let program = ProgramInfo::from_pin(pins.program(&object.content, direction.program()));
+    let used = program.and_then(|program| program.map_ids());
+    matches!((control, used), (Ok(control), Ok(Some(used))) if used.contains(&control))
+}
+
+fn load(object: &ShippedObject, pins: &Pins) -> Result<Ebpf, OpenError> {
+    let mut loader = EbpfLoader::new();
+    for map in &object.maps {
+        loader.map_pin_path(&map.name, pins.map(&map.name));
+    }
+    loader
+        .load(object.bytes)
+        .map_err(|source| match out_of_memory(&source) {
+            true => OpenError::NoMemory { source },
+            false => OpenError::Load { source },
+        })
+}
+
+fn pin(ebpf: &mut Ebpf, direction: Direction, path: &Path) -> Result<(), OpenError> {
+    let name = direction.program();
+    let program = ebpf.program_mut(name).ok_or(OpenError::ProgramMissing(name))?;
+    let refused = |source| OpenError::Program { name, source };
+    let program = <&mut SchedClassifier>::try_from(program).map_err(refused)?;
+    program.load().map_err(refused)?;
+    bpffs::unpin(path)?;
+    program.pin(path).map_err(|source| OpenError::Pin {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn out_of_memory(error: &EbpfError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.raw_os_error() == Some(libc::ENOMEM);
+        }
+        cause = error.source();
+    }
+    false
+}
+
+const fn hook(direction: Direction) -> TcAttachType {
+    match direction {
+        Direction::To => TcAttachType::Egress,
+        Direction::From => TcAttachType::Ingress,
+    }
+}

@@ -1,0 +1,539 @@
+//! The datapath at work: real interfaces, real connections, real restarts. Needs root.
+//!
+//! Every test that says that nothing gets through also shows that it does when the guard is off.
+
+#[path = "live/node.rs"]
+mod node;
+#[path = "live/policy.rs"]
+mod policy;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use node::{Fate, Pod, chain, config, echoes, on_a_node, open, ready, run, start_step, step};
+use policy::{Policy, allow, deny};
+use thyra_datapath::abi::tables::Tables;
+use thyra_datapath::abi::{Action, Event, EventKind, Mode};
+use thyra_datapath::{AttachError, CommitError, Datapath, DatapathStatus, OpenError, Origin};
+
+const FRIEND: Pod = Pod(2);
+const STRANGER: Pod = Pod(3);
+const SERVER: Pod = Pod(4);
+const PORT: u16 = 8080;
+
+/// A friend, a stranger, and a server that only the friend may reach.
+fn pods() -> [Pod; 3] {
+    [FRIEND.create(), STRANGER.create(), SERVER.create().serve(PORT)]
+}
+
+fn tables(datapath: &mut Datapath, mode: Mode, turned: bool) -> Tables {
+    let id = datapath.reserve(&SERVER.uid()).unwrap();
+    let endpoints = [(SERVER, id)];
+    Policy {
+        endpoints: &endpoints,
+        allowed: &[FRIEND],
+        denied: &[STRANGER],
+        mode,
+    }
+    .tables(turned)
+}
+
+/// Puts the policy in force as generation 1 and attaches the server.
+fn enforce(datapath: &mut Datapath) -> u16 {
+    let tables = tables(datapath, Mode::Enforce, false);
+    datapath.commit(&tables, 1).unwrap();
+    datapath
+        .attach(&SERVER.spec())
+        .unwrap_or_else(|e| panic!("{}", chain(&e)))
+}
+
+fn families(pod: Pod) -> [IpAddr; 2] {
+    [pod.v4(), pod.v6()]
+}
+
+fn only_the_friend_gets_in() {
+    for address in families(SERVER) {
+        assert_eq!(
+            FRIEND.try_connect(address, PORT),
+            Fate::Answered,
+            "friend to {address}"
+        );
+        assert_eq!(
+            STRANGER.try_connect(address, PORT),
+            Fate::Refused,
+            "stranger to {address}"
+        );
+    }
+}
+
+fn everybody_gets_in() {
+    for address in families(SERVER) {
+        assert_eq!(
+            FRIEND.try_connect(address, PORT),
+            Fate::Answered,
+            "friend to {address}"
+        );
+        assert_eq!(
+            STRANGER.try_connect(address, PORT),
+            Fate::Answered,
+            "stranger to {address}"
+        );
+    }
+}
+
+fn problems(status: &DatapathStatus) -> Vec<&String> {
+    status
+        .endpoints
+        .iter()
+        .flat_map(|endpoint| &endpoint.problems)
+        .collect()
+}
+
+#[test]
+fn an_allowed_pod_gets_in_and_another_is_reset_at_once() {
+    on_a_node("an_allowed_pod_gets_in_and_another_is_reset_at_once", || {
+        pods();
+        everybody_gets_in();
+        let mut datapath = open();
+        assert_eq!(datapath.status().origin, Origin::Loaded);
+        let id = enforce(&mut datapath);
+        only_the_friend_gets_in();
+        let begun = Instant::now();
+        assert_eq!(STRANGER.try_connect(SERVER.v4(), PORT), Fate::Refused);
+        assert!(
+            begun.elapsed() < Duration::from_millis(100),
+            "{:?}",
+            begun.elapsed()
+        );
+
+        let view = datapath.read_back().unwrap();
+        let sight = |pod: Pod| view.evaluate(id, pod.v4(), PORT).unwrap();
+        assert_eq!(sight(FRIEND).action, Action::Allow);
+        assert_eq!(datapath.verdict(sight(FRIEND).verdict), Some(&allow("allow")));
+        let denied = sight(STRANGER).verdict;
+        assert_eq!(datapath.verdict(denied), Some(&deny("deny")));
+        assert_eq!(datapath.counters().unwrap().verdicts[&denied].connections, 3);
+        let status = datapath.status();
+        assert_eq!(problems(&status), Vec::<&String>::new());
+        assert_eq!(status.endpoints[0].mode, Some(Mode::Enforce));
+
+        datapath.detach(id).unwrap();
+        datapath.detach(id).unwrap();
+        everybody_gets_in();
+    });
+}
+
+#[test]
+fn an_endpoint_that_no_commit_has_placed_gets_nothing() {
+    on_a_node("an_endpoint_that_no_commit_has_placed_gets_nothing", || {
+        pods();
+        let mut datapath = open();
+        datapath.attach(&SERVER.spec()).unwrap();
+        assert_ne!(FRIEND.try_connect(SERVER.v4(), PORT), Fate::Answered);
+        assert_eq!(datapath.status().endpoints[0].mode, None);
+        let tables = tables(&mut datapath, Mode::Enforce, false);
+        datapath.commit(&tables, 1).unwrap();
+        only_the_friend_gets_in();
+    });
+}
+
+#[test]
+fn a_killed_process_leaves_enforcement_on_and_the_next_picks_it_up() {
+    const NAME: &str = "a_killed_process_leaves_enforcement_on_and_the_next_picks_it_up";
+    on_a_node(NAME, || {
+        if step().is_some() {
+            let mut datapath = open();
+            enforce(&mut datapath);
+            ready();
+        }
+        pods();
+        let mut holder = start_step(NAME, "hold");
+        let refused = Datapath::open(config()).unwrap_err();
+        assert!(
+            refused.to_string().contains("in use by another agent"),
+            "{refused}"
+        );
+        let connection = FRIEND.connect(SERVER.v4(), PORT).unwrap();
+        assert!(echoes(&connection));
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+
+        only_the_friend_gets_in();
+        let datapath = open();
+        let status = datapath.status();
+        assert_eq!(
+            (status.origin, status.generation, status.replaced),
+            (Origin::PickedUp, 1, 0)
+        );
+        assert_eq!(problems(&status), Vec::<&String>::new());
+        assert_eq!(status.endpoints[0].uid.as_deref(), Some("uid-4"));
+        only_the_friend_gets_in();
+        assert!(echoes(&connection));
+        let view = datapath.read_back().unwrap();
+        let verdict = view
+            .evaluate(status.endpoints[0].id, STRANGER.v6(), PORT)
+            .unwrap()
+            .verdict;
+        assert_eq!(datapath.verdict(verdict), Some(&deny("deny")));
+    });
+}
+
+#[test]
+fn programs_are_replaced_under_traffic_without_a_gap() {
+    on_a_node("programs_are_replaced_under_traffic_without_a_gap", || {
+        pods();
+        let mut datapath = open();
+        enforce(&mut datapath);
+        drop(datapath);
+        let connection = FRIEND.connect(SERVER.v6(), PORT).unwrap();
+        let tries = flood(|| {
+            for _ in 0..5 {
+                // As if another build had pinned them.
+                run("rm /run/bpf/thyra/*/program-*");
+                assert_eq!(open().status().replaced, 2);
+            }
+        });
+        assert!(tries > 10, "{tries}");
+        assert!(echoes(&connection));
+    });
+}
+
+/// Friend and stranger connect without pause, each as it should be judged, while `body` runs; returns the
+/// number of attempts.
+fn flood(body: impl FnOnce()) -> u32 {
+    let (over, tries) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for (pod, fate) in [(FRIEND, Fate::Answered), (STRANGER, Fate::Refused)] {
+            let (over, tries) = (&over, &tries);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    for address in families(SERVER) {
+                        assert_eq!(pod.try_connect(address, PORT), fate, "{pod:?} to {address}");
+                        tries.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        let body = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        over.store(true, Ordering::Relaxed);
+        body.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    tries.into_inner()
+}
+
+#[test]
+fn no_packet_sees_a_mix_of_two_commits() {
+    on_a_node("no_packet_sees_a_mix_of_two_commits", || {
+        pods();
+        let mut datapath = open();
+        enforce(&mut datapath);
+        let straight = tables(&mut datapath, Mode::Enforce, false);
+        let turned = tables(&mut datapath, Mode::Enforce, true);
+        let tries = flood(|| {
+            for generation in 2..120 {
+                let tables = if generation % 2 == 0 { &turned } else { &straight };
+                datapath.commit(tables, generation).unwrap();
+                assert_eq!(datapath.generation(), generation);
+            }
+        });
+        assert!(tries > 50, "{tries}");
+        // The control: a mix of the two does change verdicts.
+        let mixed = Tables {
+            class_column: straight.class_column,
+            rows: turned.rows.clone(),
+            ..straight
+        };
+        datapath.commit(&mixed, 200).unwrap();
+        assert_eq!(STRANGER.try_connect(SERVER.v4(), PORT), Fate::Answered);
+    });
+}
+
+#[test]
+fn the_same_tables_again_cost_no_write_and_no_wait() {
+    on_a_node("the_same_tables_again_cost_no_write_and_no_wait", || {
+        let mut datapath = open();
+        let tables = tables(&mut datapath, Mode::Enforce, false);
+        let first = datapath.commit(&tables, 1).unwrap();
+        let second = datapath.commit(&tables, 2).unwrap();
+        assert_eq!((second.words_written, second.waited), (0, Duration::ZERO));
+        assert_eq!(
+            (datapath.generation(), &second.verdict_ids),
+            (2, &first.verdict_ids)
+        );
+        assert!(matches!(
+            datapath.commit(&tables, 0),
+            Err(CommitError::NoGeneration)
+        ));
+    });
+}
+
+#[test]
+fn a_commit_that_fails_changes_no_verdict() {
+    on_a_node("a_commit_that_fails_changes_no_verdict", || {
+        pods();
+        let mut datapath = open();
+        enforce(&mut datapath);
+        let good = tables(&mut datapath, Mode::Enforce, false);
+        let mut wide = good.clone();
+        wide.rows = vec![vec![0; 3]; 5_000];
+        let refused = datapath.commit(&wide, 2).unwrap_err();
+        assert!(refused.to_string().contains("ROWS"), "{refused}");
+        let mut renamed = good.clone();
+        renamed.verdicts[0] = deny("another");
+        run("ln -s /dev/full /run/state/verdicts.new");
+        let refused = datapath.commit(&renamed, 2).unwrap_err();
+        assert!(chain(&refused).contains("verdicts.json"), "{}", chain(&refused));
+        assert_eq!(datapath.generation(), 1);
+        only_the_friend_gets_in();
+        datapath.commit(&renamed, 2).unwrap();
+        assert_eq!(datapath.generation(), 2);
+    });
+}
+
+#[test]
+fn an_allowed_packet_goes_on_to_foreign_programs() {
+    on_a_node("an_allowed_packet_goes_on_to_foreign_programs", || {
+        pods();
+        let mut datapath = open();
+        enforce(&mut datapath);
+        only_the_friend_gets_in();
+        run("tc qdisc add dev veth4 clsact
+             tc filter add dev veth4 egress protocol all bpf da bytecode '1,6 0 0 2'");
+        assert_eq!(
+            FRIEND.try_connect(SERVER.v4(), PORT),
+            Fate::Silent,
+            "the foreign filter drops"
+        );
+        assert_eq!(
+            STRANGER.try_connect(SERVER.v4(), PORT),
+            Fate::Refused,
+            "ours is asked first"
+        );
+        run("tc filter del dev veth4 egress");
+        only_the_friend_gets_in();
+        assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
+    });
+}
+
+#[test]
+fn an_interface_that_vanishes_leaves_nothing_behind() {
+    on_a_node("an_interface_that_vanishes_leaves_nothing_behind", || {
+        let mut datapath = open();
+        assert!(matches!(
+            datapath.attach(&SERVER.spec()),
+            Err(AttachError::InterfaceGone(_))
+        ));
+        let tables = tables(&mut datapath, Mode::Enforce, false);
+        datapath.commit(&tables, 1).unwrap();
+        for _ in 0..30 {
+            run("ip link add veth4 type veth peer name peer4");
+            std::thread::scope(|scope| {
+                scope.spawn(|| run("ip link del veth4"));
+                match datapath.attach(&SERVER.spec()) {
+                    Ok(_) | Err(AttachError::InterfaceGone(_)) => {}
+                    Err(e) => panic!("{}", chain(&e)),
+                }
+            });
+        }
+        let id = datapath.reserve(&SERVER.uid()).unwrap();
+        datapath.detach(id).unwrap();
+        assert_eq!(datapath.status().endpoints, []);
+        assert_eq!(links(), 0);
+    });
+}
+
+/// Pinned links.
+fn links() -> usize {
+    let layouts = std::fs::read_dir("/run/bpf/thyra").unwrap();
+    let pins = layouts.flat_map(|layout| std::fs::read_dir(layout.unwrap().path()).unwrap());
+    pins.filter(|pin| {
+        pin.as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with("link-")
+    })
+    .count()
+}
+
+#[test]
+fn a_restart_clears_an_endpoint_whose_interface_is_gone() {
+    on_a_node("a_restart_clears_an_endpoint_whose_interface_is_gone", || {
+        pods();
+        let mut datapath = open();
+        let id = enforce(&mut datapath);
+        assert_eq!(links(), 2);
+        drop(datapath);
+        run("ip link del veth4");
+        let mut datapath = open();
+        let status = datapath.status();
+        assert!(status.notes[0].contains("uid-4"), "{:?}", status.notes);
+        assert_eq!((status.endpoints.len(), links()), (0, 0));
+        assert_eq!(datapath.reservations()["uid-4"], id);
+        datapath.detach(id).unwrap();
+        assert!(datapath.reservations().is_empty());
+    });
+}
+
+#[test]
+fn endpoints_of_another_layout_stay_enforced_until_they_move() {
+    on_a_node(
+        "endpoints_of_another_layout_stay_enforced_until_they_move",
+        || {
+            pods();
+            let mut datapath = open();
+            enforce(&mut datapath);
+            drop(datapath);
+            // As if a build with other limits had made them.
+            run("mv /run/bpf/thyra/* /run/bpf/thyra/0123456789abcdef");
+            let mut datapath = open();
+            let status = datapath.status();
+            assert_eq!((status.origin, status.older_endpoints), (Origin::Loaded, 1));
+            only_the_friend_gets_in();
+            let tries = flood(|| {
+                enforce(&mut datapath);
+            });
+            assert!(tries > 0);
+            assert_eq!((datapath.status().older_endpoints, links()), (0, 2));
+            only_the_friend_gets_in();
+        },
+    );
+}
+
+#[test]
+fn without_the_state_folder_enforcement_goes_on_without_names() {
+    on_a_node(
+        "without_the_state_folder_enforcement_goes_on_without_names",
+        || {
+            pods();
+            FRIEND.serve(PORT);
+            let mut datapath = open();
+            let id = enforce(&mut datapath);
+            drop(datapath);
+            run("rm -r /run/state");
+            let mut datapath = open();
+            only_the_friend_gets_in();
+            let verdict = datapath
+                .read_back()
+                .unwrap()
+                .evaluate(id, FRIEND.v4(), PORT)
+                .unwrap()
+                .verdict;
+            assert_eq!(datapath.verdict(verdict), None);
+            let new = datapath.reserve(&SERVER.uid()).unwrap();
+            assert_ne!(new, id, "the id of an endpoint without a name is taken");
+            let own = SERVER.connect(FRIEND.v4(), PORT).unwrap();
+            let tables = tables(&mut datapath, Mode::Enforce, false);
+            let report = datapath.commit(&tables, 2).unwrap();
+            assert!(
+                !report.verdict_ids.contains(&verdict),
+                "ids in the live bank are taken"
+            );
+            assert_eq!(datapath.attach(&SERVER.spec()).unwrap(), new);
+            only_the_friend_gets_in();
+            assert!(
+                echoes(&own),
+                "a connection that the pod made before is remembered"
+            );
+            assert_eq!(links(), 2);
+        },
+    );
+}
+
+#[test]
+fn a_missing_pinned_map_is_named_and_nothing_is_touched() {
+    on_a_node("a_missing_pinned_map_is_named_and_nothing_is_touched", || {
+        pods();
+        let mut datapath = open();
+        enforce(&mut datapath);
+        drop(datapath);
+        run("rm /run/bpf/thyra/*/ROWS");
+        let refused = Datapath::open(config()).unwrap_err();
+        assert!(
+            matches!(&refused, OpenError::Incomplete { missing } if missing.ends_with("ROWS")),
+            "{refused}"
+        );
+        only_the_friend_gets_in();
+        Datapath::cleanup(&config().bpffs).unwrap();
+        everybody_gets_in();
+        assert!(!config().bpffs.exists());
+        assert_eq!(open().status().origin, Origin::Loaded);
+    });
+}
+
+#[test]
+fn a_folder_that_is_no_bpffs_is_refused() {
+    on_a_node("a_folder_that_is_no_bpffs_is_refused", || {
+        let bpffs = "/run/elsewhere/thyra".into();
+        let refused = Datapath::open(thyra_datapath::Config { bpffs, ..config() }).unwrap_err();
+        assert!(refused.to_string().contains("mount -t bpf bpf"), "{refused}");
+        assert!(!std::path::Path::new("/run/elsewhere").exists());
+    });
+}
+
+#[test]
+fn a_refusal_is_reported_with_its_rule() {
+    on_a_node("a_refusal_is_reported_with_its_rule", || {
+        pods();
+        let mut datapath = open();
+        let id = enforce(&mut datapath);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let events = runtime.block_on(async {
+            let mut reader = datapath.events().unwrap();
+            only_the_friend_gets_in();
+            let mut events: Vec<Event> = Vec::new();
+            while events.len() < 4 {
+                let batch = tokio::time::timeout(Duration::from_secs(2), reader.next_batch()).await;
+                events.extend(batch.expect("events come within the reader's period").unwrap());
+            }
+            assert_eq!(reader.unreadable(), 0);
+            events
+        });
+        let kinds: Vec<_> = events
+            .iter()
+            .filter_map(|e| EventKind::from_number(e.kind))
+            .collect();
+        assert_eq!(
+            kinds,
+            [EventKind::New, EventKind::Deny, EventKind::New, EventKind::Deny]
+        );
+        assert!(
+            events
+                .iter()
+                .all(|event| event.endpoint == id && event.generation == 1)
+        );
+        assert_eq!(datapath.verdict(events[1].verdict), Some(&deny("deny")));
+        assert_eq!(events[1].source[12..], [10, 244, 0, 3]);
+    });
+}
+
+#[test]
+fn finished_connections_are_collected_and_open_ones_stay() {
+    on_a_node("finished_connections_are_collected_and_open_ones_stay", || {
+        FRIEND.create().serve(PORT);
+        SERVER.create();
+        let mut datapath = open();
+        enforce(&mut datapath);
+        let kept = SERVER.connect(FRIEND.v4(), PORT).unwrap();
+        assert!(echoes(&kept));
+        let closed = SERVER.connect(FRIEND.v4(), PORT).unwrap();
+        assert!(echoes(&closed));
+        drop(closed);
+        std::thread::sleep(Duration::from_millis(100));
+        let now = Datapath::now_ns();
+        assert_eq!(datapath.collect(now).unwrap().removed, 0);
+        let minute = 61_000_000_000;
+        let report = datapath.collect(now + minute).unwrap();
+        assert_eq!((report.looked_at, report.removed), (2, 1));
+        assert!(echoes(&kept), "its entry is still there");
+        let fill = datapath.status().fill;
+        assert_eq!(
+            fill.iter().find(|fill| fill.table == "OUTBOUND4").unwrap().used,
+            1
+        );
+    });
+}

@@ -1,0 +1,259 @@
+//! A node made of network namespaces: pods behind veths, a BPF file system of its own.
+//!
+//! Invariant: each test runs in a child process with its own network and mount namespaces; whatever it makes
+//! (interfaces, pins, mounts) vanishes with that process, however it ends.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic};
+
+/// Says to a process that it is the child, inside the namespaces.
+const INSIDE: &str = "THYRA_LIVE_INSIDE";
+/// Says to a process which step of a test it is, see `step`.
+const STEP: &str = "THYRA_LIVE_STEP";
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A pod by its number: 10.244.0.N and fd00:10:244::N.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pod(pub(crate) u8);
+
+/// What became of a connection attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// An answer came.
+    Answered,
+    /// A reset came.
+    Refused,
+    /// Nothing came.
+    Silent,
+}
+
+/// Runs `body` in a child process with its own namespaces; without root it says loudly that it didn't.
+pub(crate) fn on_a_node(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED `{test}`: needs root");
+        return;
+    }
+    let setup = "mount -t tmpfs tmpfs /run && mkdir /run/bpf && mount -t bpf bpf /run/bpf && \
+                 ip link set lo up && exec \"$@\"";
+    let status = Command::new("unshare")
+        .args([
+            "--net",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            setup,
+            "sh",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env(INSIDE, "1")
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "`{test}` failed inside its namespaces: {status}"
+    );
+}
+
+/// Which step this process was started for.
+pub(crate) fn step() -> Option<String> {
+    std::env::var(STEP).ok()
+}
+
+/// Starts this test once more as another process of the same node, which does `step` until it is killed;
+/// returns when it has called `ready`.
+pub(crate) fn start_step(test: &str, step: &str) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env(STEP, step)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    let out = child.stdout.as_mut().unwrap();
+    while !seen.ends_with(b"READY\n") {
+        assert_eq!(
+            out.read(&mut byte).unwrap(),
+            1,
+            "`{step}` ended: {}",
+            String::from_utf8_lossy(&seen)
+        );
+        seen.push(byte[0]);
+    }
+    child
+}
+
+/// Tells `start_step` to go on, then sleeps until this process is killed.
+pub(crate) fn ready() -> ! {
+    println!("READY");
+    std::io::stdout().flush().unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Runs a command and expects it to succeed.
+pub(crate) fn run(line: &str) {
+    let output = Command::new("sh").args(["-ec", line]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "`{line}`: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+pub(crate) fn config() -> Config {
+    Config {
+        bpffs: PathBuf::from("/run/bpf/thyra"),
+        state_dir: PathBuf::from("/run/state"),
+        deny: Deny::Reset,
+        host_traffic: HostTraffic::Allow,
+        report_new: true,
+    }
+}
+
+pub(crate) fn open() -> Datapath {
+    Datapath::open(config()).unwrap_or_else(|e| panic!("{}", chain(&e)))
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl Pod {
+    pub(crate) fn v4(self) -> IpAddr {
+        IpAddr::from([10, 244, 0, self.0])
+    }
+
+    pub(crate) fn v6(self) -> IpAddr {
+        format!("fd00:10:244::{:x}", self.0).parse().unwrap()
+    }
+
+    pub(crate) fn interface(self) -> String {
+        format!("veth{}", self.0)
+    }
+
+    pub(crate) fn uid(self) -> String {
+        format!("uid-{}", self.0)
+    }
+
+    pub(crate) fn spec(self) -> EndpointSpec {
+        EndpointSpec {
+            uid: self.uid(),
+            host_interface: self.interface(),
+            addresses: vec![self.v4(), self.v6()],
+            mac: None,
+        }
+    }
+
+    /// Makes the pod's namespace and veth, as the ptp CNI plugin does. Without duplicate address detection,
+    /// which keeps the first seconds silent.
+    pub(crate) fn create(self) -> Self {
+        let Self(n) = self;
+        let v6 = self.v6();
+        run(&format!(
+            "ip netns add pod{n}
+             echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
+             ip netns exec pod{n} sh -c 'echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad'
+             ip link add veth{n} type veth peer name eth0 netns pod{n}
+             echo 1 > /proc/sys/net/ipv4/ip_forward
+             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+             ip addr add 10.244.0.1/32 dev veth{n}
+             ip addr add fd00:10:244::1/128 dev veth{n} nodad
+             ip link set veth{n} up
+             ip -n pod{n} link set lo up
+             ip -n pod{n} addr add 10.244.0.{n}/32 dev eth0
+             ip -n pod{n} addr add {v6}/128 dev eth0 nodad
+             ip -n pod{n} link set eth0 up
+             ip -n pod{n} route add 10.244.0.1 dev eth0 scope link
+             ip -n pod{n} route add default via 10.244.0.1
+             ip -n pod{n} -6 route add fd00:10:244::1 dev eth0
+             ip -n pod{n} -6 route add default via fd00:10:244::1
+             ip route add 10.244.0.{n} dev veth{n}
+             ip -6 route add {v6} dev veth{n}"
+        ));
+        self
+    }
+
+    /// Runs `body` on a thread inside the pod's network namespace.
+    pub(crate) fn inside<T: Send>(self, body: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let namespace = File::open(format!("/run/netns/pod{}", self.0)).unwrap();
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                body()
+            });
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Serves echo on a port, both families, until the process ends.
+    pub(crate) fn serve(self, port: u16) -> Self {
+        let listener = self.inside(|| TcpListener::bind(("::", port)).unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                std::thread::spawn(move || echo(stream));
+            }
+        });
+        self
+    }
+
+    /// Opens a connection from this pod.
+    pub(crate) fn connect(self, to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
+        self.inside(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), PATIENCE))
+    }
+
+    /// Opens a connection from this pod and asks for an echo.
+    pub(crate) fn try_connect(self, to: IpAddr, port: u16) -> Fate {
+        let stream = match self.connect(to, port) {
+            Ok(stream) => stream,
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => return Fate::Refused,
+            Err(_) => return Fate::Silent,
+        };
+        if echoes(&stream) {
+            Fate::Answered
+        } else {
+            Fate::Silent
+        }
+    }
+}
+
+/// Whether what is sent comes back.
+pub(crate) fn echoes(mut stream: &TcpStream) -> bool {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = [0; 4];
+    stream.write_all(b"ping").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"ping"
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut buffer = [0; 4096];
+    while let Ok(read) = stream.read(&mut buffer) {
+        if read == 0 || stream.write_all(&buffer[..read]).is_err() {
+            return;
+        }
+    }
+}
