@@ -43,6 +43,9 @@ type Ranges = Vec<(u16, u16)>;
 /// What a source meets: verdicts (by index) with the ports they hold, in order of the first port.
 type Fate = Vec<(u16, Ranges)>;
 
+/// Principal, and whether it is awaited.
+type Source = (Option<Arc<str>>, bool);
+
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Who {
     principal: Option<Arc<str>>,
@@ -61,11 +64,13 @@ pub fn lines(tables: &Tables, endpoint: u16) -> Vec<Line> {
     let six = fates(tables, placed.set6, &samples[1]);
     let mut lines = Vec::new();
     let all: BTreeMap<&Who, ()> = four.keys().chain(six.keys()).map(|who| (who, ())).collect();
-    // `None` sorts first, the outsider is to be last.
-    let (unknown, known): (Vec<&Who>, Vec<&Who>) = all
-        .into_keys()
-        .partition(|who| who.principal.is_none() && !who.pending);
-    for who in known.into_iter().chain(unknown.into_iter().rev()) {
+    // Those without identity come after the others, the outsider last.
+    let mut order: Vec<&Who> = all.into_keys().collect();
+    order.sort_by_key(|who| {
+        let unknown = who.principal.is_none() && !who.pending;
+        (unknown, unknown && who.blocks.iter().any(|block| &**block == ANY))
+    });
+    for who in order {
         let (in_four, in_six) = (four.get(who), six.get(who));
         match (in_four, in_six) {
             (Some((fate, class)), Some((other, _))) if fate == other => {
@@ -153,7 +158,7 @@ fn samples(tables: &Tables) -> [BTreeMap<u16, Option<IpAddr>>; 2] {
 /// Each source's fate in one family, with a class that meets it; those that fare like the outsider are left out.
 fn fates(tables: &Tables, set: u16, samples: &BTreeMap<u16, Option<IpAddr>>) -> BTreeMap<Who, (Fate, u16)> {
     let outsider = fate(tables, set, 0);
-    let mut by_source: BTreeMap<(Option<Arc<str>>, bool), Vec<(u16, Fate)>> = BTreeMap::new();
+    let mut by_source: BTreeMap<Source, Vec<(u16, Fate)>> = BTreeMap::new();
     let mut by_column: BTreeMap<u16, Fate> = BTreeMap::new();
     for class in samples.keys() {
         let (Some(info), Some(column)) = (

@@ -911,28 +911,21 @@ fn pods_with_a_sidecar_keep_istios_exempt_ports_and_judge_l7_themselves() {
 
 #[test]
 fn ambient_pods_and_waypoints_are_off_with_the_reason_named() {
-    for (edit, wanted) in [
-        (
-            (|e| {
-                drop(
-                    e.annotations
-                        .insert("ambient.istio.io/redirection".into(), "enabled".into()),
-                )
-            }) as fn(&mut Endpoint),
-            "ambient pod",
-        ),
-        (
-            |e| {
-                drop(e.labels.insert(
-                    "gateway.istio.io/managed".into(),
-                    "istio.io-mesh-controller".into(),
-                ))
-            },
-            "waypoint",
-        ),
+    let mut ambient = shop();
+    change_endpoint(&mut ambient, |endpoint| {
+        endpoint.annotations = labels(&[("ambient.istio.io/redirection", "enabled")]);
+    });
+    let mut hbone = shop();
+    change(&mut hbone, "shop/target", |workload| workload.hbone = true);
+    let mut waypoint = shop();
+    change_endpoint(&mut waypoint, |endpoint| {
+        endpoint.labels = labels(&[("gateway.istio.io/managed", "istio.io-mesh-controller")]);
+    });
+    for (world, wanted) in [
+        (ambient, "ambient pod"),
+        (hbone, "ambient pod"),
+        (waypoint, "waypoint"),
     ] {
-        let mut world = shop();
-        change_endpoint(&mut world, edit);
         let mut compiler = Compiler::new();
         let tables = compiler.compile(&world).unwrap();
         assert_eq!(tables.endpoints[0].mode, Mode::Off);

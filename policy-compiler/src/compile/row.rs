@@ -239,6 +239,9 @@ fn allow(docket: &Docket<'_>, slots: &Slots, row: &mut Row) -> (Vec<Outcome>, Bi
     (allowed, may_allow)
 }
 
+/// Slots and what they ask for so far.
+type Part = (Bits, Vec<(RuleId, Arc<str>)>);
+
 /// Parts the asking slots by what they ask for.
 fn parts(
     docket: &Docket<'_>,
@@ -265,7 +268,7 @@ fn parts(
             asked.push((slots.both(may_allow), (entry.id, Arc::clone(field))));
         }
     }
-    let mut parts: Vec<(Bits, Vec<(RuleId, Arc<str>)>)> = vec![(asking.clone(), Vec::new())];
+    let mut parts: Vec<Part> = vec![(asking.clone(), Vec::new())];
     for (slots, because) in asked.iter().filter(|(slots, _)| !slots.is_empty()) {
         let mut next = Vec::with_capacity(parts.len() + 1);
         for (part, mut named) in parts {

@@ -8,9 +8,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::block::Blocks;
+use super::prepared::PreparedPolicy;
 use super::protocol::{Protocols, Readings};
 use super::row::{Docket, Entry, Outcome, RuleId, judge};
-use super::rule::{Judged, PreparedPolicy, Read, Reading};
+use super::rule::{Judged, Read, Reading};
 use super::scope::{Demand, Strict};
 use super::slot::{Side, Slots};
 

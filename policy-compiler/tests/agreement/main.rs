@@ -24,7 +24,7 @@ use thyra_policy_compiler::oracle::{Connection, judge};
 use thyra_policy_compiler::world::World;
 
 /// Worlds, unless `THYRA_PROP_CASES` says otherwise.
-const WORLDS: u32 = 400;
+const WORLDS: u32 = 500;
 /// Connections tried on each.
 const CONNECTIONS: usize = 40;
 /// Edits of a world in a row.
@@ -69,7 +69,7 @@ fn runner(cases: u32) -> TestRunner {
 }
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(any::<u8>(), 1500..3000)
+    prop::collection::vec(any::<u8>(), 2500..5000)
 }
 
 fn agree(world: &World, tables: &Tables, connection: &Connection) -> Result<Verdict, TestCaseError> {

@@ -170,7 +170,7 @@ fn operation(e: &mut Entropy<'_>) -> Operation {
     Operation {
         ports: maybe(e, 60, port),
         hosts: maybe(e, 4, text),
-        methods: maybe(e, 35, text),
+        methods: maybe(e, 50, text),
         paths: maybe(e, 10, |e| e.pick(&["/admin", "/a/*"]).to_owned()),
         unknown: unknown(e, 3),
     }
@@ -215,10 +215,10 @@ fn reference(e: &mut Entropy<'_>, number: usize) -> PolicyRef {
 }
 
 fn authorization(e: &mut Entropy<'_>, number: usize) -> AuthorizationPolicy {
-    let action = match e.below(12) {
+    let action = match e.below(13) {
         0..=5 => PolicyAction::Allow,
         6..=9 => PolicyAction::Deny,
-        10 => PolicyAction::Custom,
+        10 | 11 => PolicyAction::Custom,
         _ => PolicyAction::Audit,
     };
     AuthorizationPolicy {
@@ -278,7 +278,7 @@ fn workload(e: &mut Entropy<'_>, number: usize, services: &[Arc<str>]) -> Worklo
         service_account: e.pick(&ACCOUNTS).to_owned(),
         node: String::new(),
         host_network: e.chance(6),
-        hbone: e.chance(2),
+        hbone: e.chance(1),
         services: service_ports(e, services),
         authorization_policies: Vec::new(),
     }
@@ -310,18 +310,12 @@ fn endpoint(e: &mut Entropy<'_>, id: u16, workloads: &mut [Workload]) -> Endpoin
     let mut endpoint = Endpoint {
         id,
         uid: format!("uid-{id}"),
-        namespace: e
-            .pick(&[
-                "shop",
-                "shop",
-                "shop",
-                "shop",
-                "shop",
-                "team-a",
-                "team-a",
-                "istio-system",
-            ])
-            .to_owned(),
+        namespace: match e.below(12) {
+            0..8 => "shop",
+            8..11 => "team-a",
+            _ => "istio-system",
+        }
+        .to_owned(),
         name: format!("pod-{id}"),
         service_account: "default".into(),
         addresses: vec![
@@ -344,7 +338,7 @@ fn endpoint(e: &mut Entropy<'_>, id: u16, workloads: &mut [Workload]) -> Endpoin
             e.pick(&["audit", "off", "enforce", "odd"]).into(),
         );
     }
-    if e.chance(5) {
+    if e.chance(4) {
         endpoint.containers.push("istio-proxy".into());
         endpoint.annotations.insert(
             "traffic.sidecar.istio.io/excludeInboundPorts".into(),
