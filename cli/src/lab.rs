@@ -3,6 +3,7 @@
 //! Invariant: the machine's own network is never touched, and whatever a lab made is found again and removed by its id.
 
 mod agent;
+mod cluster;
 mod command;
 mod control_plane;
 mod embedded;

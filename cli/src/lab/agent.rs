@@ -51,8 +51,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) model: &'a Model,
     /// From `scenario.yaml`; they win.
     pub(crate) flags: &'a [AgentFlag],
-    /// Where the control plane is and how to speak to it.
-    pub(crate) control_plane: &'a [(String, String)],
+    /// Where the control plane is and how to speak to it, by node.
+    pub(crate) control_plane: &'a [Vec<(String, String)>],
 }
 
 impl Agent {
@@ -80,8 +80,9 @@ impl Agent {
             .stderr(out)
             // Ctrl-C is the lab's to handle; the agent is stopped in order.
             .process_group(0);
-        let child =
-            netns.spawn(&mut command).with_context(|| format!("can't start `{}`", program.display()))?;
+        let child = netns
+            .spawn(&mut command)
+            .with_context(|| format!("can't start `{}`", program.display()))?;
         let channel = channel(&socket)?;
         let mut agent = Self {
             name: setup.model.nodes[node].clone(),
@@ -102,13 +103,26 @@ impl Agent {
             }
             if let Some(status) = self.child.try_wait().context("can't ask for the agent's state")? {
                 let given = flags.iter().map(|flag| {
-                    format!("\nnote: `{}` comes from {}:{}", flag.key, flag.file.display(), flag.line)
+                    format!(
+                        "\nnote: `{}` comes from {}:{}",
+                        flag.key,
+                        flag.file.display(),
+                        flag.line
+                    )
                 });
                 let given: String = given.collect();
-                bail!("the agent of `{}` ended ({status}):\n{}{given}", self.name, self.last_words());
+                bail!(
+                    "the agent of `{}` ended ({status}):\n{}{given}",
+                    self.name,
+                    self.last_words()
+                );
             }
             if Instant::now() > deadline {
-                bail!("the agent of `{}` doesn't answer:\n{}", self.name, self.last_words());
+                bail!(
+                    "the agent of `{}` doesn't answer:\n{}",
+                    self.name,
+                    self.last_words()
+                );
             }
             tokio::time::sleep(POLL).await;
         }
@@ -126,10 +140,15 @@ impl Agent {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let sources = status.sources.iter().map(|source| {
-                    format!("\n  {}: {} {}", source.name, source.state, source.detail)
-                });
-                bail!("the agent of `{}` isn't synced:{}", self.name, sources.collect::<String>());
+                let sources = status
+                    .sources
+                    .iter()
+                    .map(|source| format!("\n  {}: {} {}", source.name, source.state, source.detail));
+                bail!(
+                    "the agent of `{}` isn't synced:{}",
+                    self.name,
+                    sources.collect::<String>()
+                );
             }
             tokio::time::sleep(POLL).await;
         }
@@ -137,7 +156,9 @@ impl Agent {
 
     pub(crate) async fn status(&mut self) -> anyhow::Result<api::GetStatusResponse> {
         let answer = self.admin.get_status(api::GetStatusRequest {}).await;
-        Ok(answer.with_context(|| format!("the agent of `{}` doesn't answer", self.name))?.into_inner())
+        Ok(answer
+            .with_context(|| format!("the agent of `{}` doesn't answer", self.name))?
+            .into_inner())
     }
 
     /// Makes a pod an endpoint, or tells what changed of it.
@@ -162,7 +183,12 @@ impl Agent {
             service_account: pod.service_account.clone(),
             containers: pod.containers.clone(),
         };
-        let answer = self.endpoints.add(api::AddRequest { endpoint: Some(endpoint) }).await;
+        let answer = self
+            .endpoints
+            .add(api::AddRequest {
+                endpoint: Some(endpoint),
+            })
+            .await;
         answer.map_err(|status| refusal(&self.name, "pod", &pod.key(), &status))?;
         Ok(())
     }
@@ -190,7 +216,10 @@ impl Agent {
         timeout: Duration,
     ) -> anyhow::Result<()> {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        let answer = self.admin.wait_enforced(api::WaitEnforcedRequest { objects, timeout_ms }).await;
+        let answer = self
+            .admin
+            .wait_enforced(api::WaitEnforcedRequest { objects, timeout_ms })
+            .await;
         answer.map_err(|status| anyhow::anyhow!("agent of `{}`: {}", self.name, status.message()))?;
         Ok(())
     }
@@ -227,7 +256,10 @@ impl Agent {
 }
 
 fn refusal(node: &str, what: &str, key: &str, status: &tonic::Status) -> anyhow::Error {
-    anyhow::anyhow!("the agent of `{node}` refuses {what} `{key}`: {}", status.message())
+    anyhow::anyhow!(
+        "the agent of `{node}` refuses {what} `{key}`: {}",
+        status.message()
+    )
 }
 
 /// `$THYRA_AGENT`, else the program beside this one.
@@ -258,14 +290,30 @@ fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Set
         ("pod-cidr".into(), POD_RANGE6.into()),
     ];
     for other in 0..setup.model.nodes.len() {
-        let NodeAddresses { own, gateways, ranges: _ } = NodeAddresses::of(other);
+        let NodeAddresses {
+            own,
+            gateways,
+            ranges: _,
+        } = NodeAddresses::of(other);
         let addresses: Vec<IpAddr> = own.into_iter().chain(gateways).collect();
-        flags.extend(addresses.iter().map(|address| ("node-address".into(), address.to_string())));
+        flags.extend(
+            addresses
+                .iter()
+                .map(|address| ("node-address".into(), address.to_string())),
+        );
     }
-    flags.extend(setup.control_plane.iter().cloned());
+    flags.extend(setup.control_plane.get(node).into_iter().flatten().cloned());
     flags.retain(|(key, _)| !setup.flags.iter().any(|given| given.key == *key));
-    flags.extend(setup.flags.iter().map(|given| (given.key.clone(), given.value.clone())));
-    flags.into_iter().map(|(key, value)| format!("--{key}={value}")).collect()
+    flags.extend(
+        setup
+            .flags
+            .iter()
+            .map(|given| (given.key.clone(), given.value.clone())),
+    );
+    flags
+        .into_iter()
+        .map(|(key, value)| format!("--{key}={value}"))
+        .collect()
 }
 
 /// A lazy connection over a Unix socket.
@@ -273,10 +321,16 @@ fn channel(socket: &Path) -> anyhow::Result<Channel> {
     let socket = socket.to_owned();
     // Every URI will do: the connector knows where to go.
     let endpoint = Endpoint::from_static("http://agent");
-    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { tokio::net::UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-    })))
+    Ok(
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move {
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map(hyper_util::rt::TokioIo::new)
+            }
+        })),
+    )
 }
 
 #[cfg(test)]
@@ -295,12 +349,23 @@ mod tests {
             line: 1,
         };
         let flags = [flag("default-mode", "off"), flag("deny", "drop")];
-        let setup = Setup { dir: &RunDir::of("test"), model: &model, flags: &flags, control_plane: &[] };
+        let setup = Setup {
+            dir: &RunDir::of("test"),
+            model: &model,
+            flags: &flags,
+            control_plane: &[],
+        };
         let arguments = arguments(1, Path::new("/s"), Path::new("/b"), Path::new("/t"), &setup);
         assert!(arguments.contains(&"--node=node-1".to_owned()));
         assert!(arguments.contains(&"--default-mode=off".to_owned()));
         assert!(!arguments.contains(&"--default-mode=enforce".to_owned()));
         assert!(arguments.contains(&"--deny=drop".to_owned()));
-        assert_eq!(arguments.iter().filter(|flag| flag.starts_with("--node-address=")).count(), 8);
+        assert_eq!(
+            arguments
+                .iter()
+                .filter(|flag| flag.starts_with("--node-address="))
+                .count(),
+            8
+        );
     }
 }

@@ -52,7 +52,9 @@ impl Janitor {
 
 pub(super) fn janitor(id: &str) -> anyhow::Result<ExitCode> {
     // Nothing is ever sent; the read ends when the other end is closed.
-    std::io::stdin().read_to_end(&mut Vec::new()).context("can't watch the lab's process")?;
+    std::io::stdin()
+        .read_to_end(&mut Vec::new())
+        .context("can't watch the lab's process")?;
     registry::remove(&RunDir::of(id))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -69,14 +71,20 @@ pub(super) fn check_rights() -> anyhow::Result<()> {
 }
 
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("can't start the runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime")
 }
 
 /// Reads the scenario, and says what in it is not looked at.
 pub(super) fn read_scenario(choices: &Choices) -> anyhow::Result<Scenario> {
     let scenario = Scenario::read(&choices.folder)?;
     for ignored in &scenario.manifests.ignored {
-        progress(&format!("{}: {} `{}` changes no verdict; ignored", ignored.at, ignored.kind, ignored.name));
+        progress(&format!(
+            "{}: {} `{}` changes no verdict; ignored",
+            ignored.at, ignored.kind, ignored.name
+        ));
     }
     for warning in &scenario.manifests.warnings {
         progress(&format!("warning: {warning}"));
@@ -99,7 +107,10 @@ pub(super) fn record(dir: &RunDir, scenario: &Scenario, choices: &Choices, ready
 }
 
 pub(super) fn choice(choices: &Choices) -> Choice {
-    Choice { istiod: choices.istiod, no_agent: choices.no_agent }
+    Choice {
+        istiod: choices.istiod,
+        no_agent: choices.no_agent,
+    }
 }
 
 /// Resolves when the user or the system wants this process to end.
@@ -139,13 +150,21 @@ pub(super) fn run(choices: &Choices, json: bool) -> anyhow::Result<ExitCode> {
     let report = report?;
     removed.context("the lab could not be removed whole")?;
     print(&report, json)?;
-    Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn try_out(dir: &RunDir, scenario: &Scenario, choices: &Choices) -> anyhow::Result<Report> {
     let started = std::time::Instant::now();
     let mut lab = Lab::up(dir, scenario, choice(choices)).await?;
-    progress(&format!("up in {:.1} s; {} probes", started.elapsed().as_secs_f64(), scenario.probes.len()));
+    progress(&format!(
+        "up in {:.1} s; {} probes",
+        started.elapsed().as_secs_f64(),
+        scenario.probes.len()
+    ));
     let mut results = Vec::new();
     for (index, entry) in scenario.probes.iter().enumerate() {
         let result = lab.run(index, entry, scenario).await;
@@ -183,10 +202,17 @@ pub(super) fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let netns = Netns::open(&name).map_err(|_| {
         let known = super::netns::with_prefix(&prefix).unwrap_or_default();
         let known: Vec<String> = known.iter().map(|name| place_of(name, &prefix)).collect();
-        BadInput(format!("no place `{}` in lab `{}`; there are {}", args.place, dir.id, known.join(", ")))
+        BadInput(format!(
+            "no place `{}` in lab `{}`; there are {}",
+            args.place,
+            dir.id,
+            known.join(", ")
+        ))
     })?;
     netns.enter().context("can't enter the place")?;
-    let Some((program, arguments)) = args.command.split_first() else { bail!("nothing to run") };
+    let Some((program, arguments)) = args.command.split_first() else {
+        bail!("nothing to run")
+    };
     let error = Command::new(program).args(arguments).exec();
     Err(error).with_context(|| format!("can't run `{program}`"))
 }
@@ -218,7 +244,11 @@ pub(super) fn down(args: &DownArgs) -> anyhow::Result<ExitCode> {
 
 pub(super) fn list() -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
-    writeln!(out, "{:<8}{:<20}{:<14}{:<8}SOCKET", "ID", "SCENARIO", "CONTROL PLANE", "STATE")?;
+    writeln!(
+        out,
+        "{:<8}{:<20}{:<14}{:<8}SOCKET",
+        "ID", "SCENARIO", "CONTROL PLANE", "STATE"
+    )?;
     for dir in registry::all() {
         let Some(record) = dir.read() else { continue };
         let alive = registry::start_time(record.pid) == Some(record.started);

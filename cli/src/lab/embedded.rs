@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use mesh::content as mesh_content;
 use snapshot::Snapshot;
 
 use super::model::Model;
@@ -31,12 +32,23 @@ pub(crate) const PORT: u16 = 15010;
 const MAX_MESSAGE: usize = 200 << 20;
 
 /// Objects by kind and key, each with the version it got when it was last applied.
-type Objects = BTreeMap<(String, String), (Object, u64)>;
+type Objects = BTreeMap<(String, String), Held>;
+
+/// An object as the control plane has it.
+#[derive(Clone, Debug)]
+struct Held {
+    object: Object,
+    /// `resourceVersion`.
+    version: u64,
+    /// What came in one step is equally old, as in an API server that tells time in seconds.
+    created: i64,
+}
 
 /// The control plane's state, as the lab changes it.
 pub(crate) struct Embedded {
     objects: Objects,
     version: u64,
+    step: i64,
     sender: watch::Sender<Arc<Snapshot>>,
     rejections: Rejections,
 }
@@ -54,7 +66,13 @@ impl Embedded {
     pub(crate) fn new() -> Self {
         let (sender, _) = watch::channel(Arc::new(Snapshot::default()));
         // As an API server, which never starts at 1.
-        Self { objects: BTreeMap::new(), version: 100, sender, rejections: Rejections::default() }
+        Self {
+            objects: BTreeMap::new(),
+            version: 100,
+            step: 0,
+            sender,
+            rejections: Rejections::default(),
+        }
     }
 
     /// Puts objects in and publishes them in one step; `model` has them already.
@@ -62,13 +80,16 @@ impl Embedded {
     /// # Errors
     /// An object that has no form on the wire.
     pub(crate) fn apply(&mut self, objects: &[Object], model: &Model) -> anyhow::Result<()> {
+        self.step += 1;
         for object in objects {
             let place = (object.kind.clone(), object.key());
-            let unchanged = self.objects.get(&place).is_some_and(|(held, _)| held == object);
-            if !unchanged {
-                self.version += 1;
-                self.objects.insert(place, (object.clone(), self.version));
+            let before = self.objects.get(&place);
+            if before.is_some_and(|held| held.object == *object) {
+                continue;
             }
+            self.version += 1;
+            let created = before.map_or(self.step, |held| held.created);
+            self.objects.insert(place, Held { object: object.clone(), version: self.version, created });
         }
         self.publish(model)
     }
@@ -86,8 +107,8 @@ impl Embedded {
 
     /// `resourceVersion` of an object.
     pub(crate) fn version(&self, object: &Object) -> Option<String> {
-        let (_, version) = self.objects.get(&(object.kind.clone(), object.key()))?;
-        Some(version.to_string())
+        let held = self.objects.get(&(object.kind.clone(), object.key()))?;
+        Some(held.version.to_string())
     }
 
     /// What agents refused since the last call.
@@ -96,13 +117,17 @@ impl Embedded {
     }
 
     fn publish(&self, model: &Model) -> anyhow::Result<()> {
-        self.sender.send_replace(Arc::new(Snapshot::build(&self.objects, model)?));
+        self.sender
+            .send_replace(Arc::new(Snapshot::build(&self.objects, model)?));
         Ok(())
     }
 
     /// Serves agents that connect to `listener`, until the returned task is dropped.
     pub(crate) fn serve(&self, listener: TcpListener) -> tokio::task::JoinHandle<()> {
-        let server = Server { snapshots: self.sender.subscribe(), rejections: self.rejections.clone() };
+        let server = Server {
+            snapshots: self.sender.subscribe(),
+            rejections: self.rejections.clone(),
+        };
         let service = AggregatedDiscoveryServiceServer::new(server)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);

@@ -62,9 +62,19 @@ pub(crate) enum ModelError {
     #[error("pod `{pod}` asks for `{address}`, which is no address; mend `status.podIPs`")]
     Address { pod: String, address: String },
     #[error("`{what}` asks for `{address}`, which `{owner}` has; give it another one")]
-    Taken { what: String, address: IpAddr, owner: String },
-    #[error("pod `{pod}` is on node `{node}`, but the lab has only `{known}`; raise `nodes` in scenario.yaml")]
-    Node { pod: String, node: String, known: String },
+    Taken {
+        what: String,
+        address: IpAddr,
+        owner: String,
+    },
+    #[error(
+        "pod `{pod}` is on node `{node}`, but the lab has only `{known}`; raise `nodes` in scenario.yaml"
+    )]
+    Node {
+        pod: String,
+        node: String,
+        known: String,
+    },
     #[error("`{what}` finds no free address in `{range}`")]
     Full { what: String, range: String },
 }
@@ -72,8 +82,11 @@ pub(crate) enum ModelError {
 impl Model {
     /// An empty model with this many nodes; their names come from the Node objects, in order, then from the pods that name one.
     pub(crate) fn new(nodes: usize, objects: &[Object]) -> Self {
-        let mut names: Vec<String> =
-            objects.iter().filter(|object| object.kind == "Node").map(|node| node.name.clone()).collect();
+        let mut names: Vec<String> = objects
+            .iter()
+            .filter(|object| object.kind == "Node")
+            .map(|node| node.name.clone())
+            .collect();
         for pod in objects.iter().filter(|object| object.kind == "Pod") {
             let name = text(&pod.json, "/spec/nodeName");
             if !name.is_empty() && !names.contains(&name) && names.len() < nodes {
@@ -84,16 +97,21 @@ impl Model {
         for index in names.len()..nodes {
             names.push(format!("node-{index}"));
         }
-        Self { nodes: names, ..Self::default() }
+        Self {
+            nodes: names,
+            ..Self::default()
+        }
     }
 
     /// Takes in every object that it knows; what others ask for by themselves is placed before what may lie anywhere.
     pub(crate) fn add(&mut self, objects: &[Object]) -> Result<(), ModelError> {
         for object in objects.iter().filter(|object| object.kind == "Namespace") {
-            self.namespaces.insert(object.name.clone(), labels(&object.json, "/metadata/labels"));
+            self.namespaces
+                .insert(object.name.clone(), labels(&object.json, "/metadata/labels"));
         }
-        let (fixed, free): (Vec<_>, Vec<_>) =
-            objects.iter().partition(|object| address::asked_for(object).next().is_some());
+        let (fixed, free): (Vec<_>, Vec<_>) = objects
+            .iter()
+            .partition(|object| address::asked_for(object).next().is_some());
         for object in fixed.into_iter().chain(free) {
             match object.kind.as_str() {
                 "Pod" => self.add_pod(object)?,
@@ -127,7 +145,10 @@ impl Model {
         let key = object.key();
         let node = self.node_of(object)?;
         let host_network = object.json.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
-        let before = self.pods.get(&key).filter(|pod| pod.node == node && pod.host_network == host_network);
+        let before = self
+            .pods
+            .get(&key)
+            .filter(|pod| pod.node == node && pod.host_network == host_network);
         let addresses = match before {
             Some(pod) => pod.addresses.clone(),
             None if host_network => NodeAddresses::of(node).own.to_vec(),
@@ -147,7 +168,9 @@ impl Model {
             node,
             host_network,
             addresses,
-            containers: containers(object).map(|container| text(container, "/name")).collect(),
+            containers: containers(object)
+                .map(|container| text(container, "/name"))
+                .collect(),
             ports: containers(object).flat_map(container_ports).collect(),
             namespace: object.namespace.clone(),
             name: object.name.clone(),
@@ -161,11 +184,14 @@ impl Model {
         if name.is_empty() {
             return Ok(0);
         }
-        self.nodes.iter().position(|node| *node == name).ok_or_else(|| ModelError::Node {
-            pod: object.key(),
-            node: name,
-            known: self.nodes.join(", "),
-        })
+        self.nodes
+            .iter()
+            .position(|node| *node == name)
+            .ok_or_else(|| ModelError::Node {
+                pod: object.key(),
+                node: name,
+                known: self.nodes.join(", "),
+            })
     }
 
     fn add_service(&mut self, object: &Object) -> Result<(), ModelError> {
@@ -182,11 +208,6 @@ impl Model {
     pub(crate) fn backends<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Pod> {
         self.pods.values().filter(|pod| service.selects(pod))
     }
-
-    /// Pods of one node that have a namespace of their own.
-    pub(crate) fn guests(&self, node: usize) -> impl Iterator<Item = &Pod> {
-        self.pods.values().filter(move |pod| pod.node == node && !pod.host_network)
-    }
 }
 
 impl Pod {
@@ -197,7 +218,10 @@ impl Pod {
 
     /// The port's name, if a container declares the number.
     pub(crate) fn port_name(&self, number: u16) -> &str {
-        self.ports.iter().find(|port| port.number == number).map_or("", |port| port.name.as_str())
+        self.ports
+            .iter()
+            .find(|port| port.number == number)
+            .map_or("", |port| port.name.as_str())
     }
 }
 
@@ -209,7 +233,11 @@ fn containers(object: &Object) -> impl Iterator<Item = &Value> {
 }
 
 fn container_ports(container: &Value) -> impl Iterator<Item = ContainerPort> {
-    let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
+    let ports = container
+        .get("ports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     ports.filter_map(|port| {
         let number = port.get("containerPort").and_then(Value::as_u64)?;
         Some(ContainerPort {
@@ -222,8 +250,14 @@ fn container_ports(container: &Value) -> impl Iterator<Item = ContainerPort> {
 
 /// A map of strings at `pointer`.
 pub(crate) fn labels(value: &Value, pointer: &str) -> BTreeMap<String, String> {
-    let entries = value.pointer(pointer).and_then(Value::as_object).into_iter().flatten();
-    entries.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+    let entries = value
+        .pointer(pointer)
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten();
+    entries
+        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -246,7 +280,10 @@ mod tests {
     fn addresses_follow_the_order_and_leave_out_what_is_taken() {
         let objects = [
             pod("a", json!({})),
-            pod("b", json!({"status": {"podIPs": [{"ip": "10.244.0.2"}, {"ip": "fd00:10:244::2"}]}})),
+            pod(
+                "b",
+                json!({"status": {"podIPs": [{"ip": "10.244.0.2"}, {"ip": "fd00:10:244::2"}]}}),
+            ),
             pod("c", json!({})),
         ];
         let mut model = Model::new(1, &objects);
@@ -271,7 +308,10 @@ mod tests {
 
     #[test]
     fn a_pod_on_an_unknown_node_is_refused() {
-        let objects = [pod("a", json!({})), pod("b", json!({"spec": {"nodeName": "far"}}))];
+        let objects = [
+            pod("a", json!({})),
+            pod("b", json!({"spec": {"nodeName": "far"}})),
+        ];
         let mut model = Model::new(1, &objects[..1]);
         assert!(model.add(&objects).is_err());
     }

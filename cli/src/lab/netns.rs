@@ -27,7 +27,11 @@ pub(crate) struct Netns {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ToolError {
     #[error("can't run `{tool}`; install {package}")]
-    Missing { tool: String, package: &'static str, source: io::Error },
+    Missing {
+        tool: String,
+        package: &'static str,
+        source: io::Error,
+    },
     #[error("`{tool}` failed: {text}")]
     Failed { tool: String, text: String },
     #[error("can't enter network namespace `{name}`")]
@@ -37,9 +41,14 @@ pub(crate) enum ToolError {
 impl Netns {
     /// Opens a namespace that exists.
     pub(crate) fn open(name: &str) -> Result<Self, ToolError> {
-        let file = File::open(path_of(name))
-            .map_err(|source| ToolError::Enter { name: name.to_owned(), source })?;
-        Ok(Self { name: name.into(), file: Arc::new(file) })
+        let file = File::open(path_of(name)).map_err(|source| ToolError::Enter {
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            name: name.into(),
+            file: Arc::new(file),
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -57,18 +66,29 @@ impl Netns {
                 move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
                 work()
             });
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread in a namespace panicked")))
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread in a namespace panicked")))
         })
     }
 
     /// Moves the calling thread for good; for a process that is about to become another program.
     pub(crate) fn enter(&self) -> io::Result<()> {
-        Ok(move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?)
+        Ok(move_into_link_name_space(
+            self.file.as_fd(),
+            Some(LinkNameSpaceType::Network),
+        )?)
     }
 
     /// An unconnected TCP socket.
     pub(crate) fn tcp(&self, v4: bool) -> io::Result<TcpSocket> {
-        self.inside(|| if v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() })
+        self.inside(|| {
+            if v4 {
+                TcpSocket::new_v4()
+            } else {
+                TcpSocket::new_v6()
+            }
+        })
     }
 
     /// A UDP socket on any port.
@@ -93,12 +113,11 @@ impl Netns {
     /// Writes sysctls below `net/`.
     pub(crate) fn sysctls(&self, settings: &[(&str, &str)]) -> Result<(), ToolError> {
         for (key, value) in settings {
-            self.inside(|| std::fs::write(Path::new("/proc/sys/net").join(key), value)).map_err(|error| {
-                ToolError::Failed {
+            self.inside(|| std::fs::write(Path::new("/proc/sys/net").join(key), value))
+                .map_err(|error| ToolError::Failed {
                     tool: format!("sysctl net/{key}={value} in {}", self.name),
                     text: error.to_string(),
-                }
-            })?;
+                })?;
         }
         Ok(())
     }
@@ -110,7 +129,12 @@ impl Netns {
 
     /// Loads an nftables ruleset inside, as one transaction.
     pub(crate) fn nft(&self, rules: &str) -> Result<(), ToolError> {
-        run_tool("ip", "iproute2 and nftables", &["netns", "exec", &self.name, "nft", "-f", "-"], rules)
+        run_tool(
+            "ip",
+            "iproute2 and nftables",
+            &["netns", "exec", &self.name, "nft", "-f", "-"],
+            rules,
+        )
     }
 }
 
@@ -160,9 +184,13 @@ pub(crate) fn processes_in(name: &str) -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
-        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
+            continue;
+        };
         // A process that ends meanwhile is no longer in it.
-        let Ok(link) = std::fs::metadata(entry.path().join("ns/net")) else { continue };
+        let Ok(link) = std::fs::metadata(entry.path().join("ns/net")) else {
+            continue;
+        };
         if link.ino() == wanted {
             pids.push(pid);
         }
@@ -173,7 +201,11 @@ pub(crate) fn processes_in(name: &str) -> io::Result<Vec<i32>> {
 fn run_tool(tool: &str, package: &'static str, arguments: &[&str], input: &str) -> Result<(), ToolError> {
     use std::io::Write;
     let shown = || format!("{tool} {}", arguments.join(" "));
-    let missing = |source| ToolError::Missing { tool: tool.to_owned(), package, source };
+    let missing = |source| ToolError::Missing {
+        tool: tool.to_owned(),
+        package,
+        source,
+    };
     let mut child = Command::new(tool)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -191,5 +223,8 @@ fn run_tool(tool: &str, package: &'static str, arguments: &[&str], input: &str) 
     if output.status.success() {
         return Ok(());
     }
-    Err(ToolError::Failed { tool: shown(), text: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+    Err(ToolError::Failed {
+        tool: shown(),
+        text: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
 }

@@ -6,7 +6,14 @@ use serde_json::{Value, json};
 use thyra_policy_compiler::manifest::{Body, Manifests};
 
 /// Kinds whose template becomes a pod.
-const WORKLOADS: &[&str] = &["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"];
+const WORKLOADS: &[&str] = &[
+    "Deployment",
+    "StatefulSet",
+    "DaemonSet",
+    "ReplicaSet",
+    "Job",
+    "CronJob",
+];
 
 /// An object of a manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,14 +27,21 @@ pub(crate) struct Object {
 
 /// Every object that Thyra reads, in file order.
 pub(crate) fn objects(manifests: &Manifests) -> Vec<Object> {
-    let wanted = manifests.objects.iter().filter(|object| !matches!(object.body, Body::Pod(None)));
+    let wanted = manifests
+        .objects
+        .iter()
+        .filter(|object| !matches!(object.body, Body::Pod(None)));
     wanted.map(|object| Object::from_json(&object.raw)).collect()
 }
 
 impl Object {
     pub(crate) fn from_json(raw: &Value) -> Self {
         let kind = text(raw, "/kind");
-        let json = if WORKLOADS.contains(&kind.as_str()) { pod_of(raw) } else { raw.clone() };
+        let json = if WORKLOADS.contains(&kind.as_str()) {
+            pod_of(raw)
+        } else {
+            raw.clone()
+        };
         let kind = text(&json, "/kind");
         let cluster_wide = matches!(kind.as_str(), "Namespace" | "Node");
         let namespace = match text(&json, "/metadata/namespace") {
@@ -39,12 +53,21 @@ impl Object {
         if !cluster_wide {
             json["metadata"]["namespace"] = json!(namespace);
         }
-        Self { kind, namespace, name: text(&json, "/metadata/name"), json }
+        Self {
+            kind,
+            namespace,
+            name: text(&json, "/metadata/name"),
+            json,
+        }
     }
 
     /// `namespace/name`, or the name alone.
     pub(crate) fn key(&self) -> String {
-        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -55,7 +78,11 @@ fn pod_of(raw: &Value) -> Value {
         .or_else(|| raw.pointer("/spec/template"))
         .cloned()
         .unwrap_or_default();
-    let mut metadata = template.get("metadata").filter(|value| value.is_object()).cloned().unwrap_or(json!({}));
+    let mut metadata = template
+        .get("metadata")
+        .filter(|value| value.is_object())
+        .cloned()
+        .unwrap_or(json!({}));
     metadata["name"] = raw.pointer("/metadata/name").cloned().unwrap_or_default();
     if let Some(namespace) = raw.pointer("/metadata/namespace") {
         metadata["namespace"] = namespace.clone();
@@ -66,7 +93,11 @@ fn pod_of(raw: &Value) -> Value {
 
 /// The string at `pointer`, else "".
 pub(crate) fn text(value: &Value, pointer: &str) -> String {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -81,7 +112,10 @@ mod tests {
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "front", "namespace": "shop"},
             "spec": {"template": {"metadata": {"labels": {"app": "front"}}, "spec": {"serviceAccountName": "front"}}}
         }));
-        assert_eq!((object.kind.as_str(), object.key().as_str()), ("Pod", "shop/front"));
+        assert_eq!(
+            (object.kind.as_str(), object.key().as_str()),
+            ("Pod", "shop/front")
+        );
         assert_eq!(object.json.pointer("/metadata/labels/app"), Some(&json!("front")));
     }
 

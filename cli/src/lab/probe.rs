@@ -28,7 +28,10 @@ pub(crate) enum Outcome {
     Deny,
     Drop,
     /// An HTTP status; whether the application itself answered.
-    Status { status: u16, application: bool },
+    Status {
+        status: u16,
+        application: bool,
+    },
     /// The client could not even try.
     Failed(String),
 }
@@ -61,7 +64,11 @@ pub(crate) async fn run(dial: &Dial<'_>) -> Seen5 {
         Kind::Udp => udp::run(dial).await,
         Kind::Plain | Kind::Http(_) | Kind::Tls(_) => run_tcp(dial).await,
     };
-    Seen5 { outcome, client, latency: started.elapsed() }
+    Seen5 {
+        outcome,
+        client,
+        latency: started.elapsed(),
+    }
 }
 
 async fn run_tcp(dial: &Dial<'_>) -> (Outcome, Option<SocketAddr>) {
@@ -86,8 +93,14 @@ async fn connect(
 ) -> Result<(TcpStream, SocketAddr), (Outcome, Option<SocketAddr>)> {
     let socket = netns.tcp(to.is_ipv4()).map_err(|error| (failed(&error), None))?;
     // The kernel chooses the address by route at connect; the port is chosen here, so that it can be told.
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    socket.bind((any, 0).into()).map_err(|error| (failed(&error), None))?;
+    let any: IpAddr = if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    socket
+        .bind((any, 0).into())
+        .map_err(|error| (failed(&error), None))?;
     let bound = socket.local_addr().ok();
     match timeout_at(deadline, socket.connect(to)).await {
         Err(_) => Err((Outcome::Drop, bound)),
@@ -132,7 +145,9 @@ impl Outcome {
     /// As the report shows it: an application's answer is `allow` unless a status was asked for.
     pub(crate) fn show(&self, expect: Expect) -> String {
         match self {
-            Self::Status { application: true, .. } if !matches!(expect, Expect::Status(_)) => "allow".to_owned(),
+            Self::Status {
+                application: true, ..
+            } if !matches!(expect, Expect::Status(_)) => "allow".to_owned(),
             other => other.to_string(),
         }
     }

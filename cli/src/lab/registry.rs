@@ -61,7 +61,10 @@ impl RunDir {
     }
 
     pub(crate) fn of(id: &str) -> Self {
-        Self { id: id.to_owned(), path: Path::new(ROOT).join(id) }
+        Self {
+            id: id.to_owned(),
+            path: Path::new(ROOT).join(id),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -106,7 +109,9 @@ impl RunDir {
 
 /// Every lab that has a folder.
 pub(crate) fn all() -> Vec<RunDir> {
-    let Ok(entries) = fs::read_dir(ROOT) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(ROOT) else {
+        return Vec::new();
+    };
     let mut ids: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| Path::new(ROOT).join(name).is_dir())
@@ -119,7 +124,10 @@ pub(crate) fn all() -> Vec<RunDir> {
 pub(crate) fn agent_sockets() -> Vec<PathBuf> {
     let nodes = |dir: RunDir| {
         let count = dir.read().map_or(0, |record| record.nodes);
-        (0..count).map(move |node| dir.agent_socket(node)).filter(|socket| socket.exists()).collect::<Vec<_>>()
+        (0..count)
+            .map(move |node| dir.agent_socket(node))
+            .filter(|socket| socket.exists())
+            .collect::<Vec<_>>()
     };
     all().into_iter().flat_map(nodes).collect()
 }
@@ -140,9 +148,7 @@ pub(crate) fn find(name: Option<&str>) -> anyhow::Result<RunDir> {
     let matching: Vec<&RunDir> = labs
         .iter()
         .filter(|dir| {
-            name.is_none_or(|name| {
-                dir.id == name || dir.read().is_some_and(|record| record.scenario == name)
-            })
+            name.is_none_or(|name| dir.id == name || dir.read().is_some_and(|record| record.scenario == name))
         })
         .collect();
     match (matching.as_slice(), name) {
@@ -158,7 +164,9 @@ pub(crate) fn find(name: Option<&str>) -> anyhow::Result<RunDir> {
 /// # Errors
 /// What could not be removed; the rest is gone all the same.
 pub(crate) fn remove(dir: &RunDir) -> anyhow::Result<()> {
-    let Ok(lock) = fs::File::open(dir.path()) else { return remove_namespaces(&dir.prefix()) };
+    let Ok(lock) = fs::File::open(dir.path()) else {
+        return remove_namespaces(&dir.prefix());
+    };
     // Two removers at once would fight over the same mounts.
     flock(&lock, FlockOperation::LockExclusive).context("can't lock the lab's folder")?;
     let namespaces = remove_namespaces(&dir.prefix());
@@ -214,9 +222,13 @@ fn remove_namespaces(prefix: &str) -> anyhow::Result<()> {
 
 fn unmount_below(path: &Path) -> anyhow::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("can't read the list of mounts")?;
-    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+    let below = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(Path::new);
     for mount in below.filter(|mount| mount.starts_with(path)) {
-        unmount(mount, UnmountFlags::DETACH).with_context(|| format!("can't unmount `{}`", mount.display()))?;
+        unmount(mount, UnmountFlags::DETACH)
+            .with_context(|| format!("can't unmount `{}`", mount.display()))?;
     }
     Ok(())
 }
@@ -253,7 +265,10 @@ fn random_id() -> io::Result<String> {
     const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyz23456789";
     let mut bytes = [0; 4];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect())
+    Ok(bytes
+        .iter()
+        .map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()]))
+        .collect())
 }
 
 #[cfg(test)]

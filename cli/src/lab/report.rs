@@ -36,10 +36,22 @@ pub(crate) struct ProbeResult {
 }
 
 impl Report {
-    pub(crate) fn new(scenario: String, control_plane: &str, generation: u64, probes: Vec<ProbeResult>) -> Self {
+    pub(crate) fn new(
+        scenario: String,
+        control_plane: &str,
+        generation: u64,
+        probes: Vec<ProbeResult>,
+    ) -> Self {
         let passed = probes.iter().filter(|probe| probe.ok).count();
         let failed = probes.len() - passed;
-        Self { scenario, control_plane: control_plane.to_owned(), generation, probes, passed, failed }
+        Self {
+            scenario,
+            control_plane: control_plane.to_owned(),
+            generation,
+            probes,
+            passed,
+            failed,
+        }
     }
 
     /// For people; `colour` only on a terminal.
@@ -147,13 +159,30 @@ mod tests {
     fn the_json_has_every_field_of_the_interface() {
         let report = Report::new("x".into(), "embedded", 3, vec![result(true)]);
         let json = serde_json::to_value(&report).expect("plain data");
-        for key in ["scenario", "control_plane", "generation", "probes", "passed", "failed"] {
+        for key in [
+            "scenario",
+            "control_plane",
+            "generation",
+            "probes",
+            "passed",
+            "failed",
+        ] {
             assert!(json.get(key).is_some(), "{key}");
         }
         let probe = &json["probes"][0];
-        for key in
-            ["index", "kind", "from", "to", "port", "ip", "expect", "actual", "ok", "verdict", "latency_us"]
-        {
+        for key in [
+            "index",
+            "kind",
+            "from",
+            "to",
+            "port",
+            "ip",
+            "expect",
+            "actual",
+            "ok",
+            "verdict",
+            "latency_us",
+        ] {
             assert!(probe.get(key).is_some(), "{key}");
         }
     }

@@ -13,10 +13,9 @@ use anyhow::Context as _;
 
 use super::agent::{Agent, Setup};
 use super::control_plane::ControlPlane;
-use super::embedded::Embedded;
 use super::model::{ContainerPort, Model, Pod};
 use super::netns::Netns;
-use super::object::{Object, objects};
+use super::object::objects;
 use super::progress;
 use super::registry::RunDir;
 use super::scenario::{Action, Family, Scenario, Target};
@@ -62,37 +61,50 @@ impl Lab {
         let objects = objects(&scenario.manifests);
         let mut model = Model::new(usize::from(scenario.settings.nodes), &objects);
         model.add(&objects)?;
-        progress(&format!("network: {} pods on {} node(s)", model.pods.len(), model.nodes.len()));
+        progress(&format!(
+            "network: {} pods on {} node(s)",
+            model.pods.len(),
+            model.nodes.len()
+        ));
         let network = Network::build(&dir.prefix(), scenario.settings.topology, &model)?;
         let seen = Arc::new(Seen::default());
-        let control_plane = if choice.no_agent { ControlPlane::None } else { ControlPlane::Embedded(Embedded::new()) };
         let mut lab = Self {
             dir: dir.clone(),
             servers: Servers::new(seen.clone())?,
             model,
             network,
             seen,
-            control_plane,
+            control_plane: ControlPlane::None,
             agents: Vec::new(),
             verdicts: Verdicts::subscribe(Vec::new()).await,
             held: BTreeMap::new(),
             probes: 0,
         };
-        lab.load_services()?;
         lab.start_servers()?;
         lab.start_targets_outside(scenario)?;
+        lab.start_control_plane(choice).await?;
+        let versions = lab.control_plane.schedule(&objects, &mut lab.model).await?;
+        let versions = lab.control_plane.apply(&objects, &lab.model, versions).await?;
+        lab.load_services().await?;
         if !choice.no_agent {
-            lab.start_agents(scenario, &objects).await?;
+            lab.start_agents(scenario).await?;
+            lab.wait_enforced(versions, FIRST_ENFORCED_WITHIN).await?;
         }
         Ok(lab)
     }
 
-    async fn start_agents(&mut self, scenario: &Scenario, objects: &[Object]) -> anyhow::Result<()> {
-        progress(&format!("control plane: {}", self.control_plane.name()));
-        let versions = self.control_plane.apply(objects, &self.model)?;
-        self.control_plane.listen(&self.network.nodes)?;
+    async fn start_control_plane(&mut self, choice: Choice) -> anyhow::Result<()> {
+        if !choice.no_agent {
+            progress(if choice.istiod { "control plane: etcd, kube-apiserver, istiod" } else { "control plane: embedded" });
+        }
+        self.control_plane =
+            ControlPlane::start(choice, &self.dir, &self.network.nodes, &self.model).await?;
+        Ok(())
+    }
+
+    async fn start_agents(&mut self, scenario: &Scenario) -> anyhow::Result<()> {
+        let flags = self.control_plane.agent_flags(&self.model).await?;
         progress("agents: starting");
-        let flags = self.control_plane.agent_flags();
         let setup = Setup {
             dir: &self.dir,
             model: &self.model,
@@ -107,15 +119,17 @@ impl Lab {
         for agent in &mut self.agents {
             agent.wait_for_sync().await?;
         }
-        self.wait_enforced(versions, FIRST_ENFORCED_WITHIN).await?;
-        self.verdicts = Verdicts::subscribe(self.agents.iter().map(|agent| agent.admin.clone()).collect()).await;
+        let agents = self.agents.iter().map(|agent| agent.admin.clone()).collect();
+        self.verdicts = Verdicts::subscribe(agents).await;
         Ok(())
     }
 
     /// Tells each pod's agent of it.
     async fn register(&mut self, pods: &[Pod]) -> anyhow::Result<()> {
         for pod in pods {
-            if let (Some(guest), Some(agent)) = (self.network.guest(&pod.key()), self.agents.get_mut(pod.node)) {
+            if let (Some(guest), Some(agent)) =
+                (self.network.guest(&pod.key()), self.agents.get_mut(pod.node))
+            {
                 agent.add(pod, guest, &self.model).await?;
             }
         }
@@ -131,11 +145,18 @@ impl Lab {
             agent.wait_enforced(versions.clone(), within).await?;
         }
         let rejections = self.control_plane.take_rejections();
-        anyhow::ensure!(rejections.is_empty(), "refused by the agent: {}", rejections.join("; "));
+        anyhow::ensure!(
+            rejections.is_empty(),
+            "refused by the agent: {}",
+            rejections.join("; ")
+        );
         Ok(())
     }
 
-    fn load_services(&self) -> anyhow::Result<()> {
+    async fn load_services(&mut self) -> anyhow::Result<()> {
+        if self.control_plane.has_proxies() {
+            return self.control_plane.wait_for_services(&self.network.nodes, &self.model).await;
+        }
         for (index, node) in self.network.nodes.iter().enumerate() {
             node.nft(&services::ruleset(&self.model, index))?;
         }
@@ -153,21 +174,31 @@ impl Lab {
     fn start_targets_outside(&mut self, scenario: &Scenario) -> anyhow::Result<()> {
         let mut ports: BTreeMap<&str, Vec<ContainerPort>> = BTreeMap::new();
         for entry in &scenario.probes {
-            let (Action::Probe(probe) | Action::Open { probe, .. }) = &entry.action else { continue };
+            let (Action::Probe(probe) | Action::Open { probe, .. }) = &entry.action else {
+                continue;
+            };
             let place = match probe.to {
                 Target::Outside => "outside",
                 Target::Host => "host",
                 _ => continue,
             };
             let udp = matches!(probe.kind, super::scenario::Kind::Udp);
-            let port = ContainerPort { name: String::new(), number: probe.port, udp };
+            let port = ContainerPort {
+                name: String::new(),
+                number: probe.port,
+                udp,
+            };
             let known = ports.entry(place).or_default();
             if !known.contains(&port) {
                 known.push(port);
             }
         }
         for (place, ports) in ports {
-            let netns = if place == "host" { &self.network.nodes[0] } else { &self.network.outside };
+            let netns = if place == "host" {
+                &self.network.nodes[0]
+            } else {
+                &self.network.outside
+            };
             self.servers.start(place, netns, None, &ports)?;
         }
         Ok(())
@@ -179,7 +210,9 @@ impl Lab {
             return Ok(&self.network.nodes[pod.node]);
         }
         let guest = self.network.guest(&pod.key());
-        Ok(&guest.with_context(|| format!("pod `{}` has no namespace", pod.key()))?.netns)
+        Ok(&guest
+            .with_context(|| format!("pod `{}` has no namespace", pod.key()))?
+            .netns)
     }
 
     /// Of the first agent's live tables.
@@ -202,7 +235,12 @@ impl Lab {
         });
         let services = self.model.services.values().map(|service| {
             let vips: Vec<String> = service.vips.iter().map(ToString::to_string).collect();
-            format!("  service/{}/{}  {}\n", service.namespace, service.name, vips.join("  "))
+            format!(
+                "  service/{}/{}  {}\n",
+                service.namespace,
+                service.name,
+                vips.join("  ")
+            )
         });
         pods.chain(services).collect()
     }
@@ -221,7 +259,9 @@ fn start_server(servers: &mut Servers, network: &Network, pod: &Pod) -> anyhow::
         &network.nodes[pod.node]
     } else {
         let guest = network.guest(&pod.key());
-        &guest.with_context(|| format!("pod `{}` has no namespace", pod.key()))?.netns
+        &guest
+            .with_context(|| format!("pod `{}` has no namespace", pod.key()))?
+            .netns
     };
     servers.start(&pod.key(), netns, addresses, &pod.ports)?;
     Ok(())
@@ -229,5 +269,8 @@ fn start_server(servers: &mut Servers, network: &Network, pod: &Pod) -> anyhow::
 
 /// The address of `family` among `addresses`.
 fn of_family(addresses: &[std::net::IpAddr], family: Family) -> Option<std::net::IpAddr> {
-    addresses.iter().copied().find(|address| Family::of(*address) == family)
+    addresses
+        .iter()
+        .copied()
+        .find(|address| Family::of(*address) == family)
 }

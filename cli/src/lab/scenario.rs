@@ -68,7 +68,10 @@ impl Scenario {
     /// The folder's last name, as reports show it.
     pub(crate) fn name(&self) -> String {
         let folder = std::path::absolute(&self.folder).unwrap_or_else(|_| self.folder.clone());
-        folder.file_name().map_or_else(|| "scenario".to_owned(), |name| name.to_string_lossy().into_owned())
+        folder.file_name().map_or_else(
+            || "scenario".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        )
     }
 
     /// Reads and checks the folder.
@@ -93,7 +96,12 @@ impl Scenario {
         let (Ok(manifests), Ok(settings), Ok(probes)) = (manifests, settings, probes) else {
             return Err(ScenarioError(problems));
         };
-        let scenario = Self { folder: folder.to_owned(), settings, manifests, probes };
+        let scenario = Self {
+            folder: folder.to_owned(),
+            settings,
+            manifests,
+            probes,
+        };
         scenario.check_names()?;
         Ok(scenario)
     }
@@ -115,16 +123,19 @@ impl Scenario {
                 Action::Open { name, probe } => {
                     known.check(entry, probe, &mut problems);
                     if !open.insert(name.clone()) {
-                        problems.push(entry.problem(format!("connection `{name}` is opened twice; rename one")));
+                        problems
+                            .push(entry.problem(format!("connection `{name}` is opened twice; rename one")));
                     }
                 }
                 Action::ExpectOpen { name, .. } if !open.contains(name) => {
-                    problems.push(entry.problem(format!("no connection `{name}` was opened before; add `open`")));
+                    problems
+                        .push(entry.problem(format!("no connection `{name}` was opened before; add `open`")));
                 }
                 Action::ExpectOpen { .. } => {}
                 Action::Apply(files) => {
                     for file in files {
-                        self.read_change(entry, file, &mut problems).inspect(|change| known.add(change));
+                        self.read_change(entry, file, &mut problems)
+                            .inspect(|change| known.add(change));
                     }
                 }
                 Action::Delete(files) => {
@@ -134,7 +145,11 @@ impl Scenario {
                 }
             }
         }
-        if problems.is_empty() { Ok(()) } else { Err(ScenarioError(problems)) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ScenarioError(problems))
+        }
     }
 
     fn read_change(&self, entry: &Entry, file: &Path, problems: &mut Vec<String>) -> Option<Manifests> {
@@ -207,13 +222,20 @@ impl Names {
 }
 
 fn read_settings(path: &Path) -> Result<Settings, Problem> {
-    let mut settings = Settings { nodes: 1, ..Settings::default() };
-    let Some(node) = read_yaml(path)? else { return Ok(settings) };
+    let mut settings = Settings {
+        nodes: 1,
+        ..Settings::default()
+    };
+    let Some(node) = read_yaml(path)? else {
+        return Ok(settings);
+    };
     let fields = node.fields("scenario.yaml", &["agent", "nodes", "topology"])?;
     if let Some(nodes) = fields.get("nodes") {
         let count: u8 = nodes.parsed("nodes", "a number from 1 to 16")?;
         if !(1..=MAX_NODES).contains(&count) {
-            return Err(nodes.problem(format_args!("`nodes` is `{count}`; it must be from 1 to {MAX_NODES}")));
+            return Err(nodes.problem(format_args!(
+                "`nodes` is `{count}`; it must be from 1 to {MAX_NODES}"
+            )));
         }
         settings.nodes = count;
     }
@@ -221,7 +243,11 @@ fn read_settings(path: &Path) -> Result<Settings, Problem> {
         settings.topology = match topology.text("topology")? {
             "ptp" => Topology::Ptp,
             "bridge" => Topology::Bridge,
-            other => return Err(topology.problem(format_args!("`topology` is `{other}`; it must be ptp or bridge"))),
+            other => {
+                return Err(
+                    topology.problem(format_args!("`topology` is `{other}`; it must be ptp or bridge"))
+                );
+            }
         };
     }
     if let Some(agent) = fields.get("agent") {
@@ -255,7 +281,11 @@ fn read_yaml(path: &Path) -> Result<Option<yaml::Node>, Problem> {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
-            return Err(Problem { file: path.into(), line: 1, text: format!("can't be read: {error}") });
+            return Err(Problem {
+                file: path.into(),
+                line: 1,
+                text: format!("can't be read: {error}"),
+            });
         }
     };
     yaml::parse(path, &text)

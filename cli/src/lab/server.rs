@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 pub(crate) use http::{APPLICATION_HEADER, is_http};
-pub(crate) use tls::accept_any;
+pub(crate) use tls::{accept_any, provider};
 pub(crate) use witness::Seen;
 use witness::Witness;
 
@@ -51,7 +51,11 @@ impl Servers {
     /// # Errors
     /// No certificate could be made.
     pub(crate) fn new(seen: Arc<Seen>) -> anyhow::Result<Self> {
-        Ok(Self { seen, tls: tls::server_config()?, running: BTreeMap::new() })
+        Ok(Self {
+            seen,
+            tls: tls::server_config()?,
+            running: BTreeMap::new(),
+        })
     }
 
     /// Starts what the ports' names ask for. Without `addresses` a server listens on all of the namespace's; a pod that
@@ -73,10 +77,14 @@ impl Servers {
         let mut tasks = JoinSet::new();
         for port in ports {
             for address in addresses.unwrap_or(&[ANY]) {
-                self.serve(&mut tasks, pod, netns, *address, port).map_err(|error| {
-                    let text = format!("pod `{pod}` can't listen on {address} port {}: {error}", port.number);
-                    io::Error::new(error.kind(), text)
-                })?;
+                self.serve(&mut tasks, pod, netns, *address, port)
+                    .map_err(|error| {
+                        let text = format!(
+                            "pod `{pod}` can't listen on {address} port {}: {error}",
+                            port.number
+                        );
+                        io::Error::new(error.kind(), text)
+                    })?;
             }
         }
         self.running.insert(pod.to_owned(), (ports.to_vec(), tasks));
@@ -96,7 +104,10 @@ impl Servers {
         address: IpAddr,
         port: &ContainerPort,
     ) -> io::Result<()> {
-        let identity = Identity { pod: pod.into(), port: port.number };
+        let identity = Identity {
+            pod: pod.into(),
+            port: port.number,
+        };
         let protocol = Protocol::of(port);
         if protocol == Protocol::Udp {
             let socket = netns.udp((address, port.number).into())?;
@@ -104,7 +115,13 @@ impl Servers {
             return Ok(());
         }
         let listener = netns.listen(address, port.number)?;
-        tasks.spawn(accept(listener, protocol, identity, self.seen.clone(), self.tls.clone()));
+        tasks.spawn(accept(
+            listener,
+            protocol,
+            identity,
+            self.seen.clone(),
+            self.tls.clone(),
+        ));
         Ok(())
     }
 }
@@ -164,7 +181,13 @@ mod tests {
 
     #[test]
     fn a_ports_name_decides_its_server() {
-        let of = |name: &str, udp| Protocol::of(&ContainerPort { name: name.into(), number: 1, udp });
+        let of = |name: &str, udp| {
+            Protocol::of(&ContainerPort {
+                name: name.into(),
+                number: 1,
+                udp,
+            })
+        };
         assert_eq!(of("http-web", false), Protocol::Http);
         assert_eq!(of("http2", false), Protocol::Http);
         assert_eq!(of("grpc", false), Protocol::Grpc);

@@ -45,8 +45,15 @@ enum EntranceKind {
 pub(crate) fn ruleset(model: &Model, node: usize) -> String {
     let mut text = String::new();
     for v4 in [true, false] {
-        let mut table =
-            Table { model, node, v4, chains: String::new(), dispatch: String::new(), reject: String::new(), next: 0 };
+        let mut table = Table {
+            model,
+            node,
+            v4,
+            chains: String::new(),
+            dispatch: String::new(),
+            reject: String::new(),
+            next: 0,
+        };
         for service in model.services.values() {
             for port in &service.ports {
                 table.add(service, port);
@@ -65,8 +72,11 @@ impl Table<'_> {
     fn add(&mut self, service: &Service, port: &ServicePort) {
         let pods = self.model.backends(service);
         let backends = Service::backends(port, pods, self.v4);
-        let local: Vec<Backend> =
-            backends.iter().filter(|backend| backend.node == self.node).copied().collect();
+        let local: Vec<Backend> = backends
+            .iter()
+            .filter(|backend| backend.node == self.node)
+            .copied()
+            .collect();
         for entrance in self.entrances(service, port) {
             let (backends, mark) = match entrance.kind {
                 EntranceKind::Cluster if service.internal_local => (&local, Mark::OutOfRange),
@@ -80,11 +90,17 @@ impl Table<'_> {
                 } else {
                     "reject"
                 };
-                line(&mut self.reject, format_args!("{} ct state new {verdict}", entrance.matches));
+                line(
+                    &mut self.reject,
+                    format_args!("{} ct state new {verdict}", entrance.matches),
+                );
                 continue;
             }
             let chain = self.service_chain(port, backends, mark);
-            line(&mut self.dispatch, format_args!("{} goto {chain}", entrance.matches));
+            line(
+                &mut self.dispatch,
+                format_args!("{} goto {chain}", entrance.matches),
+            );
         }
     }
 
@@ -102,7 +118,11 @@ impl Table<'_> {
         let mut all = of(&service.vips, port.port, EntranceKind::Cluster);
         all.extend(of(&service.external, port.port, EntranceKind::External));
         if let Some(node_port) = port.node_port {
-            all.extend(of(&NodeAddresses::of(self.node).own, node_port, EntranceKind::External));
+            all.extend(of(
+                &NodeAddresses::of(self.node).own,
+                node_port,
+                EntranceKind::External,
+            ));
         }
         all
     }
@@ -115,15 +135,26 @@ impl Table<'_> {
         let range = if self.v4 { POD_RANGE4 } else { POD_RANGE6 };
         match mark {
             Mark::Always => body.push_str("  jump mark-for-masquerade\n"),
-            Mark::OutOfRange => line(&mut body, format_args!("  {ip} saddr != {range} jump mark-for-masquerade")),
+            Mark::OutOfRange => line(
+                &mut body,
+                format_args!("  {ip} saddr != {range} jump mark-for-masquerade"),
+            ),
             Mark::Never => {}
         }
         let count = backends.len();
-        let choices: Vec<String> =
-            (0..count).map(|index| format!("{index} : goto {name}-backend-{index}")).collect();
-        line(&mut body, format_args!("  numgen random mod {count} vmap {{ {} }}", choices.join(", ")));
+        let choices: Vec<String> = (0..count)
+            .map(|index| format!("{index} : goto {name}-backend-{index}"))
+            .collect();
+        line(
+            &mut body,
+            format_args!("  numgen random mod {count} vmap {{ {} }}", choices.join(", ")),
+        );
         for (index, Backend { address, port, .. }) in backends.iter().enumerate() {
-            let target = if self.v4 { format!("{address}:{port}") } else { format!("[{address}]:{port}") };
+            let target = if self.v4 {
+                format!("{address}:{port}")
+            } else {
+                format!("[{address}]:{port}")
+            };
             // A pod that reaches itself must see another source than its own.
             line(
                 &mut self.chains,
@@ -139,7 +170,12 @@ impl Table<'_> {
 
     fn finish(self) -> String {
         let ip = self.ip();
-        let Self { chains, dispatch, reject, .. } = self;
+        let Self {
+            chains,
+            dispatch,
+            reject,
+            ..
+        } = self;
         format!(
             "table {ip} thyra-lab\ndelete table {ip} thyra-lab\ntable {ip} thyra-lab {{\n \
              chain mark-for-masquerade {{ meta mark set meta mark or {MASQUERADE}; }}\n{chains} \
@@ -180,19 +216,28 @@ pub(crate) fn entrance(model: &Model, service: &Service, port: u16, v4: bool) ->
                 .map(|backend| (backend.address, backend.port)),
         };
     }
-    let by_node = service.ports.iter().any(|declared| declared.node_port == Some(port));
+    let by_node = service
+        .ports
+        .iter()
+        .any(|declared| declared.node_port == Some(port));
     let node = own.into_iter().find(|address| address.is_ipv4() == v4)?;
     if by_node {
         return Some((node, port));
     }
     // A port that the Service doesn't have: the packet goes to its address all the same.
-    service.vips.iter().find(|vip| vip.is_ipv4() == v4).map(|vip| (*vip, port))
+    service
+        .vips
+        .iter()
+        .find(|vip| vip.is_ipv4() == v4)
+        .map(|vip| (*vip, port))
 }
 
 /// Every pod address and port that a connection to the Service may end at.
 pub(crate) fn ends(model: &Model, service: &Service, port: u16, v4: bool) -> Vec<(IpAddr, u16)> {
-    let matching =
-        service.ports.iter().filter(|declared| declared.port == port || declared.node_port == Some(port));
+    let matching = service
+        .ports
+        .iter()
+        .filter(|declared| declared.port == port || declared.node_port == Some(port));
     let pods: Vec<&Pod> = model.backends(service).collect();
     matching
         .flat_map(|declared| Service::backends(declared, pods.iter().copied(), v4))
@@ -235,11 +280,17 @@ mod tests {
             "selector": {"app": "cart"}, "clusterIP": "10.96.0.10", "ports": [{"port": 80, "targetPort": "http"}]
         }));
         let rules = ruleset(&model, 0);
-        assert!(rules.contains("ip daddr 10.96.0.10 tcp dport 80 goto service-0"), "{rules}");
+        assert!(
+            rules.contains("ip daddr 10.96.0.10 tcp dport 80 goto service-0"),
+            "{rules}"
+        );
         assert!(rules.contains("dnat to 10.244.0.2:8080"), "{rules}");
         assert!(rules.contains("dnat to [fd00:10:244::2]:8080"), "{rules}");
         let service = &model.services["shop/cart"];
-        assert_eq!(entrance(&model, service, 80, true).map(|to| to.0.to_string()), Some("10.96.0.10".into()));
+        assert_eq!(
+            entrance(&model, service, 80, true).map(|to| to.0.to_string()),
+            Some("10.96.0.10".into())
+        );
         assert_eq!(ends(&model, service, 80, true)[0].1, 8080);
     }
 
@@ -251,7 +302,10 @@ mod tests {
         });
         let rules = ruleset(&shop(spec), 0);
         assert!(rules.contains("tcp dport 80 ct state new reject"), "{rules}");
-        assert!(rules.contains("ip daddr 10.200.0.1 tcp dport 30080 ct state new drop"), "{rules}");
+        assert!(
+            rules.contains("ip daddr 10.200.0.1 tcp dport 30080 ct state new drop"),
+            "{rules}"
+        );
     }
 
     #[test]
@@ -262,7 +316,12 @@ mod tests {
                 "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]
             })
         };
-        let marks = |rules: &str| rules.lines().filter(|line| line.trim() == "jump mark-for-masquerade").count();
+        let marks = |rules: &str| {
+            rules
+                .lines()
+                .filter(|line| line.trim() == "jump mark-for-masquerade")
+                .count()
+        };
         assert_eq!(marks(&ruleset(&shop(spec("Cluster")), 0)), 2);
         assert_eq!(marks(&ruleset(&shop(spec("Local")), 0)), 0);
     }
@@ -273,6 +332,9 @@ mod tests {
             "selector": {"app": "cart"}, "clusterIP": "None", "ports": [{"port": 8080}]
         }));
         let to = entrance(&model, &model.services["shop/cart"], 8080, true);
-        assert_eq!(to.map(|(address, port)| format!("{address}:{port}")), Some("10.244.0.2:8080".into()));
+        assert_eq!(
+            to.map(|(address, port)| format!("{address}:{port}")),
+            Some("10.244.0.2:8080".into())
+        );
     }
 }

@@ -76,7 +76,10 @@ fn start(dir: &RunDir, choices: &Choices) -> anyhow::Result<Child> {
             command.arg(flag);
         }
     }
-    command.stdin(Stdio::null()).stdout(log.try_clone().context("can't share the lab's log")?).stderr(log);
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().context("can't share the lab's log")?)
+        .stderr(log);
     command.spawn().context("can't start the lab's supervisor")
 }
 
@@ -87,7 +90,8 @@ fn wait_until_ready(dir: &RunDir, child: &mut Child) -> anyhow::Result<()> {
         let ended = child.try_wait().context("can't ask for the supervisor's state")?;
         let ready = dir.read().is_some_and(|record| record.ready);
         let mut text = String::new();
-        log.read_to_string(&mut text).context("can't read the lab's log")?;
+        log.read_to_string(&mut text)
+            .context("can't read the lab's log")?;
         for line in text.lines() {
             progress(line);
         }
@@ -141,7 +145,8 @@ pub(super) fn supervise(id: &str, choices: &Choices) -> anyhow::Result<ExitCode>
 
 async fn stay_up(dir: &RunDir, scenario: &Scenario, choices: &Choices) -> anyhow::Result<()> {
     let mut lab = Lab::up(dir, scenario, choice(choices)).await?;
-    let listener = tokio::net::UnixListener::bind(dir.control_socket()).context("can't listen for commands")?;
+    let listener =
+        tokio::net::UnixListener::bind(dir.control_socket()).context("can't listen for commands")?;
     progress(lab.describe().trim_end());
     dir.write(&record(dir, scenario, choices, true))?;
     loop {
@@ -160,9 +165,14 @@ async fn answer(lab: &mut Lab, stream: tokio::net::UnixStream) -> anyhow::Result
     let request: Request = serde_json::from_str(&line)?;
     let answer = match serve(lab, &request).await {
         Ok(objects) => Answer { error: None, objects },
-        Err(error) => Answer { error: Some(format!("{error:#}")), objects: Vec::new() },
+        Err(error) => Answer {
+            error: Some(format!("{error:#}")),
+            objects: Vec::new(),
+        },
     };
-    writer.write_all(format!("{}\n", serde_json::to_string(&answer)?).as_bytes()).await?;
+    writer
+        .write_all(format!("{}\n", serde_json::to_string(&answer)?).as_bytes())
+        .await?;
     Ok(())
 }
 
@@ -176,7 +186,10 @@ async fn serve(lab: &mut Lab, request: &Request) -> anyhow::Result<Vec<String>> 
     } else {
         lab.apply(&all).await?;
     }
-    Ok(all.iter().map(|object| format!("{} {}", object.kind, object.key())).collect())
+    Ok(all
+        .iter()
+        .map(|object| format!("{} {}", object.kind, object.key()))
+        .collect())
 }
 
 /// `thyra lab apply` and `delete`.
@@ -197,15 +210,22 @@ pub(super) fn change(args: &ChangeArgs, delete: bool) -> anyhow::Result<ExitCode
     let mut stream = UnixStream::connect(dir.control_socket())
         .with_context(|| format!("lab `{}` takes no commands; is it still coming up?", dir.id))?;
     let request = serde_json::to_string(&Request { delete, files })?;
-    stream.write_all(format!("{request}\n").as_bytes()).context("the lab went away")?;
+    stream
+        .write_all(format!("{request}\n").as_bytes())
+        .context("the lab went away")?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("the lab went away")?;
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .context("the lab went away")?;
     let answer: Answer = serde_json::from_str(&line).context("the lab went away")?;
     if let Some(error) = answer.error {
         bail!(error);
     }
     for object in answer.objects {
-        progress(&format!("{object} {}", if delete { "deleted" } else { "enforced" }));
+        progress(&format!(
+            "{object} {}",
+            if delete { "deleted" } else { "enforced" }
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -213,7 +233,9 @@ pub(super) fn change(args: &ChangeArgs, delete: bool) -> anyhow::Result<ExitCode
 fn read_file(path: &Path) -> anyhow::Result<(String, String)> {
     if path == Path::new("-") {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("can't read standard input")?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("can't read standard input")?;
         return Ok(("standard input".to_owned(), text));
     }
     let text = std::fs::read_to_string(path)

@@ -1,9 +1,9 @@
 //! The lab's network: nodes, pods behind veths, the fabric that joins nodes, and the world outside.
 //!
 //! ```text
-//!  pod ─ eth0 ═ veth1 ┐                     ┌ node 2 …
-//!  pod ─ eth0 ═ veth2 ┴ node 1 ─ up0 ═ up1 ─┤
-//!                                   fabric (br0 10.200.0.254, fd00:200::fe) ─ out0 ═ eth0 ─ outside 203.0.113.7
+//!  pod ─ eth0 ═ veth1 ┐                     ┌ up1 ═ up0 ─ node 2 …
+//!  pod ─ eth0 ═ veth2 ┴ node 1 ─ up0 ═ up0 ─┤
+//!                                   fabric (a router: 10.200.0.254, fd00:200::fe) ─ out0 ═ eth0 ─ outside 203.0.113.7
 //! ```
 //!
 //! Invariant: each of these is a network namespace of the lab; nothing is added to the machine's own.
@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use super::model::{Model, NodeAddresses, OUTSIDE4, OUTSIDE6, Pod};
 use super::netns::{self, Netns, ToolError};
@@ -32,9 +33,16 @@ const NODE: &[(&str, &str)] = &[
     ("ipv4/conf/default/rp_filter", "1"),
 ];
 /// A bridge's answers to a Service come back without its address unless nftables sees them.
-const BRIDGE: &[(&str, &str)] =
-    &[("bridge/bridge-nf-call-iptables", "1"), ("bridge/bridge-nf-call-ip6tables", "1")];
+const BRIDGE: &[(&str, &str)] = &[
+    ("bridge/bridge-nf-call-iptables", "1"),
+    ("bridge/bridge-nf-call-ip6tables", "1"),
+];
 const FABRIC: &[(&str, &str)] = &[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")];
+
+/// The fabric's addresses towards every node.
+const UPLINK_GATEWAYS: [&str; 2] = ["10.200.0.254/32", "fd00:200::fe/128"];
+/// How long a bridge may take to notice its first port; the kernel batches such events by the second.
+const CARRIER_WAIT: Duration = Duration::from_secs(3);
 
 /// The namespaces of a lab.
 #[derive(Debug)]
@@ -62,7 +70,9 @@ pub(crate) struct Guest {
 impl Network {
     /// Builds everything; `prefix` begins the name of each namespace.
     pub(crate) fn build(prefix: &str, topology: Topology, model: &Model) -> Result<Self, ToolError> {
-        let nodes: Vec<String> = (0..model.nodes.len()).map(|node| format!("{prefix}n{node}")).collect();
+        let nodes: Vec<String> = (0..model.nodes.len())
+            .map(|node| format!("{prefix}n{node}"))
+            .collect();
         let (fabric, outside) = (format!("{prefix}fabric"), format!("{prefix}outside"));
         let mut names = nodes.clone();
         names.extend([fabric.clone(), outside.clone()]);
@@ -71,7 +81,10 @@ impl Network {
         let mut network = Self {
             prefix: prefix.to_owned(),
             topology,
-            nodes: nodes.iter().map(|name| Netns::open(name)).collect::<Result<_, _>>()?,
+            nodes: nodes
+                .iter()
+                .map(|name| Netns::open(name))
+                .collect::<Result<_, _>>()?,
             outside: Netns::open(&outside)?,
             guests: BTreeMap::new(),
             next_veth: 1,
@@ -89,29 +102,31 @@ impl Network {
         fabric.sysctls(NO_DAD)?;
         fabric.sysctls(FABRIC)?;
         self.outside.sysctls(NO_DAD)?;
-        let mut batch = String::from(
-            "link set lo up\nlink add br0 type bridge mcast_snooping 0\naddr add 10.200.0.254/24 dev br0\n\
-             addr add fd00:200::fe/64 dev br0 nodad\nlink set br0 up\n",
-        );
+        let mut batch = String::from("link set lo up\n");
         add_line(&mut batch, format_args!("link add out0 type veth peer name eth0 netns {}", self.outside.name()));
         batch.push_str(
             "addr add 203.0.113.1/24 dev out0\naddr add 2001:db8::1/64 dev out0 nodad\nlink set out0 up\n",
         );
         for (index, node) in self.nodes.iter().enumerate() {
-            let addresses = NodeAddresses::of(index);
+            // A bridge would say "no carrier" for its first second.
             add_line(
                 &mut batch,
                 format_args!("link add up{index} type veth peer name up0 netns {}", node.name()),
             );
-            add_line(&mut batch, format_args!("link set up{index} master br0 up"));
+            for gateway in UPLINK_GATEWAYS {
+                add_line(&mut batch, format_args!("addr add {gateway} dev up{index}{}", nodad_text(gateway)));
+            }
+            add_line(&mut batch, format_args!("link set up{index} up"));
+            let addresses = NodeAddresses::of(index);
             for ((range, length), own) in addresses.ranges.iter().zip(addresses.own) {
-                add_line(&mut batch, format_args!("route add {range}/{length} via {own}"));
+                add_line(&mut batch, format_args!("route add {own}/{} dev up{index}", length_of(own)));
+                add_line(&mut batch, format_args!("route add {range}/{length} via {own} dev up{index}"));
             }
         }
         // Whoever announces Service addresses to the world does it from the first node.
         let [own4, own6] = NodeAddresses::of(0).own;
-        add_line(&mut batch, format_args!("route add 10.96.0.0/16 via {own4}"));
-        add_line(&mut batch, format_args!("route add fd00:10:96::/112 via {own6}"));
+        add_line(&mut batch, format_args!("route add 10.96.0.0/16 via {own4} dev up0"));
+        add_line(&mut batch, format_args!("route add fd00:10:96::/112 via {own6} dev up0"));
         fabric.ip(&batch)?;
         self.outside.ip(&format!(
             "link set lo up\naddr add {OUTSIDE4}/24 dev eth0\naddr add {OUTSIDE6}/64 dev eth0 nodad\n\
@@ -124,20 +139,18 @@ impl Network {
         node.sysctls(NODE)?;
         let own = NodeAddresses::of(index);
         let mut batch = format!(
-            "link set lo up\naddr add {}/24 dev up0\naddr add {}/64 dev up0 nodad\nlink set up0 up\n\
-             route add default via 10.200.0.254\nroute add ::/0 via fd00:200::fe\n",
+            "link set lo up\naddr add {}/32 dev up0\naddr add {}/128 dev up0 nodad\nlink set up0 up\n\
+             route add 10.200.0.254 dev up0 scope link\nroute add default via 10.200.0.254\n\
+             route add fd00:200::fe/128 dev up0\nroute add ::/0 via fd00:200::fe\n",
             own.own[0], own.own[1]
         );
-        for other in (0..self.nodes.len()).filter(|other| *other != index) {
-            let other = NodeAddresses::of(other);
-            for ((range, length), via) in other.ranges.iter().zip(other.own) {
-                add_line(&mut batch, format_args!("route add {range}/{length} via {via}"));
-            }
-        }
         if self.topology == Topology::Bridge {
             batch.push_str("link add cni0 type bridge mcast_snooping 0\n");
             for (gateway, (_, length)) in own.gateways.iter().zip(own.ranges) {
-                add_line(&mut batch, format_args!("addr add {gateway}/{length} dev cni0{}", nodad(*gateway)));
+                add_line(
+                    &mut batch,
+                    format_args!("addr add {gateway}/{length} dev cni0{}", nodad(*gateway)),
+                );
             }
             batch.push_str("link set cni0 up\n");
             node.sysctls(BRIDGE)?;
@@ -169,11 +182,19 @@ impl Network {
             self.join(&mut batches[pod.node], &guest);
             added.push((pod.key(), guest));
         }
-        for (node, batch) in self.nodes.iter().zip(&batches).filter(|(_, batch)| !batch.is_empty()) {
+        for (node, batch) in self
+            .nodes
+            .iter()
+            .zip(&batches)
+            .filter(|(_, batch)| !batch.is_empty())
+        {
             node.ip(batch)?;
         }
         for (key, guest) in added {
             guest.netns.ip(&self.inner(&guest))?;
+            if self.topology == Topology::Bridge {
+                wait_for_carrier(&self.nodes[guest.node], "cni0")?;
+            }
             self.guests.insert(key, guest);
         }
         Ok(())
@@ -181,7 +202,9 @@ impl Network {
 
     /// Takes a pod off its node; its veth goes with its namespace.
     pub(crate) fn remove_pod(&mut self, key: &str) -> Result<(), ToolError> {
-        let Some(guest) = self.guests.remove(key) else { return Ok(()) };
+        let Some(guest) = self.guests.remove(key) else {
+            return Ok(());
+        };
         self.nodes[guest.node].ip(&format!("link del {}\n", guest.interface))?;
         netns::delete(guest.netns.name())
     }
@@ -192,30 +215,55 @@ impl Network {
 
     fn namespace_name(&self, key: &str, number: usize) -> String {
         let name = format!("{}{}", self.prefix, key.replace('/', "."));
-        if name.len() <= MAX_NAME { name } else { format!("{}p{number}", self.prefix) }
+        if name.len() <= MAX_NAME {
+            name
+        } else {
+            format!("{}p{number}", self.prefix)
+        }
     }
 
     /// The node's half.
     fn join(&self, batch: &mut String, guest: &Guest) {
-        let Guest { netns, interface, mac, .. } = guest;
+        let Guest {
+            netns,
+            interface,
+            mac,
+            ..
+        } = guest;
         add_line(
             batch,
-            format_args!("link add {interface} type veth peer name eth0 address {mac} netns {}", netns.name()),
+            format_args!(
+                "link add {interface} type veth peer name eth0 address {mac} netns {}",
+                netns.name()
+            ),
         );
         if self.topology == Topology::Bridge {
             add_line(batch, format_args!("link set {interface} master cni0 up"));
-            add_line(batch, format_args!("link set {interface} type bridge_slave hairpin on"));
+            add_line(
+                batch,
+                format_args!("link set {interface} type bridge_slave hairpin on"),
+            );
         } else {
             for gateway in NodeAddresses::of(guest.node).gateways {
                 let length = length_of(gateway);
-                add_line(batch, format_args!("addr add {gateway}/{length} dev {interface}{}", nodad(gateway)));
+                add_line(
+                    batch,
+                    format_args!("addr add {gateway}/{length} dev {interface}{}", nodad(gateway)),
+                );
             }
             add_line(batch, format_args!("link set {interface} up"));
         }
-        let device = if self.topology == Topology::Bridge { "cni0" } else { interface.as_str() };
+        let device = if self.topology == Topology::Bridge {
+            "cni0"
+        } else {
+            interface.as_str()
+        };
         for address in &guest.addresses {
             if self.topology == Topology::Ptp || !in_range(guest.node, *address) {
-                add_line(batch, format_args!("route replace {address}/{} dev {device}", length_of(*address)));
+                add_line(
+                    batch,
+                    format_args!("route replace {address}/{} dev {device}", length_of(*address)),
+                );
             }
         }
     }
@@ -229,15 +277,25 @@ impl Network {
             } else {
                 length_of(*address)
             };
-            add_line(&mut batch, format_args!("addr add {address}/{length} dev eth0{}", nodad(*address)));
+            add_line(
+                &mut batch,
+                format_args!("addr add {address}/{length} dev eth0{}", nodad(*address)),
+            );
         }
         batch.push_str("link set eth0 up\n");
         for gateway in NodeAddresses::of(guest.node).gateways {
-            if guest.addresses.iter().all(|address| address.is_ipv4() != gateway.is_ipv4()) {
+            if guest
+                .addresses
+                .iter()
+                .all(|address| address.is_ipv4() != gateway.is_ipv4())
+            {
                 continue;
             }
             let any = if gateway.is_ipv4() { "default" } else { "::/0" };
-            add_line(&mut batch, format_args!("route replace {gateway}/{} dev eth0", length_of(gateway)));
+            add_line(
+                &mut batch,
+                format_args!("route replace {gateway}/{} dev eth0", length_of(gateway)),
+            );
             add_line(&mut batch, format_args!("route add {any} via {gateway} dev eth0"));
         }
         batch
@@ -258,9 +316,35 @@ fn nodad(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "" } else { " nodad" }
 }
 
+fn nodad_text(address: &str) -> &'static str {
+    if address.contains(':') { " nodad" } else { "" }
+}
+
+/// Until then a bridge's IPv6 address doesn't answer.
+fn wait_for_carrier(node: &Netns, bridge: &str) -> Result<(), ToolError> {
+    let deadline = Instant::now() + CARRIER_WAIT;
+    loop {
+        // The kernel gives a device its link-local address when it sees a carrier.
+        let ready = node.inside(|| std::fs::read_to_string("/proc/thread-self/net/if_inet6")).is_ok_and(|list| {
+            list.lines().any(|line| line.starts_with("fe80") && line.ends_with(bridge))
+        });
+        if ready {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(ToolError::Failed {
+                tool: format!("link set {bridge} up in {}", node.name()),
+                text: "the bridge has no carrier".to_owned(),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// In the node's own pod range, so that a bridge reaches it without a route.
 fn in_range(node: usize, address: IpAddr) -> bool {
-    NodeAddresses::of(node).ranges.iter().any(|(range, length)| {
-        ipnet::IpNet::new(*range, *length).is_ok_and(|net| net.contains(&address))
-    })
+    NodeAddresses::of(node)
+        .ranges
+        .iter()
+        .any(|(range, length)| ipnet::IpNet::new(*range, *length).is_ok_and(|net| net.contains(&address)))
 }

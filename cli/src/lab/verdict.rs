@@ -85,13 +85,18 @@ impl Verdicts {
                 tracing::warn!("an agent's event stream did not open");
             }
         }
-        Self { shared, _readers: readers }
+        Self {
+            shared,
+            _readers: readers,
+        }
     }
 
     /// Marks a moment: events from here on are younger.
     pub(crate) fn now(&self) -> u64 {
         let events = self.shared.events.lock().unwrap_or_else(PoisonError::into_inner);
-        events.first.saturating_add(u64::try_from(events.kept.len()).unwrap_or(u64::MAX))
+        events
+            .first
+            .saturating_add(u64::try_from(events.kept.len()).unwrap_or(u64::MAX))
     }
 
     /// The first event of that connection; waits a little for it.
@@ -111,7 +116,13 @@ impl Verdicts {
     fn look(&self, wanted: &Wanted) -> Option<Verdict> {
         let events = self.shared.events.lock().unwrap_or_else(PoisonError::into_inner);
         let skip = usize::try_from(wanted.since.saturating_sub(events.first)).unwrap_or(usize::MAX);
-        let young = || events.kept.iter().skip(skip).filter(|event| wanted.kind_fits(event));
+        let young = || {
+            events
+                .kept
+                .iter()
+                .skip(skip)
+                .filter(|event| wanted.kind_fits(event))
+        };
         let own = young().find(|event| wanted.is_own(event));
         let found = own.or_else(|| young().find(|event| wanted.is_masqueraded(event)))?;
         found.verdict.as_ref().map(show)
@@ -142,7 +153,9 @@ impl Wanted {
     }
 
     fn is_masqueraded(&self, event: &api::MonitorEvent) -> bool {
-        let (Some(source), Some(destination)) = ends_of(event) else { return false };
+        let (Some(source), Some(destination)) = ends_of(event) else {
+            return false;
+        };
         self.masks.contains(&source.ip()) && self.ends.contains(&(destination.ip(), destination.port()))
     }
 }
@@ -152,7 +165,10 @@ fn ends_of(event: &api::MonitorEvent) -> (Option<SocketAddr>, Option<SocketAddr>
         let address: IpAddr = address.parse().ok()?;
         Some(SocketAddr::new(address, u16::try_from(port).ok()?))
     };
-    (end(&event.source, event.source_port), end(&event.destination, event.destination_port))
+    (
+        end(&event.source, event.source_port),
+        end(&event.destination, event.destination_port),
+    )
 }
 
 fn show(verdict: &api::Verdict) -> Verdict {
@@ -210,7 +226,10 @@ mod tests {
             source_port: port,
             destination: "10.244.0.3".into(),
             destination_port: 8080,
-            verdict: Some(api::Verdict { reason: reason.into(), ..api::Verdict::default() }),
+            verdict: Some(api::Verdict {
+                reason: reason.into(),
+                ..api::Verdict::default()
+            }),
             ..api::MonitorEvent::default()
         }
     }
@@ -227,15 +246,33 @@ mod tests {
 
     #[test]
     fn only_this_connections_event_counts() {
-        let verdicts = Verdicts { shared: Shared::default().into(), _readers: JoinSet::new() };
-        verdicts.shared.add(event("drop", "10.244.0.2", 39_999, "another port"));
-        verdicts.shared.add(event("outbound", "10.244.0.2", 40_000, "the client's own note"));
+        let verdicts = Verdicts {
+            shared: Shared::default().into(),
+            _readers: JoinSet::new(),
+        };
+        verdicts
+            .shared
+            .add(event("drop", "10.244.0.2", 39_999, "another port"));
+        verdicts
+            .shared
+            .add(event("outbound", "10.244.0.2", 40_000, "the client's own note"));
         assert!(verdicts.look(&wanted()).is_none());
-        verdicts.shared.add(event("drop", "10.244.0.1", 1234, "masqueraded"));
-        assert_eq!(verdicts.look(&wanted()).map(|found| found.reason), Some("masqueraded".into()));
+        verdicts
+            .shared
+            .add(event("drop", "10.244.0.1", 1234, "masqueraded"));
+        assert_eq!(
+            verdicts.look(&wanted()).map(|found| found.reason),
+            Some("masqueraded".into())
+        );
         verdicts.shared.add(event("new", "10.244.0.2", 40_000, "own"));
-        assert_eq!(verdicts.look(&wanted()).map(|found| found.reason), Some("own".into()));
-        let late = Wanted { since: verdicts.now(), ..wanted() };
+        assert_eq!(
+            verdicts.look(&wanted()).map(|found| found.reason),
+            Some("own".into())
+        );
+        let late = Wanted {
+            since: verdicts.now(),
+            ..wanted()
+        };
         assert!(verdicts.look(&late).is_none());
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use granit_parser::{Event, Parser, ScalarStyle, Span};
 
 /// Nodes of one file, aliases counted as often as they are used: more is an anchor bomb.
 const MAX_NODES: usize = 100_000;
@@ -36,7 +36,10 @@ pub(crate) struct Node {
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
     /// As written; `plain` if without quotes.
-    Scalar { text: String, plain: bool },
+    Scalar {
+        text: String,
+        plain: bool,
+    },
     List(Vec<Node>),
     Map(Vec<(Node, Node)>),
 }
@@ -69,8 +72,13 @@ struct Loader {
 /// Text that isn't YAML, or more documents, nodes or levels than a lab file can need.
 pub(crate) fn parse(file: &Path, text: &str) -> Result<Option<Node>, Problem> {
     let file: Arc<Path> = file.into();
-    let mut loader =
-        Loader { file: file.clone(), stack: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None };
+    let mut loader = Loader {
+        file: file.clone(),
+        stack: Vec::new(),
+        anchors: HashMap::new(),
+        nodes: 0,
+        root: None,
+    };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| Problem {
             file: file.clone(),
@@ -84,19 +92,25 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Option<Node>, Problem> {
 
 impl Loader {
     fn problem(&self, span: Span, text: &str) -> Problem {
-        Problem { file: self.file.clone(), line: span.start.line(), text: text.to_owned() }
+        Problem {
+            file: self.file.clone(),
+            line: span.start.line(),
+            text: text.to_owned(),
+        }
     }
 
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Problem> {
         match event {
             Event::Scalar(text, style, anchor, _) => {
-                let value =
-                    Value::Scalar { text: text.into_owned(), plain: matches!(style, ScalarStyle::Plain) };
+                let value = Value::Scalar {
+                    text: text.into_owned(),
+                    plain: matches!(style, ScalarStyle::Plain),
+                };
                 let node = self.node(span, value);
                 self.finish(node, anchor, 1, span)
             }
-            Event::SequenceStart(anchor, _) => self.open(Value::List(Vec::new()), anchor, span),
-            Event::MappingStart(anchor, _) => self.open(Value::Map(Vec::new()), anchor, span),
+            Event::SequenceStart(_, anchor, _) => self.open(Value::List(Vec::new()), anchor, span),
+            Event::MappingStart(_, anchor, _) => self.open(Value::Map(Vec::new()), anchor, span),
             Event::SequenceEnd | Event::MappingEnd => match self.stack.pop() {
                 Some(open) => {
                     let size = open.node.size();
@@ -111,7 +125,7 @@ impl Loader {
                 self.count(size, span)?;
                 self.finish(node, 0, size, span)
             }
-            Event::DocumentStart(_) if self.root.is_some() => {
+            Event::DocumentStart(..) if self.root.is_some() => {
                 Err(self.problem(span, "a second document; put everything into one"))
             }
             _ => Ok(()),
@@ -119,7 +133,11 @@ impl Loader {
     }
 
     fn node(&self, span: Span, value: Value) -> Node {
-        Node { file: self.file.clone(), line: span.start.line(), value }
+        Node {
+            file: self.file.clone(),
+            line: span.start.line(),
+            value,
+        }
     }
 
     fn open(&mut self, value: Value, anchor: usize, span: Span) -> Result<(), Problem> {
@@ -127,7 +145,11 @@ impl Loader {
             return Err(self.problem(span, "nested too deeply; a scenario needs four levels"));
         }
         let node = self.node(span, value);
-        self.stack.push(Open { node, key: None, anchor });
+        self.stack.push(Open {
+            node,
+            key: None,
+            anchor,
+        });
         Ok(())
     }
 
@@ -159,7 +181,11 @@ impl Loader {
 
 impl Node {
     pub(crate) fn problem(&self, text: impl Display) -> Problem {
-        Problem { file: self.file.clone(), line: self.line, text: text.to_string() }
+        Problem {
+            file: self.file.clone(),
+            line: self.line,
+            text: text.to_string(),
+        }
     }
 
     fn size(&self) -> usize {
@@ -167,7 +193,10 @@ impl Node {
             Value::Scalar { .. } => 1,
             Value::List(items) => 1 + items.iter().map(Self::size).sum::<usize>(),
             Value::Map(entries) => {
-                1 + entries.iter().map(|(key, value)| key.size() + value.size()).sum::<usize>()
+                1 + entries
+                    .iter()
+                    .map(|(key, value)| key.size() + value.size())
+                    .sum::<usize>()
             }
         }
     }
@@ -186,7 +215,8 @@ impl Node {
 
     pub(crate) fn parsed<T: FromStr>(&self, what: &str, form: &str) -> Result<T, Problem> {
         let text = self.text(what)?;
-        text.parse().map_err(|_| self.problem(format_args!("`{what}` is `{text}`; it must be {form}")))
+        text.parse()
+            .map_err(|_| self.problem(format_args!("`{what}` is `{text}`; it must be {form}")))
     }
 
     pub(crate) fn boolean(&self, what: &str) -> Result<bool, Problem> {
@@ -206,7 +236,10 @@ impl Node {
         };
         for (at, (key, _)) in entries.iter().enumerate() {
             let name = key.text("a key")?;
-            if entries[..at].iter().any(|(other, _)| other.text("a key").is_ok_and(|other| other == name)) {
+            if entries[..at]
+                .iter()
+                .any(|(other, _)| other.text("a key").is_ok_and(|other| other == name))
+            {
                 return Err(key.problem(format_args!("`{name}` is given twice; keep one")));
             }
         }
@@ -223,14 +256,21 @@ impl Node {
                 return Err(key.problem(format_args!("unknown key `{name}` in {what}; known are {known}")));
             }
         }
-        Ok(Fields { node: self, what, entries })
+        Ok(Fields {
+            node: self,
+            what,
+            entries,
+        })
     }
 }
 
 impl<'a> Fields<'a> {
     /// The value, unless absent or null.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Node> {
-        let found = self.entries.iter().find(|(name, _)| name.text("a key").is_ok_and(|name| name == key));
+        let found = self
+            .entries
+            .iter()
+            .find(|(name, _)| name.text("a key").is_ok_and(|name| name == key));
         found.map(|(_, value)| value).filter(|value| !value.is_null())
     }
 
@@ -256,7 +296,10 @@ mod tests {
     fn an_unknown_key_is_a_problem_with_its_line() {
         let node = read("a: 1\nb: 2\n").expect("yaml").expect("a document");
         let error = node.fields("an entry", &["a"]).err().expect("b is unknown");
-        assert_eq!(error.to_string(), "x.yaml:2: unknown key `b` in an entry; known are a");
+        assert_eq!(
+            error.to_string(),
+            "x.yaml:2: unknown key `b` in an entry; known are a"
+        );
     }
 
     #[test]

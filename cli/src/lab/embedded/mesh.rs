@@ -18,23 +18,50 @@ pub(super) fn defaults() -> MeshConfig {
 /// # Errors
 /// The ConfigMap can't be read.
 pub(super) fn read(object: &Object) -> anyhow::Result<MeshConfig> {
-    let found = manifest::object_from_json(&object.key(), &object.json)
-        .map_err(|errors| anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    let found = manifest::object_from_json(&object.key(), &object.json).map_err(|errors| {
+        anyhow!(
+            errors
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n")
+        )
+    })?;
     match found.map(|object| object.body) {
         Some(Body::MeshConfig(mesh)) => Ok(message(&mesh)),
         _ => Ok(defaults()),
     }
 }
 
+/// What an agent that agrees with the ConfigMap holds, as JSON; empty if it can't be read.
+pub(crate) fn content(object: &Object) -> String {
+    let Ok(mesh) = read(object) else { return String::new() };
+    serde_json::json!({
+        "trustDomain": mesh.trust_domain,
+        "rootNamespace": mesh.root_namespace,
+        "trustDomainAliases": mesh.trust_domain_aliases,
+    })
+    .to_string()
+}
+
 fn message(mesh: &Mesh) -> MeshConfig {
-    let Mesh { root_namespace, trust_domain, trust_domain_aliases, extension_providers, version: _ } = mesh;
+    let Mesh {
+        root_namespace,
+        trust_domain,
+        trust_domain_aliases,
+        extension_providers,
+        version: _,
+    } = mesh;
     MeshConfig {
         trust_domain: trust_domain.clone(),
         root_namespace: root_namespace.clone(),
         trust_domain_aliases: trust_domain_aliases.clone(),
         extension_providers: extension_providers
             .iter()
-            .map(|name| ExtensionProvider { name: name.clone(), provider: None })
+            .map(|name| ExtensionProvider {
+                name: name.clone(),
+                provider: None,
+            })
             .collect(),
         path_normalization: None,
     }

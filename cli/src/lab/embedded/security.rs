@@ -11,33 +11,43 @@ use thyra_proto::istio::mcp::v1alpha1::{Metadata, Resource};
 use thyra_proto::istio::security::v1beta1 as wire;
 use thyra_proto::istio::r#type::v1beta1::{PolicyTargetReference, WorkloadSelector};
 
+use super::Held;
 use super::snapshot::any;
 use crate::lab::model::labels;
 use crate::lab::object::{Object, text};
 
 /// The envelope that raw objects come in.
-pub(super) fn resource(object: &Object, version: u64) -> anyhow::Result<Any> {
+pub(super) fn resource(Held { object, version, created }: &Held) -> anyhow::Result<Any> {
     let spec = object.json.get("spec").cloned().unwrap_or_default();
     let body = match object.kind.as_str() {
-        "AuthorizationPolicy" => any("istio.security.v1beta1.AuthorizationPolicy", &authorization(&spec)?),
+        "AuthorizationPolicy" => any(
+            "istio.security.v1beta1.AuthorizationPolicy",
+            &authorization(&spec)?,
+        ),
         "PeerAuthentication" => any("istio.security.v1beta1.PeerAuthentication", &peer(&spec)?),
         "RequestAuthentication" => any("istio.security.v1beta1.RequestAuthentication", &request(&spec)?),
         other => bail!("kind `{other}` is no security object"),
     };
     let metadata = Metadata {
         name: object.key(),
-        create_time: created(object, version),
+        create_time: created_at(object, *created),
         version: version.to_string(),
         labels: labels(&object.json, "/metadata/labels"),
         annotations: labels(&object.json, "/metadata/annotations"),
     };
-    Ok(any("istio.mcp.v1alpha1.Resource", &Resource { metadata: Some(metadata), body: Some(body) }))
+    Ok(any(
+        "istio.mcp.v1alpha1.Resource",
+        &Resource {
+            metadata: Some(metadata),
+            body: Some(body),
+        },
+    ))
 }
 
 /// As given, else by order of arrival: PeerAuthentications of a level are ranked by age.
-fn created(object: &Object, version: u64) -> Option<Timestamp> {
+fn created_at(object: &Object, step: i64) -> Option<Timestamp> {
     let given: Option<Timestamp> = text(&object.json, "/metadata/creationTimestamp").parse().ok();
-    given.or_else(|| Some(Timestamp { seconds: i64::try_from(version).ok()?, nanos: 0 }))
+    given.or(Some(Timestamp { seconds: step, nanos: 0 }))
 }
 
 fn authorization(spec: &Value) -> anyhow::Result<wire::AuthorizationPolicy> {
@@ -51,18 +61,32 @@ fn authorization(spec: &Value) -> anyhow::Result<wire::AuthorizationPolicy> {
         selector: selector(spec),
         rules: list(spec, "/rules").map(rule).collect(),
         action: action.into(),
-        target_ref: spec.get("targetRef").filter(|value| value.is_object()).map(target),
+        target_ref: spec
+            .get("targetRef")
+            .filter(|value| value.is_object())
+            .map(target),
         target_refs: list(spec, "/targetRefs").map(target).collect(),
-        action_detail: provider
-            .map(|name| ActionDetail::Provider(ExtensionProvider { name: name.to_owned() })),
+        action_detail: provider.map(|name| {
+            ActionDetail::Provider(ExtensionProvider {
+                name: name.to_owned(),
+            })
+        }),
     })
 }
 
 fn rule(value: &Value) -> wire::Rule {
     use wire::rule::{From, To};
     wire::Rule {
-        from: list(value, "/from").map(|from| From { source: from.get("source").map(source) }).collect(),
-        to: list(value, "/to").map(|to| To { operation: to.get("operation").map(operation) }).collect(),
+        from: list(value, "/from")
+            .map(|from| From {
+                source: from.get("source").map(source),
+            })
+            .collect(),
+        to: list(value, "/to")
+            .map(|to| To {
+                operation: to.get("operation").map(operation),
+            })
+            .collect(),
         when: list(value, "/when").map(condition).collect(),
     }
 }
@@ -117,13 +141,24 @@ fn peer(spec: &Value) -> anyhow::Result<wire::PeerAuthentication> {
         Ok(MutualTls { mode: mode.into() })
     };
     let mut ports = BTreeMap::new();
-    for (port, value) in spec.get("portLevelMtls").and_then(Value::as_object).into_iter().flatten() {
-        let number = port.parse().with_context(|| format!("port `{port}` is no number"))?;
+    for (port, value) in spec
+        .get("portLevelMtls")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let number = port
+            .parse()
+            .with_context(|| format!("port `{port}` is no number"))?;
         ports.insert(number, mode(value)?);
     }
     Ok(wire::PeerAuthentication {
         selector: selector(spec),
-        mtls: spec.get("mtls").filter(|value| value.is_object()).map(mode).transpose()?,
+        mtls: spec
+            .get("mtls")
+            .filter(|value| value.is_object())
+            .map(mode)
+            .transpose()?,
         port_level_mtls: ports,
     })
 }
@@ -132,18 +167,30 @@ fn request(spec: &Value) -> anyhow::Result<wire::RequestAuthentication> {
     Ok(wire::RequestAuthentication {
         selector: selector(spec),
         jwt_rules: list(spec, "/jwtRules").map(jwt_rule).collect::<Result<_, _>>()?,
-        target_ref: spec.get("targetRef").filter(|value| value.is_object()).map(target),
+        target_ref: spec
+            .get("targetRef")
+            .filter(|value| value.is_object())
+            .map(target),
         target_refs: list(spec, "/targetRefs").map(target).collect(),
     })
 }
 
 fn jwt_rule(value: &Value) -> anyhow::Result<wire::JwtRule> {
-    let header = |value: &Value| wire::JwtHeader { name: text(value, "/name"), prefix: text(value, "/prefix") };
-    let claim =
-        |value: &Value| wire::ClaimToHeader { header: text(value, "/header"), claim: text(value, "/claim") };
+    let header = |value: &Value| wire::JwtHeader {
+        name: text(value, "/name"),
+        prefix: text(value, "/prefix"),
+    };
+    let claim = |value: &Value| wire::ClaimToHeader {
+        header: text(value, "/header"),
+        claim: text(value, "/claim"),
+    };
     let timeout = match text(value, "/timeout") {
         empty if empty.is_empty() => None,
-        given => Some(given.parse().with_context(|| format!("timeout `{given}` is no duration"))?),
+        given => Some(
+            given
+                .parse()
+                .with_context(|| format!("timeout `{given}` is no duration"))?,
+        ),
     };
     Ok(wire::JwtRule {
         issuer: text(value, "/issuer"),
@@ -152,7 +199,10 @@ fn jwt_rule(value: &Value) -> anyhow::Result<wire::JwtRule> {
         from_headers: list(value, "/fromHeaders").map(header).collect(),
         from_params: strings(value, "fromParams"),
         output_payload_to_header: text(value, "/outputPayloadToHeader"),
-        forward_original_token: value.get("forwardOriginalToken").and_then(Value::as_bool).unwrap_or(false),
+        forward_original_token: value
+            .get("forwardOriginalToken")
+            .and_then(Value::as_bool)
+            .unwrap_or(false),
         jwks: text(value, "/jwks"),
         output_claim_to_headers: list(value, "/outputClaimToHeaders").map(claim).collect(),
         from_cookies: strings(value, "fromCookies"),
@@ -163,7 +213,9 @@ fn jwt_rule(value: &Value) -> anyhow::Result<wire::JwtRule> {
 
 fn selector(spec: &Value) -> Option<WorkloadSelector> {
     let selector = spec.get("selector").filter(|value| value.is_object())?;
-    Some(WorkloadSelector { match_labels: labels(selector, "/matchLabels") })
+    Some(WorkloadSelector {
+        match_labels: labels(selector, "/matchLabels"),
+    })
 }
 
 fn target(value: &Value) -> PolicyTargetReference {
@@ -176,7 +228,11 @@ fn target(value: &Value) -> PolicyTargetReference {
 }
 
 fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
-    value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 fn strings(value: &Value, key: &str) -> Vec<String> {
@@ -199,7 +255,11 @@ mod tests {
         }))
         .expect("a policy");
         assert_eq!(policy.action(), wire::authorization_policy::Action::Deny);
-        assert!(policy.selector.is_some_and(|selector| selector.match_labels.is_empty()));
+        assert!(
+            policy
+                .selector
+                .is_some_and(|selector| selector.match_labels.is_empty())
+        );
         assert_eq!(policy.rules.len(), 2);
         assert_eq!(policy.rules[0].when[0].key, "source.ip");
     }

@@ -59,7 +59,10 @@ pub(super) async fn run(
 }
 
 async fn send(sender: &Sender, response: DeltaDiscoveryResponse) -> Result<(), Status> {
-    sender.send(Ok(response)).await.map_err(|_| Status::cancelled("the agent went away"))
+    sender
+        .send(Ok(response))
+        .await
+        .map_err(|_| Status::cancelled("the agent went away"))
 }
 
 impl State {
@@ -72,7 +75,9 @@ impl State {
     ) -> Result<Option<DeltaDiscoveryResponse>, Status> {
         let type_url = request.type_url;
         if Type::of(&type_url).is_none() {
-            return Err(Status::invalid_argument(format!("type `{type_url}` is not served")));
+            return Err(Status::invalid_argument(format!(
+                "type `{type_url}` is not served"
+            )));
         }
         if let Some(held) = self.types.get_mut(&type_url) {
             if held.nonce.as_deref() == Some(&request.response_nonce) {
@@ -80,22 +85,42 @@ impl State {
             }
             if let Some(error) = request.error_detail {
                 let text = format!("{type_url}: {}", error.message);
-                rejections.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+                rejections
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(text);
             }
             return Ok(None);
         }
-        let held = Held { versions: request.initial_resource_versions, nonce: None };
+        let held = Held {
+            versions: request.initial_resource_versions,
+            nonce: None,
+        };
         self.types.insert(type_url.clone(), held);
-        Ok(Some(self.respond(&type_url, snapshot).unwrap_or_else(|| self.empty(&type_url))))
+        Ok(Some(
+            self.respond(&type_url, snapshot)
+                .unwrap_or_else(|| self.empty(&type_url)),
+        ))
     }
 
     fn push(&mut self, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
         // Workloads first: a policy may name an identity that came with the same change.
-        let order = [Type::Address, Type::MeshConfig, Type::PeerAuthentication, Type::RequestAuthentication];
-        let order = order.into_iter().chain([Type::AuthorizationPolicy, Type::Authorization]);
-        let urls: Vec<String> =
-            order.map(|kind| kind.url().to_owned()).filter(|url| self.types.contains_key(url)).collect();
-        urls.iter().filter_map(|url| self.respond(url, snapshot)).collect()
+        let order = [
+            Type::Address,
+            Type::MeshConfig,
+            Type::PeerAuthentication,
+            Type::RequestAuthentication,
+        ];
+        let order = order
+            .into_iter()
+            .chain([Type::AuthorizationPolicy, Type::Authorization]);
+        let urls: Vec<String> = order
+            .map(|kind| kind.url().to_owned())
+            .filter(|url| self.types.contains_key(url))
+            .collect();
+        urls.iter()
+            .filter_map(|url| self.respond(url, snapshot))
+            .collect()
     }
 
     /// The difference, unless there is none. Raw kinds are resent whole whenever one of them changes, as istiod does.
@@ -103,8 +128,12 @@ impl State {
         let kind = Type::of(type_url)?;
         let held = self.types.get_mut(type_url)?;
         let wanted = snapshot.resources(kind);
-        let removed: Vec<String> =
-            held.versions.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
+        let removed: Vec<String> = held
+            .versions
+            .keys()
+            .filter(|name| !wanted.contains_key(*name))
+            .cloned()
+            .collect();
         let changed = |(name, stored): &(&String, &super::snapshot::Stored)| {
             held.versions.get(*name) != Some(&stored.version)
         };
@@ -122,7 +151,10 @@ impl State {
                 ttl: None,
             })
             .collect();
-        held.versions = wanted.iter().map(|(name, stored)| (name.clone(), stored.version.clone())).collect();
+        held.versions = wanted
+            .iter()
+            .map(|(name, stored)| (name.clone(), stored.version.clone()))
+            .collect();
         let mut response = self.empty(type_url);
         response.resources = resources;
         response.removed_resources = removed;
@@ -154,6 +186,7 @@ mod tests {
     use thyra_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 
     use super::{Rejections, State};
+    use crate::lab::embedded::Held;
     use crate::lab::embedded::snapshot::{Snapshot, Type};
     use crate::lab::model::Model;
     use crate::lab::object::Object;
@@ -168,8 +201,10 @@ mod tests {
                 (Object::from_json(&json), *version)
             })
             .collect();
-        let objects =
-            objects.into_iter().map(|(o, v)| ((o.kind.clone(), o.key()), (o, v))).collect::<BTreeMap<_, _>>();
+        let objects = objects
+            .into_iter()
+            .map(|(o, v)| ((o.kind.clone(), o.key()), (o, v)))
+            .collect::<BTreeMap<_, _>>();
         Snapshot::build(&objects, &Model::default()).expect("they have a form")
     }
 
@@ -196,14 +231,22 @@ mod tests {
     fn a_first_request_is_answered_even_if_nothing_is_there() {
         let mut state = State::default();
         let response = state.answer(first(&[]), &snapshot(&[]), &Rejections::default());
-        assert!(response.expect("a known type").expect("an answer").resources.is_empty());
+        assert!(
+            response
+                .expect("a known type")
+                .expect("an answer")
+                .resources
+                .is_empty()
+        );
     }
 
     #[test]
     fn an_unchanged_snapshot_is_not_pushed() {
         let mut state = State::default();
         let now = snapshot(&[("a", 1)]);
-        state.answer(first(&[]), &now, &Rejections::default()).expect("a known type");
+        state
+            .answer(first(&[]), &now, &Rejections::default())
+            .expect("a known type");
         assert!(state.push(&now).is_empty());
         let pushed = state.push(&snapshot(&[("a", 1), ("b", 2)]));
         assert_eq!(pushed.len(), 1);
@@ -215,7 +258,10 @@ mod tests {
         let mut state = State::default();
         let rejections = Rejections::default();
         let now = snapshot(&[("a", 1)]);
-        let response = state.answer(first(&[]), &now, &rejections).expect("a known type").expect("an answer");
+        let response = state
+            .answer(first(&[]), &now, &rejections)
+            .expect("a known type")
+            .expect("an answer");
         let nack = DeltaDiscoveryRequest {
             type_url: response.type_url,
             response_nonce: response.nonce,
@@ -226,7 +272,12 @@ mod tests {
             }),
             ..DeltaDiscoveryRequest::default()
         };
-        assert!(state.answer(nack, &now, &rejections).expect("a known type").is_none());
+        assert!(
+            state
+                .answer(nack, &now, &rejections)
+                .expect("a known type")
+                .is_none()
+        );
         assert_eq!(rejections.lock().expect("not poisoned").len(), 1);
     }
 }

@@ -34,8 +34,8 @@ pub(super) fn addresses(objects: &Objects, model: &Model) -> anyhow::Result<BTre
         workload.authorization_policies = selected_by(objects, &pod.namespace, &pod.labels);
         all.insert(workload.uid.clone(), address::Type::Workload(workload));
     }
-    for (object, _) in objects.values().filter(|(object, _)| object.kind == "WorkloadEntry") {
-        let mut workload = of_entry(object, model)?;
+    for held in objects.values().filter(|held| held.object.kind == "WorkloadEntry") {
+        let mut workload = of_entry(&held.object, model)?;
         workload.trust_domain.clone_from(&trust_domain);
         all.insert(workload.uid.clone(), address::Type::Workload(workload));
     }
@@ -43,17 +43,28 @@ pub(super) fn addresses(objects: &Objects, model: &Model) -> anyhow::Result<BTre
         let name = format!("{}/{}", service.namespace, service.hostname());
         all.insert(name, address::Type::Service(of_service(service)));
     }
-    Ok(all.into_iter().map(|(name, kind)| (name, Address { r#type: Some(kind) })).collect())
+    Ok(all
+        .into_iter()
+        .map(|(name, kind)| (name, Address { r#type: Some(kind) }))
+        .collect())
 }
 
 fn trust_domain(objects: &Objects) -> anyhow::Result<String> {
-    let mesh = objects.values().find(|(object, _)| object.kind == "ConfigMap");
-    let domain = mesh.map(|(object, _)| mesh::read(object)).transpose()?.map(|mesh| mesh.trust_domain);
-    Ok(domain.filter(|domain| domain != DEFAULT_TRUST_DOMAIN).unwrap_or_default())
+    let mesh = objects.values().find(|held| held.object.kind == "ConfigMap");
+    let domain = mesh
+        .map(|held| mesh::read(&held.object))
+        .transpose()?
+        .map(|mesh| mesh.trust_domain);
+    Ok(domain
+        .filter(|domain| domain != DEFAULT_TRUST_DOMAIN)
+        .unwrap_or_default())
 }
 
 fn of_pod(pod: &Pod, model: &Model) -> wire::Workload {
-    let ambient = pod.annotations.get("ambient.istio.io/redirection").is_some_and(|value| value == "enabled");
+    let ambient = pod
+        .annotations
+        .get("ambient.istio.io/redirection")
+        .is_some_and(|value| value == "enabled");
     let mut services = BTreeMap::new();
     for service in model.services.values().filter(|service| service.selects(pod)) {
         let ports = service.ports.iter().filter(|port| !port.udp).map(|port| Port {
@@ -63,7 +74,9 @@ fn of_pod(pod: &Pod, model: &Model) -> wire::Workload {
         });
         services.insert(
             format!("{}/{}", service.namespace, service.hostname()),
-            PortList { ports: ports.collect() },
+            PortList {
+                ports: ports.collect(),
+            },
         );
     }
     wire::Workload {
@@ -71,7 +84,12 @@ fn of_pod(pod: &Pod, model: &Model) -> wire::Workload {
         name: pod.name.clone(),
         namespace: pod.namespace.clone(),
         addresses: pod.addresses.iter().map(bytes).collect(),
-        tunnel_protocol: if ambient { TunnelProtocol::Hbone } else { TunnelProtocol::None }.into(),
+        tunnel_protocol: if ambient {
+            TunnelProtocol::Hbone
+        } else {
+            TunnelProtocol::None
+        }
+        .into(),
         service_account: account(&pod.service_account),
         node: model.nodes.get(pod.node).cloned().unwrap_or_default(),
         canonical_name: pod.labels.get("app").unwrap_or(&pod.name).clone(),
@@ -80,7 +98,12 @@ fn of_pod(pod: &Pod, model: &Model) -> wire::Workload {
         workload_name: pod.name.clone(),
         status: WorkloadStatus::Healthy.into(),
         cluster_id: CLUSTER.to_owned(),
-        network_mode: if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard }.into(),
+        network_mode: if pod.host_network {
+            NetworkMode::HostNetwork
+        } else {
+            NetworkMode::Standard
+        }
+        .into(),
         services,
         ..wire::Workload::default()
     }
@@ -97,7 +120,10 @@ fn of_entry(object: &Object, model: &Model) -> anyhow::Result<wire::Workload> {
     let selecting = model.services.values().filter(|service| {
         !service.selector.is_empty()
             && service.namespace == object.namespace
-            && service.selector.iter().all(|(key, value)| own.get(key) == Some(value))
+            && service
+                .selector
+                .iter()
+                .all(|(key, value)| own.get(key) == Some(value))
     });
     for service in selecting {
         let ports = service.ports.iter().filter(|port| !port.udp).map(|port| Port {
@@ -107,11 +133,16 @@ fn of_entry(object: &Object, model: &Model) -> anyhow::Result<wire::Workload> {
         });
         services.insert(
             format!("{}/{}", service.namespace, service.hostname()),
-            PortList { ports: ports.collect() },
+            PortList {
+                ports: ports.collect(),
+            },
         );
     }
     Ok(wire::Workload {
-        uid: format!("{CLUSTER}/networking.istio.io/WorkloadEntry/{}/{}", object.namespace, object.name),
+        uid: format!(
+            "{CLUSTER}/networking.istio.io/WorkloadEntry/{}/{}",
+            object.namespace, object.name
+        ),
         name: object.name.clone(),
         namespace: object.namespace.clone(),
         addresses: vec![bytes(&address)],
@@ -130,7 +161,10 @@ fn of_entry(object: &Object, model: &Model) -> anyhow::Result<wire::Workload> {
 
 /// A WorkloadEntry may map a Service port's name to its own number.
 fn entry_port(spec: &Value, port: &ServicePort) -> u16 {
-    let mapped = spec.get("ports").and_then(|ports| ports.get(&port.name)).and_then(Value::as_u64);
+    let mapped = spec
+        .get("ports")
+        .and_then(|ports| ports.get(&port.name))
+        .and_then(Value::as_u64);
     match (mapped.and_then(|number| u16::try_from(number).ok()), &port.target) {
         (Some(number), _) => number,
         (None, TargetPort::Number(number)) => *number,
@@ -146,7 +180,11 @@ fn of_service(service: &Service) -> wire::Service {
         addresses: service
             .vips
             .iter()
-            .map(|vip| NetworkAddress { network: String::new(), address: bytes(vip), length: None })
+            .map(|vip| NetworkAddress {
+                network: String::new(),
+                address: bytes(vip),
+                length: None,
+            })
             .collect(),
         ports: service
             .ports
@@ -168,7 +206,11 @@ fn of_service(service: &Service) -> wire::Service {
 
 /// Istio's protocol selection: `appProtocol`, else the port name up to its first dash.
 fn app_protocol(port: &ServicePort) -> AppProtocol {
-    let declared = if port.app_protocol.is_empty() { &port.name } else { &port.app_protocol };
+    let declared = if port.app_protocol.is_empty() {
+        &port.name
+    } else {
+        &port.app_protocol
+    };
     let declared = declared.to_ascii_lowercase();
     let prefix = match declared.as_str() {
         "grpc-web" | "kubernetes.io/h2c" | "kubernetes.io/ws" | "kubernetes.io/wss" => declared.as_str(),
@@ -186,7 +228,7 @@ fn app_protocol(port: &ServicePort) -> AppProtocol {
 
 /// Policies with a selector that chose this workload, as istiod lists them.
 fn selected_by(objects: &Objects, namespace: &str, own: &BTreeMap<String, String>) -> Vec<String> {
-    let policies = objects.values().map(|(object, _)| object);
+    let policies = objects.values().map(|held| &held.object);
     let policies = policies.filter(|object| object.kind == "AuthorizationPolicy");
     let chosen = policies.filter(|policy| {
         let selector = labels(&policy.json, "/spec/selector/matchLabels");
@@ -199,7 +241,11 @@ fn selected_by(objects: &Objects, namespace: &str, own: &BTreeMap<String, String
 
 /// istiod says `default` as "".
 fn account(name: &str) -> String {
-    if name == "default" { String::new() } else { name.to_owned() }
+    if name == "default" {
+        String::new()
+    } else {
+        name.to_owned()
+    }
 }
 
 fn bytes(address: &IpAddr) -> Vec<u8> {

@@ -54,7 +54,12 @@ impl NodeAddresses {
 
 impl Addresses {
     /// What `status.podIPs` asks for, else the node's next free pair; a single given family gets no other one.
-    pub(super) fn pod(&mut self, what: &str, node: usize, object: &Object) -> Result<Vec<IpAddr>, ModelError> {
+    pub(super) fn pod(
+        &mut self,
+        what: &str,
+        node: usize,
+        object: &Object,
+    ) -> Result<Vec<IpAddr>, ModelError> {
         let mut addresses = Vec::new();
         for asked in asked_for(object) {
             let address = asked.parse().map_err(|_| ModelError::Address {
@@ -79,7 +84,10 @@ impl Addresses {
                 return Ok(pair.to_vec());
             }
         }
-        Err(ModelError::Full { what: what.to_owned(), range: format!("10.244.{node}.0/24") })
+        Err(ModelError::Full {
+            what: what.to_owned(),
+            range: format!("10.244.{node}.0/24"),
+        })
     }
 
     /// The ClusterIPs: as asked, else the next free pair; none for headless Services and ExternalName.
@@ -88,15 +96,20 @@ impl Addresses {
         if asked.contains(&"None") || text(&object.json, "/spec/type") == "ExternalName" {
             return Ok(Vec::new());
         }
-        let mut vips = Vec::new();
+        let mut vips: Vec<IpAddr> = Vec::new();
         for text in asked {
-            let address = text
-                .parse()
-                .map_err(|_| ModelError::Address { pod: object.key(), address: text.to_owned() })?;
+            let address = text.parse().map_err(|_| ModelError::Address {
+                pod: object.key(),
+                address: text.to_owned(),
+            })?;
             if !vips.contains(&address) {
                 self.claim(what, address)?;
                 vips.push(address);
             }
+        }
+        let families = families(object, &vips);
+        if families.iter().all(|v4| vips.iter().any(|vip| vip.is_ipv4() == *v4)) {
+            return Ok(vips);
         }
         for host in FIRST_VIP..=254 {
             let pair: [IpAddr; 2] = [
@@ -107,21 +120,29 @@ impl Addresses {
                 continue;
             }
             for address in pair {
-                if vips.iter().all(|vip: &IpAddr| vip.is_ipv4() != address.is_ipv4()) {
+                let asked = families.contains(&address.is_ipv4());
+                if asked && vips.iter().all(|vip| vip.is_ipv4() != address.is_ipv4()) {
                     self.claim(what, address)?;
                     vips.push(address);
                 }
             }
             return Ok(vips);
         }
-        Err(ModelError::Full { what: what.to_owned(), range: "10.96.0.0/24".to_owned() })
+        Err(ModelError::Full {
+            what: what.to_owned(),
+            range: "10.96.0.0/24".to_owned(),
+        })
     }
 
     fn claim(&mut self, what: &str, address: IpAddr) -> Result<(), ModelError> {
         match self.owners.insert(address, what.to_owned()) {
             // Two live pods on one address are a case of their own: the manifests ask for it by name.
             Some(owner) if owner != what && !(owner.starts_with("pod ") && what.starts_with("pod ")) => {
-                Err(ModelError::Taken { what: what.to_owned(), address, owner })
+                Err(ModelError::Taken {
+                    what: what.to_owned(),
+                    address,
+                    owner,
+                })
             }
             _ => Ok(()),
         }
@@ -130,6 +151,19 @@ impl Addresses {
     pub(super) fn release(&mut self, what: &str) {
         self.owners.retain(|_, owner| owner != what);
     }
+}
+
+/// Families (is it IPv4?) of a Service's addresses: both, unless it asks for one.
+fn families(object: &Object, vips: &[IpAddr]) -> Vec<bool> {
+    let listed = object.json.pointer("/spec/ipFamilies").and_then(Value::as_array).into_iter().flatten();
+    let mut families: Vec<bool> = listed.filter_map(Value::as_str).map(|family| family == "IPv4").collect();
+    let policy = text(&object.json, "/spec/ipFamilyPolicy");
+    let single = policy == "SingleStack" || (policy.is_empty() && families.len() == 1);
+    if single {
+        families.extend(vips.iter().map(IpAddr::is_ipv4));
+        return vec![families.first().copied().unwrap_or(true)];
+    }
+    vec![true, false]
 }
 
 /// Addresses that an object names itself: `status.podIPs` of a pod, ClusterIPs of a Service (`None` included).
@@ -141,7 +175,12 @@ pub(super) fn asked_for(object: &Object) -> impl Iterator<Item = &str> {
         "Service" => ("/spec/clusterIPs", "/spec/clusterIP"),
         _ => ("/none", "/none"),
     };
-    let listed = object.json.pointer(list).and_then(Value::as_array).into_iter().flatten();
+    let listed = object
+        .json
+        .pointer(list)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     let listed = listed.filter_map(|item| item.as_str().or_else(|| item.get("ip")?.as_str()));
     let single = object.json.pointer(single).and_then(Value::as_str);
     single.into_iter().chain(listed).filter(|text| !text.is_empty())

@@ -57,7 +57,14 @@ pub(crate) struct Backend {
 
 impl Service {
     pub(super) fn new(object: &Object, vips: Vec<IpAddr>) -> Self {
-        let list = |pointer: &str| object.json.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+        let list = |pointer: &str| {
+            object
+                .json
+                .pointer(pointer)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+        };
         let external = list("/spec/externalIPs")
             .filter_map(Value::as_str)
             .chain(list("/status/loadBalancer/ingress").filter_map(|ingress| ingress.get("ip")?.as_str()))
@@ -83,16 +90,21 @@ impl Service {
     pub(crate) fn selects(&self, pod: &Pod) -> bool {
         !self.selector.is_empty()
             && pod.namespace == self.namespace
-            && self.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+            && self
+                .selector
+                .iter()
+                .all(|(key, value)| pod.labels.get(key) == Some(value))
     }
 
     /// The pod's port behind `port`; none if it has no port of that name.
     pub(crate) fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
         match &port.target {
             TargetPort::Number(number) => Some(*number),
-            TargetPort::Name(name) => {
-                pod.ports.iter().find(|own| own.name == *name && own.udp == port.udp).map(|own| own.number)
-            }
+            TargetPort::Name(name) => pod
+                .ports
+                .iter()
+                .find(|own| own.name == *name && own.udp == port.udp)
+                .map(|own| own.number),
         }
     }
 
@@ -105,7 +117,11 @@ impl Service {
         let mut backends: Vec<Backend> = pods
             .filter_map(|pod| {
                 let address = pod.addresses.iter().find(|address| address.is_ipv4() == v4)?;
-                Some(Backend { address: *address, port: Self::target(port, pod)?, node: pod.node })
+                Some(Backend {
+                    address: *address,
+                    port: Self::target(port, pod)?,
+                    node: pod.node,
+                })
             })
             .collect();
         backends.sort_unstable();
@@ -116,7 +132,12 @@ impl Service {
 
 impl ServicePort {
     fn new(value: &Value) -> Option<Self> {
-        let number = |key: &str| value.get(key).and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok());
+        let number = |key: &str| {
+            value
+                .get(key)
+                .and_then(Value::as_u64)
+                .and_then(|n| u16::try_from(n).ok())
+        };
         let port = number("port")?;
         let target = match value.get("targetPort") {
             Some(Value::String(name)) => match name.parse() {

@@ -24,7 +24,11 @@ pub(super) async fn run(
     deadline: Instant,
 ) -> Outcome {
     let answer = async {
-        if request.version == 1 { version_1(dial, stream, request).await } else { version_2(stream, dial, request).await }
+        if request.version == 1 {
+            version_1(dial, stream, request).await
+        } else {
+            version_2(stream, dial, request).await
+        }
     };
     match timeout_at(deadline, answer).await {
         Err(_) => Outcome::Drop,
@@ -33,7 +37,11 @@ pub(super) async fn run(
     }
 }
 
-async fn version_1(dial: &Dial<'_>, mut stream: TcpStream, request: &HttpRequest) -> std::io::Result<(u16, bool)> {
+async fn version_1(
+    dial: &Dial<'_>,
+    mut stream: TcpStream,
+    request: &HttpRequest,
+) -> std::io::Result<(u16, bool)> {
     stream.write_all(head(dial, request).as_bytes()).await?;
     stream.write_all(request.body.as_bytes()).await?;
     let mut answer = Vec::new();
@@ -67,7 +75,10 @@ fn head(dial: &Dial<'_>, request: &HttpRequest) -> String {
 }
 
 fn has(request: &HttpRequest, name: &str) -> bool {
-    request.headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name))
+    request
+        .headers
+        .iter()
+        .any(|(given, _)| given.eq_ignore_ascii_case(name))
 }
 
 fn find_end(answer: &[u8]) -> Option<usize> {
@@ -78,31 +89,49 @@ fn find_end(answer: &[u8]) -> Option<usize> {
 fn read_head(answer: &[u8]) -> Option<(u16, bool)> {
     let text = String::from_utf8_lossy(&answer[..find_end(answer)?]).into_owned();
     let mut lines = text.split("\r\n");
-    let status = lines.next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    let status = lines
+        .next()?
+        .strip_prefix("HTTP/1.")?
+        .split(' ')
+        .nth(1)?
+        .parse()
+        .ok()?;
     let application = lines
         .filter_map(|line| line.split_once(':'))
         .any(|(name, _)| name.eq_ignore_ascii_case(APPLICATION_HEADER));
     Some((status, application))
 }
 
-async fn version_2(stream: TcpStream, dial: &Dial<'_>, request: &HttpRequest) -> std::io::Result<(u16, bool)> {
+async fn version_2(
+    stream: TcpStream,
+    dial: &Dial<'_>,
+    request: &HttpRequest,
+) -> std::io::Result<(u16, bool)> {
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .map_err(to_io)?;
     let driver = tokio::spawn(connection);
-    let uri = Uri::builder().scheme("http").authority(dial.to.to_string()).path_and_query(&*request.path);
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority(dial.to.to_string())
+        .path_and_query(&*request.path);
     let uri = uri.build().map_err(std::io::Error::other)?;
     let method = Method::from_bytes(request.method.as_bytes()).map_err(std::io::Error::other)?;
     let mut builder = Request::builder().method(method).uri(uri);
     for (name, value) in &request.headers {
         builder = builder.header(name, value);
     }
-    let request = builder.body(Full::new(Bytes::from(request.body.clone()))).map_err(std::io::Error::other)?;
+    let request = builder
+        .body(Full::new(Bytes::from(request.body.clone())))
+        .map_err(std::io::Error::other)?;
     let answer = sender.send_request(request).await;
     driver.abort();
     let answer = answer.map_err(to_io)?;
-    Ok((answer.status().as_u16(), answer.headers().contains_key(APPLICATION_HEADER)))
+    Ok((
+        answer.status().as_u16(),
+        answer.headers().contains_key(APPLICATION_HEADER),
+    ))
 }
 
 /// The socket's own error where there is one, so that a reset is seen as one.
@@ -126,8 +155,14 @@ mod tests {
 
     #[test]
     fn an_answers_status_and_origin_are_read() {
-        assert_eq!(read_head(b"HTTP/1.1 200 OK\r\nX-Thyra-Lab: a/b\r\n\r\nbody"), Some((200, true)));
-        assert_eq!(read_head(b"HTTP/1.1 403 Forbidden\r\nserver: envoy\r\n\r\n"), Some((403, false)));
+        assert_eq!(
+            read_head(b"HTTP/1.1 200 OK\r\nX-Thyra-Lab: a/b\r\n\r\nbody"),
+            Some((200, true))
+        );
+        assert_eq!(
+            read_head(b"HTTP/1.1 403 Forbidden\r\nserver: envoy\r\n\r\n"),
+            Some((403, false))
+        );
         assert_eq!(read_head(b"SSH-2.0"), None);
     }
 }

@@ -64,7 +64,11 @@ impl Held {
     pub(crate) async fn open(hold: &Hold<'_>) -> Result<Self, (Outcome, Option<SocketAddr>)> {
         let deadline = Instant::now() + hold.timeout;
         let (stream, client) = connect(hold.netns, hold.to, deadline).await?;
-        let mut held = Self { stream, client, line: opening(hold.speaks_http, &hold.token) };
+        let mut held = Self {
+            stream,
+            client,
+            line: opening(hold.speaks_http, &hold.token),
+        };
         match held.state().await {
             ConnectionState::Alive => Ok(held),
             ConnectionState::Reset => Err((Outcome::Deny, Some(client))),

@@ -7,8 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::{Dial, Outcome, failed, of_error};
 
 pub(super) async fn run(dial: &Dial<'_>) -> (Outcome, Option<SocketAddr>) {
-    let any: IpAddr =
-        if dial.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if dial.to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = match dial.netns.udp((any, 0).into()) {
         Ok(socket) => socket,
         Err(error) => return (failed(&error), None),

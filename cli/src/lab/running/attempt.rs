@@ -71,7 +71,11 @@ impl Lab {
         for file in files {
             all.extend(read_objects(&scenario.file(file))?);
         }
-        if delete { self.delete(&all).await } else { self.apply(&all).await }
+        if delete {
+            self.delete(&all).await
+        } else {
+            self.apply(&all).await
+        }
     }
 
     async fn run_probe(&mut self, probe: &Probe) -> ProbeResult {
@@ -121,8 +125,19 @@ impl Lab {
         let wanted = self.wanted(&route, client, since);
         result.verdict = self.verdict(&wanted).await;
         if let Ok(held) = opened {
-            let wanted = Wanted { since: self.verdicts.now(), ended: true, ..wanted };
-            self.held.insert(name.to_owned(), Open { held, probe: probe.clone(), wanted });
+            let wanted = Wanted {
+                since: self.verdicts.now(),
+                ended: true,
+                ..wanted
+            };
+            self.held.insert(
+                name.to_owned(),
+                Open {
+                    held,
+                    probe: probe.clone(),
+                    wanted,
+                },
+            );
         }
         result
     }
@@ -146,7 +161,11 @@ impl Lab {
     }
 
     async fn verdict(&self, wanted: &Wanted) -> Option<Verdict> {
-        if self.agents.is_empty() { None } else { self.verdicts.find(wanted).await }
+        if self.agents.is_empty() {
+            None
+        } else {
+            self.verdicts.find(wanted).await
+        }
     }
 
     fn token(&mut self) -> String {
@@ -156,22 +175,38 @@ impl Lab {
 
     fn wanted(&self, route: &Route, client: Option<SocketAddr>, since: u64) -> Wanted {
         let nodes = (0..self.model.nodes.len()).map(NodeAddresses::of);
-        let masks = nodes.flat_map(|node| node.own.into_iter().chain(node.gateways)).collect();
+        let masks = nodes
+            .flat_map(|node| node.own.into_iter().chain(node.gateways))
+            .collect();
         let mut sources = route.sources.clone();
         sources.extend(client.map(|client| client.ip()));
         let mut ends = route.ends.clone();
         ends.push((route.to.ip(), route.to.port()));
-        Wanted { client, sources, ends, masks, since, ended: false }
+        Wanted {
+            client,
+            sources,
+            ends,
+            masks,
+            since,
+            ended: false,
+        }
     }
 
     fn route(&self, probe: &Probe) -> anyhow::Result<Route> {
         let v4 = probe.family == Family::V4;
         let host = NodeAddresses::of(0);
         let (netns, sources) = match &probe.from {
-            Peer::Host => (&self.network.nodes[0], host.own.into_iter().chain(host.gateways).collect()),
+            Peer::Host => (
+                &self.network.nodes[0],
+                host.own.into_iter().chain(host.gateways).collect(),
+            ),
             Peer::Outside => (&self.network.outside, vec![OUTSIDE4.into(), OUTSIDE6.into()]),
             Peer::Pod(key) => {
-                let pod = self.model.pods.get(key).with_context(|| format!("pod `{key}` is gone"))?;
+                let pod = self
+                    .model
+                    .pods
+                    .get(key)
+                    .with_context(|| format!("pod `{key}` is gone"))?;
                 (self.netns_of(pod)?, pod.addresses.clone())
             }
         };
@@ -179,19 +214,32 @@ impl Lab {
         let mut speaks_http = false;
         let mut ends = Vec::new();
         let to = match &probe.to {
-            Target::Host => (of_family(&host.own, probe.family).with_context(no_address)?, probe.port),
+            Target::Host => (
+                of_family(&host.own, probe.family).with_context(no_address)?,
+                probe.port,
+            ),
             Target::Outside => {
                 let outside: IpAddr = if v4 { OUTSIDE4.into() } else { OUTSIDE6.into() };
                 (outside, probe.port)
             }
             Target::Pod(key) => {
-                let pod = self.model.pods.get(key).with_context(|| format!("pod `{key}` is gone"))?;
+                let pod = self
+                    .model
+                    .pods
+                    .get(key)
+                    .with_context(|| format!("pod `{key}` is gone"))?;
                 speaks_http = is_http(pod.port_name(probe.port));
-                (of_family(&pod.addresses, probe.family).with_context(no_address)?, probe.port)
+                (
+                    of_family(&pod.addresses, probe.family).with_context(no_address)?,
+                    probe.port,
+                )
             }
             Target::Service(key) => {
-                let service =
-                    self.model.services.get(key).with_context(|| format!("Service `{key}` is gone"))?;
+                let service = self
+                    .model
+                    .services
+                    .get(key)
+                    .with_context(|| format!("Service `{key}` is gone"))?;
                 ends = services::ends(&self.model, service, probe.port, v4);
                 speaks_http = self.model.backends(service).any(|pod| {
                     ends.iter().any(|(address, port)| {
@@ -201,7 +249,13 @@ impl Lab {
                 services::entrance(&self.model, service, probe.port, v4).with_context(no_address)?
             }
         };
-        Ok(Route { netns: netns.clone(), sources, to: to.into(), ends, speaks_http })
+        Ok(Route {
+            netns: netns.clone(),
+            sources,
+            to: to.into(),
+            ends,
+            speaks_http,
+        })
     }
 }
 

@@ -22,9 +22,11 @@ impl Lab {
     pub(crate) async fn apply(&mut self, objects: &[Object]) -> anyhow::Result<()> {
         let mut model = self.model.clone();
         model.add(objects)?;
+        let versions = self.control_plane.schedule(objects, &mut model).await?;
         let difference = Difference::between(&self.model, &model, objects);
         self.change_pods(model, &difference).await?;
-        let versions = self.control_plane.apply(objects, &self.model)?;
+        let versions = self.control_plane.apply(objects, &self.model, versions).await?;
+        self.load_services().await?;
         self.wait_enforced(versions, ENFORCED_WITHIN).await
     }
 
@@ -39,7 +41,8 @@ impl Lab {
         }
         let difference = Difference::between(&self.model, &model, objects);
         self.change_pods(model, &difference).await?;
-        let versions = self.control_plane.delete(objects, &self.model)?;
+        let versions = self.control_plane.delete(objects, &self.model).await?;
+        self.load_services().await?;
         self.wait_enforced(versions, ENFORCED_WITHIN).await
     }
 
@@ -60,8 +63,12 @@ impl Lab {
         for pod in difference.new.iter().chain(&difference.changed) {
             start_server(&mut self.servers, &self.network, pod)?;
         }
-        self.load_services()?;
-        let told: Vec<Pod> = difference.new.iter().chain(&difference.changed).cloned().collect();
+        let told: Vec<Pod> = difference
+            .new
+            .iter()
+            .chain(&difference.changed)
+            .cloned()
+            .collect();
         self.register(&told).await
     }
 }
@@ -71,7 +78,11 @@ impl Difference {
         let moved = |old: &Pod, new: &Pod| {
             old.node != new.node || old.host_network != new.host_network || old.addresses != new.addresses
         };
-        let mut difference = Self { gone: Vec::new(), new: Vec::new(), changed: Vec::new() };
+        let mut difference = Self {
+            gone: Vec::new(),
+            new: Vec::new(),
+            changed: Vec::new(),
+        };
         for (key, old) in &before.pods {
             match after.pods.get(key) {
                 None => difference.gone.push(old.clone()),
@@ -85,7 +96,10 @@ impl Difference {
                 Some(_) => {}
             }
         }
-        let fresh = after.pods.iter().filter(|(key, _)| !before.pods.contains_key(*key));
+        let fresh = after
+            .pods
+            .iter()
+            .filter(|(key, _)| !before.pods.contains_key(*key));
         difference.new.extend(fresh.map(|(_, pod)| pod.clone()));
         difference
     }
@@ -93,5 +107,7 @@ impl Difference {
 
 /// A namespace's labels are told with each of its pods.
 fn in_changed_namespace(pod: &Pod, objects: &[Object]) -> bool {
-    objects.iter().any(|object| object.kind == "Namespace" && object.name == pod.namespace)
+    objects
+        .iter()
+        .any(|object| object.kind == "Namespace" && object.name == pod.namespace)
 }

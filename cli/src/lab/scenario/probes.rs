@@ -28,8 +28,14 @@ pub(crate) enum Action {
     Apply(Vec<PathBuf>),
     /// Manifest files, relative to the scenario.
     Delete(Vec<PathBuf>),
-    Open { name: String, probe: Probe },
-    ExpectOpen { name: String, state: ConnectionState },
+    Open {
+        name: String,
+        probe: Probe,
+    },
+    ExpectOpen {
+        name: String,
+        state: ConnectionState,
+    },
 }
 
 /// One connection attempt.
@@ -176,7 +182,12 @@ impl Family {
 impl Entry {
     /// A problem with this entry, with its place.
     pub(crate) fn problem(&self, text: String) -> String {
-        Problem { file: self.file.clone(), line: self.line, text }.to_string()
+        Problem {
+            file: self.file.clone(),
+            line: self.line,
+            text,
+        }
+        .to_string()
     }
 }
 
@@ -185,22 +196,35 @@ impl Entry {
 /// # Errors
 /// Every entry that can't be used.
 pub(crate) fn read(path: &Path) -> Result<Vec<Entry>, Vec<Problem>> {
-    let Some(node) = super::read_yaml(path).map_err(|problem| vec![problem])? else { return Ok(Vec::new()) };
+    let Some(node) = super::read_yaml(path).map_err(|problem| vec![problem])? else {
+        return Ok(Vec::new());
+    };
     let mut entries = Vec::new();
     let mut problems = Vec::new();
     for item in node.list("probes.yaml").map_err(|problem| vec![problem])? {
         match read_action(item) {
-            Ok(action) => entries.push(Entry { file: item.file.clone(), line: item.line, action }),
+            Ok(action) => entries.push(Entry {
+                file: item.file.clone(),
+                line: item.line,
+                action,
+            }),
             Err(problem) => problems.push(problem),
         }
     }
-    if problems.is_empty() { Ok(entries) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(entries)
+    } else {
+        Err(problems)
+    }
 }
 
 fn read_action(item: &Node) -> Result<Action, Problem> {
     let has = |key: &str| {
-        item.map("an entry")
-            .map(|entries| entries.iter().any(|(name, _)| name.text("a key").is_ok_and(|name| name == key)))
+        item.map("an entry").map(|entries| {
+            entries
+                .iter()
+                .any(|(name, _)| name.text("a key").is_ok_and(|name| name == key))
+        })
     };
     if has("apply")? {
         return read_files(item, "apply").map(Action::Apply);
@@ -216,7 +240,9 @@ fn read_action(item: &Node) -> Result<Action, Problem> {
         let fields = item.fields("an `expect_open` entry", &["expect_open"])?;
         return read_expect_open(fields.need("expect_open")?);
     }
-    let known = ["from", "to", "port", "http", "tls", "udp", "ip", "timeout", "expect"];
+    let known = [
+        "from", "to", "port", "http", "tls", "udp", "ip", "timeout", "expect",
+    ];
     let fields = item.fields("a probe", &known)?;
     let kind = read_kind(item, &fields)?;
     let expect = read_expect(fields.need("expect")?, &kind)?;
@@ -227,9 +253,10 @@ fn read_files(item: &Node, key: &'static str) -> Result<Vec<PathBuf>, Problem> {
     let fields = item.fields("an `apply` or `delete` entry", &[key])?;
     let value = fields.need(key)?;
     match &value.value {
-        crate::lab::yaml::Value::List(items) => {
-            items.iter().map(|item| item.text(key).map(PathBuf::from)).collect()
-        }
+        crate::lab::yaml::Value::List(items) => items
+            .iter()
+            .map(|item| item.text(key).map(PathBuf::from))
+            .collect(),
         _ => Ok(vec![PathBuf::from(value.text(key)?)]),
     }
 }
@@ -237,7 +264,10 @@ fn read_files(item: &Node, key: &'static str) -> Result<Vec<PathBuf>, Problem> {
 fn read_open(node: &Node) -> Result<Action, Problem> {
     let fields = node.fields("`open`", &["name", "from", "to", "port", "ip", "timeout"])?;
     let name = fields.need("name")?.text("name")?.to_owned();
-    Ok(Action::Open { name, probe: read_probe(&fields, Kind::Plain, Expect::Allow)? })
+    Ok(Action::Open {
+        name,
+        probe: read_probe(&fields, Kind::Plain, Expect::Allow)?,
+    })
 }
 
 fn read_expect_open(node: &Node) -> Result<Action, Problem> {
@@ -248,10 +278,15 @@ fn read_expect_open(node: &Node) -> Result<Action, Problem> {
         "reset" => ConnectionState::Reset,
         "timeout" => ConnectionState::Timeout,
         other => {
-            return Err(state.problem(format_args!("`state` is `{other}`; it must be alive, reset or timeout")));
+            return Err(state.problem(format_args!(
+                "`state` is `{other}`; it must be alive, reset or timeout"
+            )));
         }
     };
-    Ok(Action::ExpectOpen { name: fields.need("name")?.text("name")?.to_owned(), state })
+    Ok(Action::ExpectOpen {
+        name: fields.need("name")?.text("name")?.to_owned(),
+        state,
+    })
 }
 
 fn read_probe(fields: &Fields<'_>, kind: Kind, expect: Expect) -> Result<Probe, Problem> {
@@ -284,9 +319,9 @@ fn read_peer(node: &Node) -> Result<Peer, Problem> {
         "host" => Ok(Peer::Host),
         "outside" => Ok(Peer::Outside),
         text if is_path(text, 2) => Ok(Peer::Pod(text.to_owned())),
-        text => {
-            Err(node.problem(format_args!("`from` is `{text}`; it must be namespace/pod, host or outside")))
-        }
+        text => Err(node.problem(format_args!(
+            "`from` is `{text}`; it must be namespace/pod, host or outside"
+        ))),
     }
 }
 
@@ -300,8 +335,9 @@ fn read_target(node: &Node) -> Result<Target, Problem> {
         "host" => Ok(Target::Host),
         "outside" => Ok(Target::Outside),
         _ if is_path(text, 2) => Ok(Target::Pod(text.to_owned())),
-        _ => Err(node
-            .problem(format_args!("`to` is `{text}`; it must be namespace/pod or service/namespace/name"))),
+        _ => Err(node.problem(format_args!(
+            "`to` is `{text}`; it must be namespace/pod or service/namespace/name"
+        ))),
     }
 }
 
@@ -318,7 +354,11 @@ fn read_duration(node: &Node) -> Result<Duration, Problem> {
     };
     let number: f64 = number.trim().parse().map_err(|_| bad())?;
     let seconds = number * unit;
-    if seconds > 0.0 && seconds <= 600.0 { Ok(Duration::from_secs_f64(seconds)) } else { Err(bad()) }
+    if seconds > 0.0 && seconds <= 600.0 {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(bad())
+    }
 }
 
 fn read_expect(node: &Node, kind: &Kind) -> Result<Expect, Problem> {
@@ -356,7 +396,9 @@ fn read_kind(item: &Node, fields: &Fields<'_>) -> Result<Kind, Problem> {
 fn read_http(node: &Node) -> Result<HttpRequest, Problem> {
     let fields = node.fields("`http`", &["method", "path", "headers", "version", "body"])?;
     let text = |key: &str, default: &str| -> Result<String, Problem> {
-        fields.get(key).map_or(Ok(default.to_owned()), |value| value.text(key).map(str::to_owned))
+        fields
+            .get(key)
+            .map_or(Ok(default.to_owned()), |value| value.text(key).map(str::to_owned))
     };
     let version = match fields.get("version") {
         None => 1,
@@ -369,21 +411,34 @@ fn read_http(node: &Node) -> Result<HttpRequest, Problem> {
     let mut headers = Vec::new();
     if let Some(given) = fields.get("headers") {
         for (key, value) in given.map("`headers`")? {
-            headers.push((key.text("a header")?.to_owned(), value.text("a header's value")?.to_owned()));
+            headers.push((
+                key.text("a header")?.to_owned(),
+                value.text("a header's value")?.to_owned(),
+            ));
         }
     }
-    Ok(HttpRequest { method: text("method", "GET")?, path: text("path", "/")?, headers, version, body: text("body", "")? })
+    Ok(HttpRequest {
+        method: text("method", "GET")?,
+        path: text("path", "/")?,
+        headers,
+        version,
+        body: text("body", "")?,
+    })
 }
 
 fn read_tls(node: &Node) -> Result<TlsHello, Problem> {
     let fields = node.fields("`tls`", &["sni", "alpn"])?;
-    let sni = fields.get("sni").map(|sni| sni.text("sni").map(str::to_owned)).transpose()?;
+    let sni = fields
+        .get("sni")
+        .map(|sni| sni.text("sni").map(str::to_owned))
+        .transpose()?;
     let alpn = match fields.get("alpn") {
         None => Vec::new(),
         Some(alpn) => match &alpn.value {
-            crate::lab::yaml::Value::List(items) => {
-                items.iter().map(|item| item.text("alpn").map(str::to_owned)).collect::<Result<_, _>>()?
-            }
+            crate::lab::yaml::Value::List(items) => items
+                .iter()
+                .map(|item| item.text("alpn").map(str::to_owned))
+                .collect::<Result<_, _>>()?,
             _ => vec![alpn.text("alpn")?.to_owned()],
         },
     };
@@ -402,7 +457,10 @@ mod tests {
         let path = folder.path().join("probes.yaml");
         std::fs::write(&path, text).expect("written");
         read(&path).map_err(|problems| {
-            problems.iter().map(|problem| format!("{}: {}", problem.line, problem.text)).collect()
+            problems
+                .iter()
+                .map(|problem| format!("{}: {}", problem.line, problem.text))
+                .collect()
         })
     }
 
@@ -424,11 +482,15 @@ mod tests {
 ";
         let entries = entries(text).expect("all forms are known");
         assert_eq!(entries.len(), 6);
-        let Action::Probe(first) = &entries[0].action else { panic!("a probe") };
+        let Action::Probe(first) = &entries[0].action else {
+            panic!("a probe")
+        };
         assert_eq!(first.from, Peer::Pod("shop/front".into()));
         assert_eq!((first.family, first.expect), (Family::V6, Expect::Status(403)));
         assert_eq!(first.timeout, Duration::from_millis(500));
-        let Action::Probe(second) = &entries[1].action else { panic!("a probe") };
+        let Action::Probe(second) = &entries[1].action else {
+            panic!("a probe")
+        };
         assert_eq!(second.to, Target::Service("shop/cart".into()));
         assert!(matches!(&second.kind, Kind::Tls(hello) if hello.alpn == ["h2"]));
         assert_eq!(entries[5].line, 12);
@@ -437,15 +499,33 @@ mod tests {
     #[test]
     fn a_mistake_names_its_line_and_the_mend() {
         let cases = [
-            ("- {from: a/b, to: c/d, port: 80, expct: deny}", "1: unknown key `expct` in a probe"),
-            ("- {from: a/b, to: c/d, port: 70000, expect: deny}", "1: `port` is `70000`"),
+            (
+                "- {from: a/b, to: c/d, port: 80, expct: deny}",
+                "1: unknown key `expct` in a probe",
+            ),
+            (
+                "- {from: a/b, to: c/d, port: 70000, expect: deny}",
+                "1: `port` is `70000`",
+            ),
             ("- {from: a, to: c/d, port: 80, expect: deny}", "1: `from` is `a`"),
-            ("- {from: a/b, to: c/d, port: 80, expect: 200}", "1: `expect` is an HTTP status, but"),
-            ("- {from: a/b, to: c/d, port: 80, expect: maybe}", "1: `expect` is `maybe`"),
+            (
+                "- {from: a/b, to: c/d, port: 80, expect: 200}",
+                "1: `expect` is an HTTP status, but",
+            ),
+            (
+                "- {from: a/b, to: c/d, port: 80, expect: maybe}",
+                "1: `expect` is `maybe`",
+            ),
             ("- {from: a/b, to: c/d, port: 80}", "1: a probe has no `expect`"),
-            ("- {from: a/b, to: c/d, port: 80, ip: 5, expect: deny}", "1: `ip` is `5`"),
+            (
+                "- {from: a/b, to: c/d, port: 80, ip: 5, expect: deny}",
+                "1: `ip` is `5`",
+            ),
             ("- expect_open: {name: x, state: gone}", "1: `state` is `gone`"),
-            ("- {from: a/b, to: c/d, port: 80, udp: true, tls: {}, expect: deny}", "1: `http`, `tls` and"),
+            (
+                "- {from: a/b, to: c/d, port: 80, udp: true, tls: {}, expect: deny}",
+                "1: `http`, `tls` and",
+            ),
         ];
         for (text, wanted) in cases {
             let problems = entries(text).expect_err("a mistake");

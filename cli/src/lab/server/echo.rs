@@ -26,7 +26,9 @@ pub(super) async fn datagrams(socket: UdpSocket) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         // An ICMP error about an earlier answer surfaces here; the next datagram is served all the same.
-        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
         if let Err(error) = socket.send_to(&buffer[..length], peer).await {
             tracing::debug!(%peer, %error, "datagram not answered");
         }

@@ -31,12 +31,18 @@ pub(crate) fn is_http(name: &str) -> bool {
 pub(super) async fn serve(stream: Witness, identity: Identity, peer: SocketAddr) -> io::Result<()> {
     let service = service_fn(move |request| echo(request, identity.clone(), peer));
     let builder = auto::Builder::new(TokioExecutor::new());
-    builder.serve_connection(TokioIo::new(stream), service).await.map_err(io::Error::other)
+    builder
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .map_err(io::Error::other)
 }
 
 pub(super) async fn serve_grpc(stream: Witness) -> io::Result<()> {
     let builder = auto::Builder::new(TokioExecutor::new());
-    builder.serve_connection(TokioIo::new(stream), service_fn(grpc)).await.map_err(io::Error::other)
+    builder
+        .serve_connection(TokioIo::new(stream), service_fn(grpc))
+        .await
+        .map_err(io::Error::other)
 }
 
 async fn echo(
@@ -64,12 +70,16 @@ async fn echo(
     let mut response = Response::new(Full::from(format!("{seen}\n")));
     let pod = HeaderValue::from_str(&identity.pod).unwrap_or(HeaderValue::from_static("pod"));
     response.headers_mut().insert(APPLICATION_HEADER, pod);
-    response.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert("content-type", HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
 /// Answers every method with the message it was given; health checks with SERVING.
-async fn grpc(request: Request<Incoming>) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, hyper::Error> {
+async fn grpc(
+    request: Request<Incoming>,
+) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, hyper::Error> {
     let health = request.uri().path() == "/grpc.health.v1.Health/Check";
     let body = request.into_body().collect().await?.to_bytes();
     let message = if health { Bytes::from_static(SERVING) } else { body };
@@ -78,7 +88,11 @@ async fn grpc(request: Request<Incoming>) -> Result<Response<UnsyncBoxBody<Bytes
     let frames = [Ok(Frame::data(message)), Ok(Frame::trailers(trailers))];
     let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
     let mut response = Response::new(body);
-    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
-    response.headers_mut().insert(APPLICATION_HEADER, HeaderValue::from_static("grpc"));
+    response
+        .headers_mut()
+        .insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+        .headers_mut()
+        .insert(APPLICATION_HEADER, HeaderValue::from_static("grpc"));
     Ok(response)
 }

@@ -21,7 +21,8 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 }
 
 pub(super) fn server_config() -> anyhow::Result<ServerConfig> {
-    let made = rcgen::generate_simple_self_signed(vec!["lab.thyra".to_owned()]).context("can't make a certificate")?;
+    let made = rcgen::generate_simple_self_signed(vec!["lab.thyra".to_owned()])
+        .context("can't make a certificate")?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -33,8 +34,11 @@ pub(super) fn server_config() -> anyhow::Result<ServerConfig> {
 
 pub(super) async fn serve(stream: Witness, mut config: ServerConfig) -> io::Result<()> {
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
-    config.alpn_protocols =
-        hello.client_hello().alpn().map(|names| names.map(<[u8]>::to_vec).collect()).unwrap_or_default();
+    config.alpn_protocols = hello
+        .client_hello()
+        .alpn()
+        .map(|names| names.map(<[u8]>::to_vec).collect())
+        .unwrap_or_default();
     echo::stream(hello.into_stream(Arc::new(config)).await?).await
 }
 

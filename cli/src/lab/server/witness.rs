@@ -29,14 +29,20 @@ impl Seen {
     }
 
     pub(crate) fn holds(&self, token: &str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(token.as_bytes())
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(token.as_bytes())
     }
 
     fn look_for_token(&self, bytes: &[u8]) {
         let length = MARK.len() + DIGITS;
         if let Some(at) = bytes.windows(length).position(|window| window.starts_with(MARK)) {
             let token = bytes[at..at + length].to_vec();
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(token);
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(token);
         }
     }
 }
@@ -50,12 +56,20 @@ pub(super) struct Witness {
 
 impl Witness {
     pub(super) fn new(stream: TcpStream, seen: Arc<Seen>) -> Self {
-        Self { stream, seen, read: Vec::new() }
+        Self {
+            stream,
+            seen,
+            read: Vec::new(),
+        }
     }
 }
 
 impl AsyncRead for Witness {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         let fresh = &buf.filled()[before..];
