@@ -80,11 +80,7 @@ fn expected(model: &Model) -> Vec<String> {
             for vip in &service.vips {
                 texts.push(format!("{vip} . {protocol} . {}", port.port));
                 for backend in Service::backends(port, model.backends(service), vip.is_ipv4()) {
-                    texts.push(if vip.is_ipv4() {
-                        format!("dnat to {}:{}", backend.address, backend.port)
-                    } else {
-                        format!("dnat to [{}]:{}", backend.address, backend.port)
-                    });
+                    texts.push(format!(": {} . {}", backend.address, backend.port));
                 }
             }
         }
@@ -94,7 +90,7 @@ fn expected(model: &Model) -> Vec<String> {
 
 fn ruleset(node: &Netns) -> anyhow::Result<String> {
     let mut command = Command::new("nft");
-    command.args(["-n", "list", "ruleset"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["list", "ruleset"]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output =
         node.spawn(&mut command).and_then(std::process::Child::wait_with_output).context("can't run `nft`")?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -1,0 +1,211 @@
+//! `thyra monitor`: events as they happen, one line each.
+//!
+//! Invariant: a line per event, also as JSON or YAML, so that a pipe can read them one by one.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+use thyra_proto::thyra::v1;
+
+use crate::client::{Agent, refused};
+use crate::output::{Format, GREEN, RED, YELLOW, coloured, write};
+use crate::verdict::Verdict;
+
+/// `thyra monitor`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: thyra monitor -t drop --to shop/cart")]
+pub(crate) struct Args {
+    /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, agent (may be repeated); all by default
+    #[arg(short = 't', long = "type", value_name = "KIND", value_delimiter = ',',
+          value_parser = ["new", "drop", "revoke", "spoof", "malformed", "audit", "outbound", "agent", "policy-verdict"])]
+    kinds: Vec<String>,
+    /// Only from this address or namespace/pod
+    #[arg(long)]
+    from: Option<String>,
+    /// Only to this address or namespace/pod
+    #[arg(long)]
+    to: Option<String>,
+    /// Only from or to this address, namespace/pod or endpoint id
+    #[arg(long)]
+    related_to: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Event {
+    time_unix_ms: u64,
+    kind: String,
+    direction: String,
+    endpoint: u32,
+    source: String,
+    source_port: u32,
+    source_workload: String,
+    source_identity: u32,
+    source_principal: String,
+    destination: String,
+    destination_port: u32,
+    destination_workload: String,
+    destination_identity: u32,
+    protocol: String,
+    tcp_flags: String,
+    length: u32,
+    generation: u64,
+    verdict: Option<Verdict>,
+    host: bool,
+    own_service: bool,
+    reset_sent: bool,
+    message: String,
+}
+
+impl From<v1::MonitorEvent> for Event {
+    fn from(e: v1::MonitorEvent) -> Self {
+        Self {
+            time_unix_ms: e.time_unix_ms,
+            kind: e.kind,
+            direction: e.direction,
+            endpoint: e.endpoint,
+            source: e.source,
+            source_port: e.source_port,
+            source_workload: e.source_workload,
+            source_identity: e.source_identity,
+            source_principal: e.source_principal,
+            destination: e.destination,
+            destination_port: e.destination_port,
+            destination_workload: e.destination_workload,
+            destination_identity: e.destination_identity,
+            protocol: e.protocol,
+            tcp_flags: e.tcp_flags,
+            length: e.length,
+            generation: e.generation,
+            verdict: e.verdict.as_ref().map(Verdict::from),
+            host: e.host,
+            own_service: e.own_service,
+            reset_sent: e.reset_sent,
+            message: e.message,
+        }
+    }
+}
+
+impl Event {
+    /// `xx drop (policy denied by shop/deny-legacy#0) to endpoint 256, identity 31028->29898: A:1 -> B:2 tcp SYN`
+    fn line(&self) -> String {
+        let (mark, colour) = match self.kind.as_str() {
+            "new" | "outbound" => ("->", GREEN),
+            "audit" | "agent" => ("~~", YELLOW),
+            _ => ("xx", RED),
+        };
+        if self.kind == "agent" {
+            return format!("{} {}\n", coloured(mark, colour), self.message);
+        }
+        let why = self.verdict.as_ref().map_or_else(String::new, |v| {
+            let by = v
+                .policy
+                .as_ref()
+                .map(|_| format!(" by {}", v.rule_text()))
+                .unwrap_or_default();
+            let because = if v.because.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", v.because.join(", "))
+            };
+            format!(" ({}{by}{because})", v.reason)
+        });
+        let side = if self.direction == "from_pod" {
+            "from"
+        } else {
+            "to"
+        };
+        format!(
+            "{}{why} {side} endpoint {}, identity {}->{}: {} -> {} {} {}\n",
+            coloured(&format!("{mark} {}", self.kind), colour),
+            self.endpoint,
+            self.source_identity,
+            self.destination_identity,
+            socket(&self.source, self.source_port, &self.source_workload),
+            socket(
+                &self.destination,
+                self.destination_port,
+                &self.destination_workload
+            ),
+            self.protocol,
+            self.tcp_flags
+        )
+    }
+
+    fn render(&self, format: Format) -> Result<String> {
+        Ok(match format {
+            Format::Table => self.line(),
+            Format::Json => serde_json::to_string(self)? + "\n",
+            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(self)?),
+        })
+    }
+}
+
+fn socket(address: &str, port: u32, workload: &str) -> String {
+    let socket = if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    };
+    if workload.is_empty() {
+        socket
+    } else {
+        format!("{socket} ({workload})")
+    }
+}
+
+/// Runs the command until the agent or the reader goes away.
+pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<ExitCode> {
+    let mut client = agent.connect().await?;
+    // Cilium's word for what happened to a new connection.
+    let kinds = args.kinds.iter().flat_map(|kind| match kind.as_str() {
+        "policy-verdict" => vec!["new".to_owned(), "drop".to_owned()],
+        other => vec![other.to_owned()],
+    });
+    let request = v1::MonitorRequest {
+        kinds: kinds.collect(),
+        from: args.from.unwrap_or_default(),
+        to: args.to.unwrap_or_default(),
+        related_to: args.related_to.unwrap_or_default(),
+    };
+    let mut events = client.admin.monitor(request).await.map_err(refused)?.into_inner();
+    while let Some(event) = events.message().await.map_err(refused)? {
+        write(&Event::from(event).render(format)?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drop_reads_as_peoples_eyes_know_it() {
+        let verdict = v1::Verdict {
+            action: "deny".into(),
+            reason: "policy denied".into(),
+            policy: "shop/deny-legacy".into(),
+            rule: Some(0),
+            ..v1::Verdict::default()
+        };
+        let event = v1::MonitorEvent {
+            kind: "drop".into(),
+            endpoint: 256,
+            source_identity: 31028,
+            destination_identity: 29898,
+            source: "10.0.1.7".into(),
+            source_port: 41022,
+            destination: "10.0.1.12".into(),
+            destination_port: 9080,
+            protocol: "tcp".into(),
+            tcp_flags: "SYN".into(),
+            verdict: Some(verdict),
+            ..v1::MonitorEvent::default()
+        };
+        assert_eq!(
+            Event::from(event).line(),
+            "xx drop (policy denied by shop/deny-legacy#0) to endpoint 256, identity 31028->29898: \
+             10.0.1.7:41022 -> 10.0.1.12:9080 tcp SYN\n"
+        );
+    }
+}
