@@ -8,5 +8,6 @@
 mod decode;
 mod delta;
 mod istiod;
+mod model;
 mod streams;
 mod wire;
