@@ -1,0 +1,271 @@
+//! The admin API: answers from the snapshot, the board and the kernel.
+//!
+//! Invariant: an answer is taken from one snapshot; nothing here changes what is enforced.
+
+pub mod detail;
+mod dry_run;
+mod entries;
+mod identities;
+mod policies;
+mod policy_json;
+mod status;
+pub mod verdict;
+mod wait;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use thyra_proto::thyra::v1 as api;
+use thyra_proto::thyra::v1::admin_service_server::AdminService;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::board::Board;
+use crate::monitor::{Hub, Namer, Seen};
+use crate::store::{Handle, SharedPlane};
+use crate::word;
+
+/// Events that one slow listener may have waiting.
+const STREAM_DEPTH: usize = 256;
+
+/// The service.
+#[derive(Clone)]
+pub struct Admin {
+    /// What is enforced.
+    pub handle: Handle,
+    /// Counters, names and what the kernel holds.
+    pub plane: SharedPlane,
+    /// How the sources stand.
+    pub board: Arc<Board>,
+    /// Events.
+    pub hub: Hub,
+    /// What never changes.
+    pub about: Arc<About>,
+}
+
+/// What never changes while the agent runs.
+#[derive(Clone, Debug, Default)]
+pub struct About {
+    /// Node name.
+    pub node: String,
+    /// `--policy-source`.
+    pub policy_source: String,
+    /// Start, seconds since the epoch.
+    pub started_unix: u64,
+}
+
+impl Admin {
+    fn endpoint_id(&self, name: &str) -> Result<u16, Status> {
+        let unknown = || {
+            Status::not_found(format!(
+                "no endpoint `{name}` on this node (`thyra endpoint list` shows all)"
+            ))
+        };
+        self.handle.snapshot().endpoint(name).ok_or_else(unknown)
+    }
+
+    /// Runs what reads kernel maps away from the tasks that answer others.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        done.map_err(|e| Status::internal(e.to_string()))?
+            .map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    type MonitorStream = Pin<Box<dyn Stream<Item = Result<api::MonitorEvent, Status>> + Send>>;
+
+    async fn get_status(
+        &self,
+        _: Request<api::GetStatusRequest>,
+    ) -> Result<Response<api::GetStatusResponse>, Status> {
+        self.blocking(|s| Ok(status::status(s))).await
+    }
+
+    async fn get_endpoint(
+        &self,
+        request: Request<api::GetEndpointRequest>,
+    ) -> Result<Response<api::EndpointDetail>, Status> {
+        let id = self.endpoint_id(&request.into_inner().endpoint)?;
+        self.blocking(move |s| {
+            detail::one(&s.handle.snapshot(), &s.plane, id)
+                .ok_or_else(|| Status::not_found("the endpoint has just gone"))
+        })
+        .await
+    }
+
+    async fn get_endpoint_policy(
+        &self,
+        request: Request<api::GetEndpointPolicyRequest>,
+    ) -> Result<Response<api::GetEndpointPolicyResponse>, Status> {
+        let id = self.endpoint_id(&request.into_inner().endpoint)?;
+        self.blocking(move |s| entries::policy(&s.handle.snapshot(), &s.plane, id))
+            .await
+    }
+
+    async fn list_identities(
+        &self,
+        _: Request<api::ListIdentitiesRequest>,
+    ) -> Result<Response<api::ListIdentitiesResponse>, Status> {
+        self.blocking(|s| Ok(identities::list(&s.handle.snapshot())))
+            .await
+    }
+
+    async fn list_policies(
+        &self,
+        _: Request<api::ListPoliciesRequest>,
+    ) -> Result<Response<api::ListPoliciesResponse>, Status> {
+        self.blocking(|s| Ok(policies::list(&s.handle.snapshot()))).await
+    }
+
+    async fn dry_run(
+        &self,
+        request: Request<api::DryRunRequest>,
+    ) -> Result<Response<api::DryRunResponse>, Status> {
+        let request = request.into_inner();
+        self.blocking(move |s| dry_run::dry_run(&s.handle.snapshot(), &request))
+            .await
+    }
+
+    async fn monitor(
+        &self,
+        request: Request<api::MonitorRequest>,
+    ) -> Result<Response<Self::MonitorStream>, Status> {
+        let wanted = request.into_inner();
+        if let Some(kind) = wanted.kinds.iter().find(|k| !word::EVENTS.contains(&k.as_str())) {
+            let all = word::EVENTS.join(", ");
+            return Err(Status::invalid_argument(format!(
+                "no event is of kind `{kind}` (kinds: {all})"
+            )));
+        }
+        let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
+        tokio::spawn(self.clone().listen(wanted, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn wait_enforced(
+        &self,
+        request: Request<api::WaitEnforcedRequest>,
+    ) -> Result<Response<api::WaitEnforcedResponse>, Status> {
+        wait::wait(&self.handle, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+}
+
+impl Admin {
+    /// Feeds one listener until it goes away.
+    async fn listen(
+        self,
+        wanted: api::MonitorRequest,
+        sender: mpsc::Sender<Result<api::MonitorEvent, Status>>,
+    ) {
+        let mut seen = self.hub.listen();
+        loop {
+            let next = tokio::select! {
+                next = seen.recv() => next,
+                () = sender.closed() => return,
+            };
+            let events = match next {
+                Ok(seen) => self.events(&seen),
+                Err(RecvError::Lagged(batches)) => {
+                    vec![agent_event(
+                        0,
+                        format!("this listener was too slow: {batches} batches of events were missed"),
+                    )]
+                }
+                Err(RecvError::Closed) => return,
+            };
+            for event in events.into_iter().filter(|e| wants(&wanted, e)) {
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn events(&self, seen: &Seen) -> Vec<api::MonitorEvent> {
+        match seen {
+            Seen::Agent(at, message) => vec![agent_event(*at, message.to_string())],
+            Seen::Kernel(batch) => {
+                let snapshot = self.handle.snapshot();
+                let namer = Namer {
+                    snapshot: &snapshot,
+                    plane: &self.plane,
+                };
+                batch.iter().map(|e| namer.name(e)).collect()
+            }
+        }
+    }
+}
+
+fn agent_event(time_unix_ms: u64, message: String) -> api::MonitorEvent {
+    api::MonitorEvent {
+        time_unix_ms,
+        kind: "agent".into(),
+        message,
+        ..api::MonitorEvent::default()
+    }
+}
+
+fn wants(wanted: &api::MonitorRequest, event: &api::MonitorEvent) -> bool {
+    let api::MonitorRequest {
+        kinds,
+        from,
+        to,
+        related_to,
+    } = wanted;
+    let source = [
+        event.source.as_str(),
+        &event.source_workload,
+        &event.source_principal,
+    ];
+    let destination = [event.destination.as_str(), &event.destination_workload];
+    let side = |filter: &String, names: &[&str]| filter.is_empty() || names.contains(&filter.as_str());
+    let own = !related_to.is_empty() && event.endpoint.to_string() == *related_to;
+    (kinds.is_empty() || kinds.contains(&event.kind))
+        && side(from, &source)
+        && side(to, &destination)
+        && (side(related_to, &source) || side(related_to, &destination) || own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_names_a_side_by_address_or_workload() {
+        let event = api::MonitorEvent {
+            kind: "drop".into(),
+            endpoint: 7,
+            source: "10.0.0.1".into(),
+            source_workload: "shop/front".into(),
+            destination: "10.0.0.2".into(),
+            ..api::MonitorEvent::default()
+        };
+        let ask = |from: &str, to: &str, related: &str| {
+            let (from, to, related_to) = (from.into(), to.into(), related.into());
+            wants(
+                &api::MonitorRequest {
+                    kinds: Vec::new(),
+                    from,
+                    to,
+                    related_to,
+                },
+                &event,
+            )
+        };
+        assert!(ask("", "", ""));
+        assert!(ask("shop/front", "10.0.0.2", ""));
+        assert!(!ask("10.0.0.2", "", ""));
+        assert!(ask("", "", "10.0.0.2") && ask("", "", "7") && !ask("", "", "8"));
+    }
+}

@@ -1,0 +1,108 @@
+//! The agent's state in one answer.
+//!
+//! Invariant: everything that is not as it should be is in `problems`.
+
+use thyra_datapath_abi::{Mode, Reason};
+use thyra_node_proxy_bridge::L7Unavailable;
+use thyra_proto::thyra::v1 as api;
+
+use super::Admin;
+use crate::snapshot::{Attached, Snapshot};
+use crate::store::lock;
+use crate::word;
+
+/// The answer.
+#[must_use]
+pub(super) fn status(admin: &Admin) -> api::GetStatusResponse {
+    let snapshot = admin.handle.snapshot();
+    let (plane, counts) = {
+        let plane = lock::read(&admin.plane);
+        (plane.status(), plane.counts())
+    };
+    let mut problems = problems(&snapshot);
+    problems.extend(plane.problems);
+    let counts = counts.unwrap_or_else(|error| {
+        problems.push(error.to_string());
+        crate::plane::Counts::default()
+    });
+    let refusals = counts.reasons.iter().filter(|(r, _)| word::is_refusal(*r));
+    api::GetStatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: admin.about.node.clone(),
+        generation: u64::from(snapshot.generation),
+        datapath: plane.datapath,
+        hook: plane.hook,
+        sources: admin.board.all(),
+        maps: plane
+            .maps
+            .into_iter()
+            .map(|m| api::MapFill {
+                name: m.name,
+                used: m.used,
+                capacity: m.capacity,
+            })
+            .collect(),
+        problems,
+        endpoints: number(snapshot.held.registrations.len()),
+        endpoints_enforced: number(
+            snapshot
+                .report
+                .endpoints
+                .values()
+                .filter(|e| e.mode == Mode::Enforce)
+                .count(),
+        ),
+        synced: snapshot.held.world.synced,
+        policy_source: admin.about.policy_source.clone(),
+        drops: refusals
+            .map(|(reason, c)| api::DropCount {
+                reason: reason.text().to_owned(),
+                reason_number: u32::from(word::number(*reason)),
+                packets: c.packets,
+                bytes: c.bytes,
+            })
+            .collect(),
+        lost_events: counts.lost,
+        started_unix: admin.about.started_unix,
+        peers: admin.board.peers(),
+    }
+}
+
+fn problems(snapshot: &Snapshot) -> Vec<String> {
+    let held = &snapshot.held;
+    let mut problems: Vec<String> = snapshot.problem.iter().cloned().collect();
+    if !held.world.synced {
+        let missing: Vec<&str> = held.awaited.iter().map(|t| t.name()).collect();
+        problems.push(format!(
+            "not everything was told yet, missing: {}",
+            missing.join(", ")
+        ));
+    }
+    let unreadable = |((kind, reference), why): (&(thyra_policy_compiler::report::PolicyKind, _), _)| {
+        format!(
+            "{} {reference} can't be read and counts as an unknown DENY: {why}",
+            kind.name()
+        )
+    };
+    problems.extend(held.unreadable.iter().map(unreadable));
+    problems.extend(snapshot.report.problems.iter().cloned());
+    for (id, attached) in snapshot.attached.iter() {
+        if let Attached::Failed(why) = attached {
+            problems.push(format!("endpoint {id} is not attached: {why}"));
+        }
+    }
+    let l7 = snapshot
+        .tables
+        .verdicts
+        .iter()
+        .filter(|v| v.reason == Reason::NeedsL7)
+        .count();
+    if l7 > 0 {
+        problems.push(L7Unavailable { verdicts: l7 }.to_string());
+    }
+    problems
+}
+
+fn number(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,286 @@
+//! What an operator tells the agent: flags over a TOML file over defaults, checked before anything starts.
+//!
+//! Invariant: a `Config` exists only when every value in it was read and makes sense; nothing is guessed later.
+
+pub mod choice;
+mod settings;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use thyra_datapath_abi::Mode;
+use thyra_policy_compiler::world::{Bootstrap, NodeOptions};
+use thyra_xds_client::{Server, ServerError};
+
+pub use choice::{
+    BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice, PolicySource,
+    WorkloadSource,
+};
+pub use settings::Settings;
+
+use crate::api_server::ApiServer;
+
+/// Where the agent listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/thyra/agent.sock";
+/// Where the programs and maps are pinned unless told otherwise.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/thyra";
+/// Where endpoints, identities and verdict names are kept unless told otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/thyra";
+/// Where `/metrics` and `/healthz` are served unless told otherwise.
+pub const DEFAULT_METRICS: &str = "127.0.0.1:9964";
+/// Istio's default cluster id.
+const DEFAULT_CLUSTER: &str = "Kubernetes";
+/// Istio's default root namespace.
+const DEFAULT_NAMESPACE: &str = "istio-system";
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read config file `{file}`")]
+    Read {
+        /// As given.
+        file: String,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The file isn't what it should be; the TOML error carries line and column.
+    #[error("config file `{file}`: {message}")]
+    Parse {
+        /// As given.
+        file: String,
+        /// What and where.
+        message: String,
+    },
+    /// A value that can't be used.
+    #[error("`{key}`: `{value}` {why}")]
+    Value {
+        /// Flag or key.
+        key: &'static str,
+        /// As given.
+        value: String,
+        /// What is wrong and what to write.
+        why: String,
+    },
+    /// istiod can't be asked that way.
+    #[error("`--xds-address`: {0}")]
+    Server(#[from] ServerError),
+    /// Something needed is missing.
+    #[error("`--{key}` is missing: {why}")]
+    Missing {
+        /// Flag or key.
+        key: &'static str,
+        /// What needs it.
+        why: &'static str,
+    },
+}
+
+/// Everything.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Node options that verdicts read.
+    pub node: NodeOptions,
+    /// Root namespace given by flag; wins over MeshConfig.
+    pub root_namespace: Option<String>,
+    /// Trust domain given by flag; wins over MeshConfig.
+    pub trust_domain: Option<String>,
+    /// Unix socket.
+    pub socket: PathBuf,
+    /// Directory on bpffs.
+    pub bpffs: PathBuf,
+    /// State folder.
+    pub state: PathBuf,
+    /// HTTP address; none: off.
+    pub metrics: Option<SocketAddr>,
+    /// Where workloads come from.
+    pub workload_source: WorkloadSource,
+    /// Where policies come from.
+    pub policy_source: PolicySource,
+    /// Set when a source needs it.
+    pub istiod: Option<Server>,
+    /// `clusterid` on every stream.
+    pub cluster_id: String,
+    /// For the pod watch and the Kubernetes source.
+    pub kubeconfig: Option<PathBuf>,
+    /// For the files source.
+    pub manifests: Option<PathBuf>,
+    /// The agent's own namespace, part of its node id.
+    pub namespace: String,
+    /// The agent's own pod name, part of its node id.
+    pub pod_name: String,
+    /// How a deny is carried out.
+    pub deny: DenyChoice,
+    /// Whether the node's own connections are judged.
+    pub host_traffic: HostTrafficChoice,
+    /// Log format.
+    pub log_format: LogFormat,
+    /// Log filter.
+    pub log: String,
+}
+
+impl Config {
+    /// The API server to ask, where there is one.
+    #[must_use]
+    pub fn api_server(&self) -> Option<ApiServer> {
+        ApiServer::find(self.kubeconfig.as_ref())
+    }
+}
+
+impl Settings {
+    /// Flags over the file that `--config` names.
+    ///
+    /// # Errors
+    /// The file can't be read or holds an unknown key or a bad value.
+    pub fn with_file(self) -> Result<Self, ConfigError> {
+        let Some(path) = self.config.clone() else {
+            return Ok(self);
+        };
+        Ok(self.or(read_file(&path)?))
+    }
+
+    /// The whole configuration.
+    ///
+    /// # Errors
+    /// Names the flag that is wrong or missing.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        if self.non_tcp == Some(NonTcpChoice::Enforce) {
+            return Err(value("non-tcp", "enforce", "is not supported yet; write `pass`"));
+        }
+        let workload_source = self.workload_source.unwrap_or_default();
+        let policy_source = self.policy_source.unwrap_or_default();
+        let istiod = self.istiod(workload_source, policy_source)?;
+        let files = workload_source == WorkloadSource::Files || policy_source == PolicySource::Files;
+        if files && self.manifests.is_none() {
+            return Err(ConfigError::Missing {
+                key: "manifests",
+                why: "the source `files` reads it",
+            });
+        }
+        let name = self.node.clone().unwrap_or_else(host_name);
+        Ok(Config {
+            node: self.node_options(name.clone())?,
+            metrics: metrics_address(self.metrics.as_deref().unwrap_or(DEFAULT_METRICS))?,
+            socket: self.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
+            bpffs: self.bpffs.unwrap_or_else(|| DEFAULT_BPFFS.into()),
+            state: self.state.unwrap_or_else(|| DEFAULT_STATE.into()),
+            root_namespace: self.root_namespace,
+            trust_domain: self.trust_domain,
+            workload_source,
+            policy_source,
+            istiod,
+            cluster_id: self.cluster_id.unwrap_or_else(|| DEFAULT_CLUSTER.into()),
+            kubeconfig: self.kubeconfig,
+            manifests: self.manifests,
+            namespace: self.namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
+            pod_name: self.pod_name.unwrap_or_else(|| format!("thyra-{name}")),
+            deny: self.deny.unwrap_or_default(),
+            host_traffic: self.host_traffic.unwrap_or_default(),
+            log_format: self.log_format.unwrap_or_default(),
+            log: self.log.unwrap_or_else(|| "info".into()),
+        })
+    }
+
+    fn istiod(
+        &self,
+        workloads: WorkloadSource,
+        policies: PolicySource,
+    ) -> Result<Option<Server>, ConfigError> {
+        let policies = matches!(
+            policies,
+            PolicySource::Auto | PolicySource::Istiod | PolicySource::Authorization
+        );
+        if workloads == WorkloadSource::Files && !policies {
+            return Ok(None);
+        }
+        let Some(address) = self.xds_address.clone() else {
+            let why =
+                "istiod is a source (give `--workload-source=files --policy-source=files` to run without)";
+            return Err(ConfigError::Missing {
+                key: "xds-address",
+                why,
+            });
+        };
+        let (name, root, token) = (
+            self.xds_server_name.clone(),
+            self.xds_root.clone(),
+            self.xds_token.clone(),
+        );
+        Ok(Some(Server::new(&address, name, root, token)?))
+    }
+
+    fn node_options(&self, name: String) -> Result<NodeOptions, ConfigError> {
+        Ok(NodeOptions {
+            name,
+            network: self.network.clone().unwrap_or_default(),
+            default_mode: self.default_mode.map_or(Mode::Off, Mode::from),
+            pod_mode_override: self.pod_mode_override.unwrap_or(false),
+            trust_workload_entries: self.trust_workload_entries.iter().cloned().collect(),
+            pod_ranges: self
+                .pod_cidr
+                .iter()
+                .map(|c| pod_range(c))
+                .collect::<Result<_, _>>()?,
+            node_addresses: self
+                .node_address
+                .iter()
+                .map(|a| node_address(a))
+                .collect::<Result<BTreeSet<_>, _>>()?,
+            bootstrap: self.bootstrap.map_or(Bootstrap::Deny, Bootstrap::from),
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        file: file.clone(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|e| ConfigError::Parse {
+        file,
+        message: e.to_string(),
+    })
+}
+
+fn value(key: &'static str, value: &str, why: &str) -> ConfigError {
+    ConfigError::Value {
+        key,
+        value: value.into(),
+        why: why.into(),
+    }
+}
+
+fn pod_range(text: &str) -> Result<IpNet, ConfigError> {
+    text.parse::<IpNet>()
+        .map(|net| net.trunc())
+        .map_err(|_| value("pod-cidr", text, "is not a CIDR like `10.244.0.0/16`"))
+}
+
+fn node_address(text: &str) -> Result<IpAddr, ConfigError> {
+    let parsed = text
+        .parse::<IpAddr>()
+        .map_err(|_| value("node-address", text, "is not an IP address"))?;
+    Ok(parsed.to_canonical())
+}
+
+fn metrics_address(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    if text == "off" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        value(
+            "metrics",
+            text,
+            "is neither `off` nor an address like `127.0.0.1:9964`",
+        )
+    })
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! Settings with a fixed set of values; the same words in flags and in the file.
+//!
+//! Invariant: a word that is not listed here is refused where it is read.
+
+use clap::ValueEnum;
+use serde::Deserialize;
+use thyra_datapath_abi::Mode;
+use thyra_policy_compiler::world::Bootstrap;
+
+/// `--default-mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModeChoice {
+    /// Not enforced.
+    Off,
+    /// Counted and reported only.
+    Audit,
+    /// Enforced.
+    Enforce,
+}
+
+impl From<ModeChoice> for Mode {
+    fn from(choice: ModeChoice) -> Self {
+        match choice {
+            ModeChoice::Off => Self::Off,
+            ModeChoice::Audit => Self::Audit,
+            ModeChoice::Enforce => Self::Enforce,
+        }
+    }
+}
+
+/// `--workload-source`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkloadSource {
+    /// istiod's workload stream.
+    #[default]
+    Istiod,
+    /// Manifests in a folder.
+    Files,
+}
+
+/// `--policy-source`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicySource {
+    /// istiod's config stream; when it refuses, the Kubernetes API.
+    #[default]
+    Auto,
+    /// istiod's config stream only.
+    Istiod,
+    /// The Kubernetes API only.
+    Kubernetes,
+    /// istiod's L4 `Authorization`: lossy.
+    Authorization,
+    /// Manifests in a folder.
+    Files,
+}
+
+impl PolicySource {
+    /// The word that selects it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Istiod => "istiod",
+            Self::Kubernetes => "kubernetes",
+            Self::Authorization => "authorization",
+            Self::Files => "files",
+        }
+    }
+}
+
+/// `--deny`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DenyChoice {
+    /// Answer with a reset.
+    #[default]
+    Reset,
+    /// Drop silently.
+    Drop,
+}
+
+/// `--host-traffic`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostTrafficChoice {
+    /// Connections that the node itself makes pass.
+    #[default]
+    Allow,
+    /// They are judged like any other.
+    Enforce,
+}
+
+/// `--bootstrap`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootstrapChoice {
+    /// Enrolled pods deny until the first full sync.
+    Deny,
+    /// They allow until then.
+    Allow,
+}
+
+impl From<BootstrapChoice> for Bootstrap {
+    fn from(choice: BootstrapChoice) -> Self {
+        match choice {
+            BootstrapChoice::Deny => Self::Deny,
+            BootstrapChoice::Allow => Self::Allow,
+        }
+    }
+}
+
+/// `--non-tcp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NonTcpChoice {
+    /// UDP, SCTP and ICMP pass.
+    Pass,
+    /// Not supported yet; refused by name.
+    Enforce,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}

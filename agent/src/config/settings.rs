@@ -1,0 +1,154 @@
+//! The flags and the keys of the config file: one struct, so that they can't differ.
+//!
+//! Invariant: every value is optional here; defaults live in `config`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::choice::{
+    BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice, PolicySource,
+    WorkloadSource,
+};
+
+/// Flags and file keys; see `Config` for what they mean together.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Settings {
+    /// TOML file with the same keys as these flags; a flag wins over it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Name of this node [default: the host name]
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Unix socket of the admin API [default: /run/thyra/agent.sock]
+    #[arg(long)]
+    pub socket: Option<PathBuf>,
+    /// Folder on a bpffs for programs and maps [default: /sys/fs/bpf/thyra]
+    #[arg(long)]
+    pub bpffs: Option<PathBuf>,
+    /// State folder [default: /var/lib/thyra]
+    #[arg(long)]
+    pub state: Option<PathBuf>,
+    /// Address of /metrics and /healthz, or `off` [default: 127.0.0.1:9964]
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
+    /// Where workloads come from [default: istiod]
+    #[arg(long, value_enum)]
+    pub workload_source: Option<WorkloadSource>,
+    /// Where policies come from [default: auto]
+    #[arg(long, value_enum)]
+    pub policy_source: Option<PolicySource>,
+    /// istiod: https://host:port, or http:// for tests
+    #[arg(long, value_name = "URL")]
+    pub xds_address: Option<String>,
+    /// Name that istiod's certificate must carry [default: the host of --xds-address]
+    #[arg(long, value_name = "NAME")]
+    pub xds_server_name: Option<String>,
+    /// Root certificates of istiod, PEM
+    #[arg(long, value_name = "FILE")]
+    pub xds_root: Option<PathBuf>,
+    /// Service-account token for istiod
+    #[arg(long, value_name = "FILE")]
+    pub xds_token: Option<PathBuf>,
+    /// Cluster id told to istiod [default: Kubernetes]
+    #[arg(long)]
+    pub cluster_id: Option<String>,
+    /// API server access for the watches of pods, namespaces and nodes [default: in-cluster, if there]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Folder of the source `files`, re-read on change
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Network of this cluster; workloads of others lend no identity
+    #[arg(long)]
+    pub network: Option<String>,
+    /// Mesh root namespace [default: as MeshConfig says]
+    #[arg(long)]
+    pub root_namespace: Option<String>,
+    /// Mesh trust domain [default: as MeshConfig says]
+    #[arg(long)]
+    pub trust_domain: Option<String>,
+    /// Mode of pods that no label enrols [default: off]
+    #[arg(long, value_enum)]
+    pub default_mode: Option<ModeChoice>,
+    /// A pod's own label may loosen its namespace's mode
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub pod_mode_override: Option<bool>,
+    /// Namespaces whose WorkloadEntries may lend an identity
+    #[arg(long, value_name = "NAMESPACES", value_delimiter = ',')]
+    pub trust_workload_entries: Vec<String>,
+    /// Pod range of the cluster (may repeat)
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub pod_cidr: Vec<String>,
+    /// Address of a node (may repeat)
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_address: Vec<String>,
+    /// How a refused connection is answered [default: reset]
+    #[arg(long, value_enum)]
+    pub deny: Option<DenyChoice>,
+    /// Connections that the node itself makes [default: allow]
+    #[arg(long, value_enum)]
+    pub host_traffic: Option<HostTrafficChoice>,
+    /// Enrolled pods before the first full sync [default: deny]
+    #[arg(long, value_enum)]
+    pub bootstrap: Option<BootstrapChoice>,
+    /// UDP, SCTP and ICMP [default: pass]
+    #[arg(long, value_enum)]
+    pub non_tcp: Option<NonTcpChoice>,
+    /// Log format [default: text]
+    #[arg(long, value_enum)]
+    pub log_format: Option<LogFormat>,
+    /// Log filter, as in `info,thyra_agent=debug` [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// The agent's own namespace [default: istio-system]
+    #[arg(long)]
+    pub namespace: Option<String>,
+    /// The agent's own pod name [default: thyra-NODE]
+    #[arg(long)]
+    pub pod_name: Option<String>,
+}
+
+impl Settings {
+    /// Each value of `self`, else of `file`.
+    #[must_use]
+    pub fn or(self, file: Self) -> Self {
+        let list = |flag: Vec<String>, file: Vec<String>| if flag.is_empty() { file } else { flag };
+        Self {
+            config: self.config.or(file.config),
+            node: self.node.or(file.node),
+            socket: self.socket.or(file.socket),
+            bpffs: self.bpffs.or(file.bpffs),
+            state: self.state.or(file.state),
+            metrics: self.metrics.or(file.metrics),
+            workload_source: self.workload_source.or(file.workload_source),
+            policy_source: self.policy_source.or(file.policy_source),
+            xds_address: self.xds_address.or(file.xds_address),
+            xds_server_name: self.xds_server_name.or(file.xds_server_name),
+            xds_root: self.xds_root.or(file.xds_root),
+            xds_token: self.xds_token.or(file.xds_token),
+            cluster_id: self.cluster_id.or(file.cluster_id),
+            kubeconfig: self.kubeconfig.or(file.kubeconfig),
+            manifests: self.manifests.or(file.manifests),
+            network: self.network.or(file.network),
+            root_namespace: self.root_namespace.or(file.root_namespace),
+            trust_domain: self.trust_domain.or(file.trust_domain),
+            default_mode: self.default_mode.or(file.default_mode),
+            pod_mode_override: self.pod_mode_override.or(file.pod_mode_override),
+            trust_workload_entries: list(self.trust_workload_entries, file.trust_workload_entries),
+            pod_cidr: list(self.pod_cidr, file.pod_cidr),
+            node_address: list(self.node_address, file.node_address),
+            deny: self.deny.or(file.deny),
+            host_traffic: self.host_traffic.or(file.host_traffic),
+            bootstrap: self.bootstrap.or(file.bootstrap),
+            non_tcp: self.non_tcp.or(file.non_tcp),
+            log_format: self.log_format.or(file.log_format),
+            log: self.log.or(file.log),
+            namespace: self.namespace.or(file.namespace),
+            pod_name: self.pod_name.or(file.pod_name),
+        }
+    }
+}

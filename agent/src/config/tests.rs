@@ -1,0 +1,84 @@
+//! Flags, file and defaults together.
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn flags(args: &[&str]) -> Settings {
+    Line::parse_from([&["thyra-agent"], args].concat()).settings
+}
+
+const BASE: &[&str] = &["--xds-address=http://127.0.0.1:15010"];
+
+#[test]
+fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("agent.toml");
+    std::fs::write(
+        &file,
+        "node = \"from-file\"\ndefault-mode = \"audit\"\npod-cidr = [\"10.1.2.3/16\"]\n",
+    )
+    .expect("written");
+    let path = format!("--config={}", file.display());
+    let config = flags(&[BASE, &[&path, "--node=from-flag"]].concat());
+    let config = config.with_file().and_then(Settings::resolve).expect("good");
+    assert_eq!(config.node.name, "from-flag");
+    assert_eq!(config.node.default_mode, Mode::Audit);
+    assert_eq!(config.node.pod_ranges[0].to_string(), "10.1.0.0/16");
+    assert_eq!(config.state, PathBuf::from(DEFAULT_STATE));
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("agent.toml");
+    std::fs::write(&file, "node = \"a\"\ndefalt-mode = \"audit\"\n").expect("written");
+    let settings = Settings {
+        config: Some(file),
+        ..Settings::default()
+    };
+    let error = settings.with_file().expect_err("unknown key").to_string();
+    assert!(
+        error.contains("line 2") && error.contains("defalt-mode"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_not_supported_or_missing_is_refused_by_name() {
+    for (args, says) in [
+        (
+            &["--non-tcp=enforce"][..],
+            "`non-tcp`: `enforce` is not supported yet",
+        ),
+        (&["--pod-cidr=10.0.0.0/33"], "`pod-cidr`"),
+        (&["--node-address=nowhere"], "`node-address`"),
+        (&["--metrics=9964"], "`metrics`"),
+        (
+            &["--workload-source=files", "--policy-source=files"],
+            "`--manifests` is missing",
+        ),
+        (&["--xds-address=https://istiod:15012"], "root certificates"),
+        (&["--xds-address=istiod:15012"], "the scheme must be"),
+    ] {
+        let base = if args[0].starts_with("--xds") { &[] } else { BASE };
+        let error = flags(&[base, args].concat())
+            .resolve()
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains(says), "{error} should say {says}");
+    }
+    assert!(
+        flags(&[])
+            .resolve()
+            .expect_err("no istiod")
+            .to_string()
+            .contains("--xds-address")
+    );
+}

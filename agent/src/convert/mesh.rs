@@ -1,0 +1,35 @@
+//! `istio.mesh.v1alpha1.MeshConfig` to the model.
+//!
+//! Invariant: an empty value is Istio's default, as istiod itself reads it.
+
+use thyra_policy_compiler::world::Mesh;
+use thyra_proto::istio::mesh::v1alpha1 as wire;
+
+/// A MeshConfig; `version` is the resource's, empty where it has none.
+#[must_use]
+pub fn mesh(message: wire::MeshConfig, version: String) -> Mesh {
+    let wire::MeshConfig {
+        trust_domain,
+        root_namespace,
+        trust_domain_aliases,
+        extension_providers,
+        // Paths are judged at L7 only.
+        path_normalization: _,
+    } = message;
+    let default = Mesh::default();
+    Mesh {
+        root_namespace: if root_namespace.is_empty() {
+            default.root_namespace
+        } else {
+            root_namespace
+        },
+        trust_domain: if trust_domain.is_empty() {
+            default.trust_domain
+        } else {
+            trust_domain
+        },
+        trust_domain_aliases,
+        extension_providers: extension_providers.into_iter().map(|p| p.name).collect(),
+        version,
+    }
+}

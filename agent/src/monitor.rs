@@ -1,0 +1,230 @@
+//! Events as they happen: from the kernel's ring and from the agent itself, to whoever listens.
+//!
+//! Invariant: a listener that is too slow misses events and is told how many; it never slows the agent.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use thyra_datapath_abi::tables::Verdict;
+use thyra_datapath_abi::{Event, EventKind, Reason};
+use thyra_proto::thyra::v1 as api;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::admin::verdict;
+use crate::plane::Events;
+use crate::snapshot::Snapshot;
+use crate::store::{SharedPlane, lock};
+use crate::word;
+
+/// Batches that a listener may fall behind.
+const BACKLOG: usize = 1024;
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// In the kernel.
+    Kernel(Arc<Vec<Event>>),
+    /// In the agent; milliseconds since the epoch and a sentence.
+    Agent(u64, Arc<str>),
+}
+
+/// The hub.
+#[derive(Clone, Debug)]
+pub struct Hub(broadcast::Sender<Seen>);
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self(broadcast::channel(BACKLOG).0)
+    }
+}
+
+impl Hub {
+    /// Tells listeners what the agent did.
+    pub fn agent(&self, message: String) {
+        self.tell(Seen::Agent(unix_ms(), Arc::from(message)));
+    }
+
+    /// A new listener.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<Seen> {
+        self.0.subscribe()
+    }
+
+    /// Without a listener there is nobody to tell.
+    fn tell(&self, seen: Seen) {
+        drop(self.0.send(seen));
+    }
+
+    /// Reads the ring until `stop`.
+    pub async fn pump(self, mut events: Box<dyn Events>, stop: CancellationToken) {
+        loop {
+            let batch = tokio::select! {
+                batch = events.next_batch() => batch,
+                () = stop.cancelled() => return,
+            };
+            match batch {
+                Ok(batch) if !batch.is_empty() => self.tell(Seen::Kernel(Arc::new(batch))),
+                Ok(_) => {}
+                Err(error) => {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "events can't be read any more"
+                    );
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Names what an event holds.
+pub struct Namer<'a> {
+    /// Names of addresses.
+    pub snapshot: &'a Snapshot,
+    /// Names of verdicts.
+    pub plane: &'a SharedPlane,
+}
+
+impl Namer<'_> {
+    /// The event as the admin API tells it.
+    #[must_use]
+    pub fn name(&self, event: &Event) -> api::MonitorEvent {
+        let kind = EventKind::from_number(event.kind);
+        let (source, destination) = (address(event.source), address(event.destination));
+        let from_pod = event.flags & Event::FROM_POD != 0;
+        let flag = |bit: u8| event.flags & bit != 0;
+        let (source_identity, source_principal) = self.identity(source);
+        api::MonitorEvent {
+            time_unix_ms: unix_ms_of(event.time_ns),
+            kind: kind.map_or("malformed", word::event).to_owned(),
+            endpoint: u32::from(event.endpoint),
+            source: source.to_string(),
+            source_port: u32::from(u16::from_be_bytes(event.source_port)),
+            destination: destination.to_string(),
+            destination_port: u32::from(u16::from_be_bytes(event.destination_port)),
+            source_identity,
+            source_principal,
+            source_workload: self.workload(source),
+            destination_workload: self.workload(destination),
+            destination_identity: self.identity(destination).0,
+            verdict: self.verdict(event, kind),
+            tcp_flags: tcp_flags(event.tcp_flags),
+            length: event.length,
+            generation: u64::from(event.generation),
+            protocol: protocol(event.protocol),
+            direction: if from_pod { "from_pod" } else { "to_pod" }.to_owned(),
+            message: String::new(),
+            host: flag(Event::HOST),
+            own_service: flag(Event::SELF),
+            reset_sent: flag(Event::RESET_SENT),
+        }
+    }
+
+    /// The verdict with its rule, or the bare reason where no policy was asked.
+    fn verdict(&self, event: &Event, kind: Option<EventKind>) -> Option<api::Verdict> {
+        let known = if event.verdict == 0 {
+            None
+        } else {
+            lock::read(self.plane).verdict(event.verdict)
+        };
+        if let Some(known) = known {
+            return Some(verdict::to_api(&known));
+        }
+        let reason = Reason::from_number(event.reason)?;
+        let passed = matches!(kind, Some(EventKind::New | EventKind::Outbound));
+        let action = if passed {
+            thyra_datapath_abi::Action::Allow
+        } else {
+            thyra_datapath_abi::Action::Deny
+        };
+        Some(verdict::to_api(&Verdict {
+            action,
+            reason,
+            rule: None,
+            because: Vec::new(),
+            would: None,
+        }))
+    }
+
+    fn identity(&self, address: IpAddr) -> (u32, String) {
+        let class = self.snapshot.class(address);
+        class.map_or((0, String::new()), |c| {
+            (c.identity, c.principal.as_deref().unwrap_or_default().to_owned())
+        })
+    }
+
+    fn workload(&self, address: IpAddr) -> String {
+        self.snapshot
+            .owner(address)
+            .map_or_else(String::new, |(namespace, name)| format!("{namespace}/{name}"))
+    }
+}
+
+/// Addresses of events are v4-mapped where they are IPv4.
+fn address(bytes: [u8; 16]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
+}
+
+fn tcp_flags(bits: u8) -> String {
+    let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
+    let set = names
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| bits & (1 << i) != 0)
+        .map(|(_, n)| *n);
+    set.collect::<Vec<_>>().join(",")
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        1 | 58 => "icmp".to_owned(),
+        132 => "sctp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn unix_ms() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An event's clock is the kernel's monotonic one.
+fn unix_ms_of(time_ns: u64) -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    let monotonic = seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+    unix_ms().saturating_sub(monotonic.saturating_sub(time_ns) / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_named_from_the_lowest_bit() {
+        assert_eq!(tcp_flags(0x02), "SYN");
+        assert_eq!(tcp_flags(0x12), "SYN,ACK");
+        assert_eq!(tcp_flags(0), "");
+    }
+
+    #[test]
+    fn a_mapped_address_is_shown_as_ipv4() {
+        let mapped = "::ffff:10.0.0.1".parse::<Ipv6Addr>().expect("literal").octets();
+        assert_eq!(address(mapped).to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn an_agent_event_reaches_a_listener_and_nobody_is_no_error() {
+        let hub = Hub::default();
+        hub.agent("unheard".into());
+        let mut listener = hub.listen();
+        hub.agent("heard".into());
+        assert!(matches!(listener.try_recv(), Ok(Seen::Agent(_, text)) if &*text == "heard"));
+    }
+}

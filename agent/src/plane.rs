@@ -1,0 +1,141 @@
+//! What the agent needs of a datapath; the real one is behind it, and one that only remembers for the tests.
+//!
+//! Invariant: `commit` is all or nothing, and `attach` leaves nothing behind when it fails.
+
+mod kernel;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use thyra_datapath_abi::maps::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::tables::{Tables, Verdict};
+use thyra_datapath_abi::{Action, Event, Reason};
+
+use crate::registration::Registration;
+
+/// Why the datapath could not do it; the text is for the caller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlaneError {
+    /// No room: endpoint ids, table space, disk.
+    #[error("{0}")]
+    Full(String),
+    /// Something outside is not as it must be: the interface doesn't exist, say.
+    #[error("{0}")]
+    Precondition(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What a commit did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// 64-bit words that differed and were written.
+    pub words: usize,
+    /// How long it had to wait for programs that were still reading.
+    pub waited: Duration,
+    /// Ids of the tables' verdicts, by index.
+    pub verdict_ids: Vec<u16>,
+}
+
+/// Fill of a map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Map or table.
+    pub name: String,
+    /// Entries in use.
+    pub used: u64,
+    /// Entries possible.
+    pub capacity: u64,
+}
+
+/// What the programs are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlaneStatus {
+    /// `loaded`, `picked up`.
+    pub datapath: String,
+    /// Where the programs sit.
+    pub hook: String,
+    /// What is wrong with it, endpoint by endpoint.
+    pub problems: Vec<String>,
+    /// Fill of the maps.
+    pub maps: Vec<Fill>,
+}
+
+/// All counters, summed over CPUs; only what isn't zero.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// By verdict id.
+    pub verdicts: Vec<(u16, VerdictCounter)>,
+    /// By reason.
+    pub reasons: Vec<(Reason, ReasonCounter)>,
+    /// By endpoint id.
+    pub endpoints: Vec<(u16, EndpointCounter)>,
+    /// Events that found the ring full.
+    pub lost: u64,
+}
+
+/// The kernel's tables as read back.
+pub trait Kernel: Send {
+    /// What the live bank says for a source and a port of an endpoint: the action and the verdict id.
+    fn judge(&self, endpoint: u16, source: IpAddr, port: u16) -> Option<(Action, u16)>;
+}
+
+/// A stream of events.
+#[async_trait::async_trait]
+pub trait Events: Send {
+    /// The next events, at least one.
+    async fn next_batch(&mut self) -> std::io::Result<Vec<Event>>;
+}
+
+/// A datapath.
+pub trait Plane: Send + Sync + 'static {
+    /// The endpoint id of a uid; the same as long as it is known.
+    ///
+    /// # Errors
+    /// No id is left.
+    fn reserve(&mut self, uid: &str) -> Result<u16, PlaneError>;
+    /// All ids that are taken, by uid.
+    fn reservations(&self) -> BTreeMap<String, u16>;
+    /// Puts the programs at an endpoint's interface; the interface index.
+    ///
+    /// # Errors
+    /// Nothing is left behind then.
+    fn attach(&mut self, id: u16, registration: &Registration) -> Result<u32, PlaneError>;
+    /// Takes an endpoint's programs away and frees its id; idempotent.
+    ///
+    /// # Errors
+    /// A pin can't be removed.
+    fn detach(&mut self, id: u16) -> Result<(), PlaneError>;
+    /// Makes `tables` the live ones.
+    ///
+    /// # Errors
+    /// The live ones stay.
+    fn commit(&mut self, tables: &Tables, generation: u32) -> Result<Committed, PlaneError>;
+    /// Index of an interface; none when it doesn't exist.
+    fn interface_index(&self, name: &str) -> Option<u32>;
+    /// Generation of the live tables; 0 when nothing was ever committed.
+    fn generation(&self) -> u32;
+    /// The verdict with this id.
+    fn verdict(&self, id: u16) -> Option<Verdict>;
+    /// Counters.
+    ///
+    /// # Errors
+    /// The maps can't be read.
+    fn counts(&self) -> Result<Counts, PlaneError>;
+    /// Reads the live tables back.
+    ///
+    /// # Errors
+    /// The maps can't be read.
+    fn read_back(&self) -> Result<Box<dyn Kernel>, PlaneError>;
+    /// Removes what finished connections left.
+    fn collect(&mut self);
+    /// For `status`.
+    fn status(&self) -> PlaneStatus;
+    /// Events from now on; none where there are none.
+    ///
+    /// # Errors
+    /// The ring can't be opened.
+    fn events(&self) -> Result<Option<Box<dyn Events>>, PlaneError>;
+}

@@ -1,0 +1,191 @@
+//! The real datapath behind the trait.
+//!
+//! Invariant: errors become sentences with their causes; which of them mean "full" or "not as it must be" is said here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use thyra_datapath::{
+    AttachError, CommitError, Datapath, EndpointSpec, EventReader, KernelView, Origin, ReserveError,
+};
+use thyra_datapath_abi::tables::{Tables, Verdict};
+use thyra_datapath_abi::{Action, Event};
+use tracing::debug;
+
+use super::{Committed, Counts, Events, Fill, Kernel, Plane, PlaneError, PlaneStatus};
+use crate::chain::chain;
+use crate::registration::Registration;
+
+fn failed(error: &dyn std::error::Error) -> PlaneError {
+    PlaneError::Failed(chain(error))
+}
+
+fn full(error: &dyn std::error::Error) -> PlaneError {
+    PlaneError::Full(chain(error))
+}
+
+impl From<ReserveError> for PlaneError {
+    fn from(error: ReserveError) -> Self {
+        full(&error)
+    }
+}
+
+impl From<AttachError> for PlaneError {
+    fn from(error: AttachError) -> Self {
+        match &error {
+            AttachError::Reserve(_) => full(&error),
+            AttachError::InterfaceGone(_)
+            | AttachError::SlotTaken { .. }
+            | AttachError::Address { .. }
+            | AttachError::NoAddress(_) => Self::Precondition(chain(&error)),
+            AttachError::Interface { .. }
+            | AttachError::Hook(_)
+            | AttachError::Bpffs(_)
+            | AttachError::Leftover(..) => failed(&error),
+        }
+    }
+}
+
+impl From<CommitError> for PlaneError {
+    fn from(error: CommitError) -> Self {
+        match &error {
+            CommitError::Overflow(_) | CommitError::VerdictsFull(_) | CommitError::State(_) => full(&error),
+            CommitError::NoGeneration | CommitError::Map { .. } | CommitError::Grace(_) => failed(&error),
+        }
+    }
+}
+
+impl Plane for Datapath {
+    fn reserve(&mut self, uid: &str) -> Result<u16, PlaneError> {
+        Ok(Datapath::reserve(self, uid)?)
+    }
+
+    fn reservations(&self) -> BTreeMap<String, u16> {
+        Datapath::reservations(self).clone()
+    }
+
+    fn attach(&mut self, id: u16, registration: &Registration) -> Result<u32, PlaneError> {
+        let attached = Datapath::attach(
+            self,
+            &EndpointSpec {
+                uid: registration.uid.clone(),
+                host_interface: registration.host_interface.clone(),
+                addresses: registration.addresses.clone(),
+                mac: registration.mac,
+            },
+        )?;
+        if attached != id {
+            return Err(PlaneError::Failed(format!(
+                "endpoint {id} was attached as {attached}"
+            )));
+        }
+        let gone =
+            || PlaneError::Precondition(format!("interface `{}` has gone", registration.host_interface));
+        Plane::interface_index(self, &registration.host_interface).ok_or_else(gone)
+    }
+
+    fn detach(&mut self, id: u16) -> Result<(), PlaneError> {
+        Datapath::detach(self, id).map_err(|e| failed(&e))
+    }
+
+    fn commit(&mut self, tables: &Tables, generation: u32) -> Result<Committed, PlaneError> {
+        let report = Datapath::commit(self, tables, generation)?;
+        Ok(Committed {
+            words: report.words_written,
+            waited: report.waited,
+            verdict_ids: report.verdict_ids,
+        })
+    }
+
+    fn interface_index(&self, name: &str) -> Option<u32> {
+        let socket = rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::DGRAM,
+            None,
+        );
+        rustix::net::netdevice::name_to_index(socket.ok()?, name).ok()
+    }
+
+    fn generation(&self) -> u32 {
+        Datapath::generation(self)
+    }
+
+    fn verdict(&self, id: u16) -> Option<Verdict> {
+        Datapath::verdict(self, id).cloned()
+    }
+
+    fn counts(&self) -> Result<Counts, PlaneError> {
+        let counters = self.counters().map_err(|e| failed(&e))?;
+        Ok(Counts {
+            verdicts: counters.verdicts.into_iter().collect(),
+            reasons: counters.reasons.into_iter().collect(),
+            endpoints: counters.endpoints.into_iter().collect(),
+            lost: counters.lost_events,
+        })
+    }
+
+    fn read_back(&self) -> Result<Box<dyn Kernel>, PlaneError> {
+        Ok(Box::new(Datapath::read_back(self).map_err(|e| failed(&e))?))
+    }
+
+    fn collect(&mut self) {
+        if let Err(error) = Datapath::collect(self, Datapath::now_ns()) {
+            debug!(
+                error = &error as &dyn std::error::Error,
+                "finished connections stay for now"
+            );
+        }
+    }
+
+    fn status(&self) -> PlaneStatus {
+        let status = Datapath::status(self);
+        let origin = match status.origin {
+            Origin::Loaded => "loaded",
+            Origin::PickedUp => "picked up",
+        };
+        let replaced = match status.replaced {
+            0 => String::new(),
+            n => format!(", {n} links got this build's programs"),
+        };
+        let sick = status.endpoints.into_iter().flat_map(|e| {
+            let id = e.id;
+            e.problems.into_iter().map(move |p| format!("endpoint {id}: {p}"))
+        });
+        let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let fill = status.fill.into_iter();
+        PlaneStatus {
+            datapath: format!(
+                "{origin}, layout {}, built by {}{replaced}",
+                status.layout, status.built_by
+            ),
+            hook: status.hook.to_owned(),
+            problems: status.notes.into_iter().chain(sick).collect(),
+            maps: fill
+                .map(|f| Fill {
+                    name: f.table.into(),
+                    used: number(f.used),
+                    capacity: number(f.limit),
+                })
+                .collect(),
+        }
+    }
+
+    fn events(&self) -> Result<Option<Box<dyn Events>>, PlaneError> {
+        let reader = Datapath::events(self).map_err(|e| failed(&e))?;
+        Ok(Some(Box::new(reader)))
+    }
+}
+
+impl Kernel for KernelView {
+    fn judge(&self, endpoint: u16, source: IpAddr, port: u16) -> Option<(Action, u16)> {
+        self.evaluate(endpoint, source, port)
+            .map(|s| (s.action, s.verdict))
+    }
+}
+
+#[async_trait::async_trait]
+impl Events for EventReader {
+    async fn next_batch(&mut self) -> std::io::Result<Vec<Event>> {
+        EventReader::next_batch(self).await
+    }
+}

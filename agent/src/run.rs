@@ -1,0 +1,241 @@
+//! One agent from start to stop.
+//!
+//! Invariant: what can fail fails before anything is enforced; stopping takes nothing away from the kernel.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use thyra_datapath::{Datapath, Deny, HostTraffic, OpenError};
+use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
+use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::admin::{About, Admin};
+use crate::board::Board;
+use crate::change::Topic;
+use crate::config::{Config, DenyChoice, HostTrafficChoice, PolicySource};
+use crate::held::Basis;
+use crate::metrics::{self, Metrics};
+use crate::monitor::Hub;
+use crate::plane::{Plane, PlaneError};
+use crate::service::Endpoints;
+use crate::socket::{self, SocketError};
+use crate::source::{self, Feed};
+use crate::state_file::StateError;
+use crate::store::{Command, Handle, Parts, SharedPlane, Store, lock};
+use crate::{board, http};
+
+/// How often finished connections are removed and failed attachments tried again.
+const TICK: Duration = Duration::from_secs(1);
+/// How long callers may take to finish when the agent stops.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Why the agent can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The datapath can't be had.
+    #[error("the datapath can't be opened")]
+    Datapath(#[from] OpenError),
+    /// Nor its events.
+    #[error("the kernel's events can't be read")]
+    Events(#[from] PlaneError),
+    /// The state folder.
+    #[error("the state folder can't be used")]
+    State(#[from] StateError),
+    /// The state folder can't be made.
+    #[error("can't make the state folder `{folder}`")]
+    StateFolder {
+        /// Path.
+        folder: String,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The socket.
+    #[error("the admin socket can't be had")]
+    Socket(#[from] SocketError),
+    /// The metrics address.
+    #[error(
+        "metrics address `{address}` can't be used; free it, or give `--metrics=ADDRESS` or `--metrics=off`"
+    )]
+    Metrics {
+        /// As configured.
+        address: SocketAddr,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The admin API ended by itself.
+    #[error("the admin API has failed")]
+    Api(#[from] tonic::transport::Error),
+}
+
+/// Runs an agent on this node's real datapath until `shutdown`.
+///
+/// # Errors
+/// It can't start, or its API fails.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let datapath = open(&config)?;
+    run_on(Box::new(datapath), config, shutdown).await
+}
+
+fn open(config: &Config) -> Result<Datapath, RunError> {
+    make_state(config)?;
+    Ok(Datapath::open(thyra_datapath::Config {
+        bpffs: config.bpffs.clone(),
+        state_dir: config.state.clone(),
+        deny: match config.deny {
+            DenyChoice::Reset => Deny::Reset,
+            DenyChoice::Drop => Deny::Drop,
+        },
+        host_traffic: match config.host_traffic {
+            HostTrafficChoice::Allow => HostTraffic::Allow,
+            HostTrafficChoice::Enforce => HostTraffic::Enforce,
+        },
+        report_new: true,
+    })?)
+}
+
+fn make_state(config: &Config) -> Result<(), RunError> {
+    let wrong = |source| RunError::StateFolder {
+        folder: config.state.display().to_string(),
+        source,
+    };
+    std::fs::create_dir_all(&config.state).map_err(wrong)
+}
+
+/// Runs an agent on any datapath until `shutdown`.
+///
+/// # Errors
+/// It can't start, or its API fails.
+pub async fn run_on(
+    plane: Box<dyn Plane>,
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    make_state(&config)?;
+    let (listener, _socket) = socket::listen(&config.socket).await?;
+    let metrics_listener = match config.metrics {
+        Some(address) => {
+            let wrong = |source| RunError::Metrics { address, source };
+            Some(http::bind(address).await.map_err(wrong)?)
+        }
+        None => None,
+    };
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let hub = Hub::default();
+    let events = plane.events()?;
+    let plane: SharedPlane = Arc::new(RwLock::new(plane));
+    let sources = source::all(&config);
+    let board = Arc::new(Board::default());
+    for source in &sources {
+        board.expect(
+            source.name(),
+            &source.topics().into_iter().map(Topic::name).collect::<Vec<_>>(),
+        );
+    }
+    let metrics = Arc::new(Metrics::default());
+    let (handle, store) = Store::start(Parts {
+        plane: plane.clone(),
+        state: config.state.clone(),
+        basis: basis(&config, source::awaited(&sources)),
+        metrics: metrics.clone(),
+        hub: hub.clone(),
+    })?;
+    if let Some(events) = events {
+        tasks.spawn(hub.clone().pump(events, stop.clone()));
+    }
+    if let Some(listener) = metrics_listener {
+        let registry = Arc::new(metrics::registry(&metrics, plane.clone(), board.clone()));
+        tasks.spawn(http::serve(listener, registry, stop.clone()));
+    }
+    for source in sources {
+        tasks.spawn(source.run(Feed::new(handle.clone(), board.clone()), stop.clone()));
+    }
+    tasks.spawn(tick(handle.clone(), stop.clone()));
+    let about = About {
+        node: config.node.name.clone(),
+        policy_source: config.policy_source.name().to_owned(),
+        started_unix: board::unix_now(),
+    };
+    let admin = Admin {
+        handle: handle.clone(),
+        plane: plane.clone(),
+        board,
+        hub,
+        about: Arc::new(about),
+    };
+    let endpoints = Endpoints {
+        handle: handle.clone(),
+        plane: plane.clone(),
+    };
+    info!(socket = %config.socket.display(), node = config.node.name, "agent is ready");
+    let served = serve(listener, admin, endpoints, &stop, shutdown).await;
+    stop.cancel();
+    tasks.shutdown().await;
+    drop(handle);
+    if tokio::time::timeout(GRACE, tokio::task::spawn_blocking(move || store.join()))
+        .await
+        .is_err()
+    {
+        tracing::warn!("the store is still busy; stopping all the same");
+    }
+    info!(
+        generation = lock::read(&plane).generation(),
+        "agent has stopped; what is enforced stays enforced"
+    );
+    served
+}
+
+async fn serve(
+    listener: tokio::net::UnixListener,
+    admin: Admin,
+    endpoints: Endpoints,
+    stop: &CancellationToken,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let server = tonic::transport::Server::builder()
+        .add_service(EndpointServiceServer::new(endpoints))
+        .add_service(AdminServiceServer::new(admin))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.clone().cancelled_owned());
+    tokio::pin!(server);
+    tokio::select! {
+        served = &mut server => return Ok(served?),
+        () = shutdown => {}
+    }
+    stop.cancel();
+    // A listener of `monitor` never ends by itself.
+    match tokio::time::timeout(GRACE, server).await {
+        Ok(served) => Ok(served?),
+        Err(_) => Ok(()),
+    }
+}
+
+fn basis(config: &Config, awaited: std::collections::BTreeSet<Topic>) -> Basis {
+    Basis {
+        node: config.node.clone(),
+        root_namespace: config.root_namespace.clone(),
+        trust_domain: config.trust_domain.clone(),
+        awaited,
+        listed_policies: config.policy_source == PolicySource::Authorization,
+        identities: std::collections::BTreeMap::new(),
+    }
+}
+
+async fn tick(handle: Handle, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            _ = timer.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        if !handle.send(Command::Tick) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! A datapath that remembers what it was told.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thyra_agent::plane::{Committed, Counts, Events, Kernel, Plane, PlaneError, PlaneStatus};
+use thyra_agent::registration::Registration;
+use thyra_datapath_abi::Action;
+use thyra_datapath_abi::tables::{Tables, Verdict};
+
+/// What it was told; outlives the agent as the kernel does.
+#[derive(Debug, Default)]
+pub struct Told {
+    pub interfaces: BTreeMap<String, u32>,
+    pub ids: BTreeMap<String, u16>,
+    pub attached: BTreeMap<u16, Registration>,
+    pub tables: Tables,
+    pub generation: u32,
+    pub commits: u32,
+    /// The next commits fail with this.
+    pub full: Option<String>,
+    /// The next attachments fail with this.
+    pub hook: Option<PlaneError>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Remembering(pub Arc<Mutex<Told>>);
+
+impl Remembering {
+    pub fn with<T>(&self, f: impl FnOnce(&mut Told) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn interface(&self, name: &str, index: u32) {
+        self.with(|t| t.interfaces.insert(name.into(), index));
+    }
+
+    /// What the live tables say.
+    pub fn judge(&self, endpoint: u16, source: &str, port: u16) -> Option<Verdict> {
+        let source: IpAddr = source.parse().expect("an address");
+        self.with(|t| {
+            let placed = t.tables.endpoints.iter().find(|e| e.endpoint == endpoint)?;
+            let set = if source.is_ipv4() {
+                placed.set4
+            } else {
+                placed.set6
+            };
+            t.tables.verdict(set, port, t.tables.class_of(source)).cloned()
+        })
+    }
+}
+
+/// A copy of the live tables; verdict ids are index + 1.
+struct Copy(Tables);
+
+impl Kernel for Copy {
+    fn judge(&self, endpoint: u16, source: IpAddr, port: u16) -> Option<(Action, u16)> {
+        let placed = self.0.endpoints.iter().find(|e| e.endpoint == endpoint)?;
+        let set = if source.is_ipv4() {
+            placed.set4
+        } else {
+            placed.set6
+        };
+        let verdict = self.0.verdict(set, port, self.0.class_of(source))?;
+        let index = self.0.verdicts.iter().position(|v| v == verdict)?;
+        Some((verdict.action, u16::try_from(index).ok()? + 1))
+    }
+}
+
+impl Plane for Remembering {
+    fn reserve(&mut self, uid: &str) -> Result<u16, PlaneError> {
+        self.with(|t| {
+            if let Some(id) = t.ids.get(uid) {
+                return Ok(*id);
+            }
+            let free = (1..=255).find(|id| !t.ids.values().any(|taken| taken == id));
+            let id = free.ok_or_else(|| PlaneError::Full("no endpoint id is left".into()))?;
+            t.ids.insert(uid.into(), id);
+            Ok(id)
+        })
+    }
+
+    fn reservations(&self) -> BTreeMap<String, u16> {
+        self.with(|t| t.ids.clone())
+    }
+
+    fn attach(&mut self, id: u16, registration: &Registration) -> Result<u32, PlaneError> {
+        self.with(|t| {
+            if let Some(error) = t.hook.take() {
+                return Err(error);
+            }
+            let index = t.interfaces.get(&registration.host_interface).copied();
+            let index = index.ok_or_else(|| PlaneError::Precondition("interface has gone".into()))?;
+            t.attached.insert(id, registration.clone());
+            Ok(index)
+        })
+    }
+
+    fn detach(&mut self, id: u16) -> Result<(), PlaneError> {
+        self.with(|t| {
+            t.attached.remove(&id);
+            t.ids.retain(|_, taken| *taken != id);
+        });
+        Ok(())
+    }
+
+    fn commit(&mut self, tables: &Tables, generation: u32) -> Result<Committed, PlaneError> {
+        self.with(|t| {
+            if let Some(why) = &t.full {
+                return Err(PlaneError::Full(why.clone()));
+            }
+            t.tables = tables.clone();
+            t.generation = generation;
+            t.commits += 1;
+            let ids = (1..=tables.verdicts.len()).map(|i| u16::try_from(i).expect("few verdicts"));
+            Ok(Committed {
+                verdict_ids: ids.collect(),
+                ..Committed::default()
+            })
+        })
+    }
+
+    fn interface_index(&self, name: &str) -> Option<u32> {
+        self.with(|t| t.interfaces.get(name).copied())
+    }
+
+    fn generation(&self) -> u32 {
+        self.with(|t| t.generation)
+    }
+
+    fn verdict(&self, id: u16) -> Option<Verdict> {
+        self.with(|t| t.tables.verdicts.get(usize::from(id).checked_sub(1)?).cloned())
+    }
+
+    fn counts(&self) -> Result<Counts, PlaneError> {
+        Ok(Counts::default())
+    }
+
+    fn read_back(&self) -> Result<Box<dyn Kernel>, PlaneError> {
+        Ok(Box::new(Copy(self.with(|t| t.tables.clone()))))
+    }
+
+    fn collect(&mut self) {}
+
+    fn status(&self) -> PlaneStatus {
+        PlaneStatus {
+            datapath: "remembering".into(),
+            ..PlaneStatus::default()
+        }
+    }
+
+    fn events(&self) -> Result<Option<Box<dyn Events>>, PlaneError> {
+        Ok(None)
+    }
+}
