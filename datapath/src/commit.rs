@@ -84,7 +84,7 @@ impl Datapath {
             self.names.save(&assignment)?;
         }
         let waited = self.grace.wait().map_err(CommitError::Grace)?;
-        for id in &assignment.fresh {
+        for id in assignment.fresh.keys() {
             let reset = self.counters.reset_verdict(*id);
             reset.map_err(|source| CommitError::Map {
                 map: maps::VERDICT_COUNTERS,

@@ -41,9 +41,15 @@ struct File {
 
 impl EndpointIds {
     /// Reads the reservations; `attached` are the ids that have pins.
-    pub(crate) fn read(state_dir: &Path, attached: impl Iterator<Item = u16>) -> Result<Self, StateError> {
+    pub(crate) fn read(
+        state_dir: &Path,
+        attached: impl Iterator<Item = u16>,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, StateError> {
         let path = state_dir.join(FILE);
-        let by_uid = state_file::read::<File>(&path)?.unwrap_or_default().endpoints;
+        let by_uid = state_file::read_or_note::<File>(&path, notes)?
+            .unwrap_or_default()
+            .endpoints;
         let named: BTreeSet<u16> = by_uid.values().copied().collect();
         let unnamed = attached.filter(|id| !named.contains(id)).collect();
         Ok(Self {
@@ -112,7 +118,7 @@ mod tests {
     use super::*;
 
     fn fresh(dir: &Path) -> EndpointIds {
-        EndpointIds::read(dir, std::iter::empty()).unwrap()
+        EndpointIds::read(dir, std::iter::empty(), &mut Vec::new()).unwrap()
     }
 
     #[test]
@@ -136,14 +142,14 @@ mod tests {
     #[test]
     fn an_id_with_pins_but_without_a_name_is_not_given_out() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ids = EndpointIds::read(dir.path(), [1, 2].into_iter()).unwrap();
+        let mut ids = EndpointIds::read(dir.path(), [1, 2].into_iter(), &mut Vec::new()).unwrap();
         assert_eq!(ids.reserve("a").unwrap(), 3);
     }
 
     #[test]
     fn the_256th_endpoint_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ids = EndpointIds::read(dir.path(), 1..=254).unwrap();
+        let mut ids = EndpointIds::read(dir.path(), 1..=254, &mut Vec::new()).unwrap();
         ids.reserve("a").unwrap();
         assert!(matches!(ids.reserve("b"), Err(ReserveError::Full)));
         assert_eq!(ids.reserve("a").unwrap(), 255);

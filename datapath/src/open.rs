@@ -214,8 +214,11 @@ impl Datapath {
         let programs = Programs::open(object, pins)?;
         let source = Source { pins, object };
         let memory = Memory::open(&source)?;
-        let ids = EndpointIds::read(&config.state_dir, links.iter().map(|(id, ..)| *id))?;
-        let names = VerdictNames::read(&config.state_dir, source.instance()?, live_verdicts(&memory))?;
+        let mut notes = Vec::new();
+        let attached = links.iter().map(|(id, ..)| *id);
+        let ids = EndpointIds::read(&config.state_dir, attached, &mut notes)?;
+        let live = live_verdicts(&memory);
+        let names = VerdictNames::read(&config.state_dir, source.instance()?, live, &mut notes)?;
         let counters = open_counters(&source)?;
         let mut grace = Grace::new().map_err(OpenError::Grace)?;
         grace.start();
@@ -239,7 +242,7 @@ impl Datapath {
             ids,
             origin,
             replaced: 0,
-            notes: Vec::new(),
+            notes,
         };
         datapath.pick_up(&links)?;
         programs::retire(pins, &object.content)?;

@@ -1,6 +1,8 @@
 //! Small JSON files in the state folder.
 //!
-//! Invariant: a file is the old one or the new one, whole, whatever happens while it is written.
+//! Invariant: a file is the old one or the new one, whole, whenever this process dies. They are about pinned
+//! maps, which a power cut takes too, so nothing waits for the disk: that would cost more than all the rest of
+//! a policy change.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -24,7 +26,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// The content is not what was written there.
-    #[error("`{path}` is damaged; remove it, what it named is then shown without names")]
+    #[error("`{path}` is damaged")]
     Damaged {
         /// Where.
         path: PathBuf,
@@ -63,7 +65,24 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateE
     })
 }
 
-/// Replaces a file and waits until the disk has it.
+/// Reads a file; a damaged one counts as missing and is noted.
+pub(crate) fn read_or_note<T: DeserializeOwned>(
+    path: &Path,
+    notes: &mut Vec<String>,
+) -> Result<Option<T>, StateError> {
+    match read(path) {
+        Err(StateError::Damaged { path, source }) => {
+            notes.push(format!(
+                "`{}` is damaged and was ignored: {source}",
+                path.display()
+            ));
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+/// Replaces a file.
 pub(crate) fn write<T: Serialize>(path: &Path, content: &T) -> Result<(), StateError> {
     let beside = path.with_extension("new");
     let written = write_whole(&beside, content).and_then(|()| std::fs::rename(&beside, path));
@@ -76,8 +95,7 @@ pub(crate) fn write<T: Serialize>(path: &Path, content: &T) -> Result<(), StateE
 
 fn write_whole<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
     let mut file = File::create(path)?;
-    file.write_all(&serde_json::to_vec(content)?)?;
-    file.sync_data()
+    file.write_all(&serde_json::to_vec(content)?)
 }
 
 #[cfg(test)]
@@ -106,10 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_named() {
+    fn a_damaged_file_is_named_and_counts_as_missing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.json");
         std::fs::write(&path, "{").unwrap();
         assert!(matches!(read::<u32>(&path), Err(StateError::Damaged { .. })));
+        let mut notes = Vec::new();
+        assert_eq!(read_or_note::<u32>(&path, &mut notes).unwrap(), None);
+        assert!(notes[0].contains("x.json"), "{notes:?}");
     }
 }

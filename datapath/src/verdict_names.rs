@@ -1,8 +1,8 @@
 //! Which verdict a verdict id stands for; ids live across generations and restarts.
 //!
 //! Invariant: an id changes its meaning only when neither bank of tables refers to it, and the new meaning is
-//! on disk before any program can count under it. Until an id is needed for another verdict it keeps its
-//! meaning, so that a verdict that comes back finds its counter.
+//! written before any program can count under it. For a while an id keeps its meaning unused, so that a
+//! verdict that comes back finds its counter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,9 @@ use crate::counters::reason_number;
 use crate::state_file::{self, StateError};
 
 const FILE: &str = "verdicts.json";
+/// Names kept of verdicts that the live tables don't use: they may come back, and their events may still be
+/// on the way.
+const MAX_REMEMBERED: usize = 512;
 
 /// The names of the verdict ids.
 #[derive(Debug)]
@@ -40,8 +43,7 @@ pub(crate) struct Assignment {
     /// By index in `Tables::verdicts`.
     pub(crate) ids: Vec<u16>,
     /// Ids that get a new meaning; their counters must be set to zero.
-    pub(crate) fresh: Vec<u16>,
-    by_id: BTreeMap<u16, Verdict>,
+    pub(crate) fresh: BTreeMap<u16, Verdict>,
 }
 
 /// More distinct verdicts in both banks than ids.
@@ -57,9 +59,14 @@ pub struct VerdictsFull {
 impl VerdictNames {
     /// Reads the names for the maps called `instance`, of which `live` are referred to. Without a file, or
     /// with one about other maps, those ids are taken and have no name.
-    pub(crate) fn read(state_dir: &Path, instance: String, live: BTreeSet<u16>) -> Result<Self, StateError> {
+    pub(crate) fn read(
+        state_dir: &Path,
+        instance: String,
+        live: BTreeSet<u16>,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, StateError> {
         let path = state_dir.join(FILE);
-        let file = state_file::read::<File>(&path)?.filter(|file| file.instance == instance);
+        let file = state_file::read_or_note::<File>(&path, notes)?.filter(|file| file.instance == instance);
         let by_id: BTreeMap<u16, Verdict> = file
             .into_iter()
             .flat_map(|file| file.verdicts)
@@ -104,41 +111,38 @@ impl VerdictNames {
             .iter()
             .filter_map(|v| self.by_verdict.get(v).copied())
             .collect();
-        let needed = verdicts
+        let mut fresh: BTreeMap<&Verdict, u16> = verdicts
             .iter()
             .filter(|v| !self.by_verdict.contains_key(v))
-            .count();
-        let free = self.free(&kept);
-        if free.len() < needed {
-            return Err(VerdictsFull {
-                needed,
-                free: free.len(),
-            });
+            .map(|v| (v, 0))
+            .collect();
+        let free = self.free(&kept, fresh.len())?;
+        for (id, free) in fresh.values_mut().zip(free) {
+            *id = free;
         }
-        let mut by_id = self.by_id.clone();
-        let mut ids = Vec::with_capacity(verdicts.len());
-        let mut fresh = Vec::with_capacity(needed);
-        let mut free = free.into_iter();
-        for verdict in verdicts {
-            let id = match self.by_verdict.get(verdict) {
-                Some(id) => *id,
-                None => {
-                    let id = free.next().ok_or(VerdictsFull { needed, free: 0 })?;
-                    by_id.insert(id, verdict.clone());
-                    fresh.push(id);
-                    id
-                }
-            };
-            ids.push(id);
-        }
-        Ok(Assignment { ids, fresh, by_id })
+        let id = |verdict: &Verdict| {
+            self.by_verdict
+                .get(verdict)
+                .or_else(|| fresh.get(verdict))
+                .copied()
+        };
+        // Every verdict is in one of the two.
+        let ids = verdicts.iter().filter_map(id).collect();
+        let fresh = fresh
+            .into_iter()
+            .map(|(verdict, id)| (id, verdict.clone()))
+            .collect();
+        Ok(Assignment { ids, fresh })
     }
 
-    /// Writes the names of an assignment to disk; needed only when it has fresh ids.
+    /// Writes the names as they are once an assignment is accepted; needed only when it has fresh ids.
     pub(crate) fn save(&self, assignment: &Assignment) -> Result<(), StateError> {
-        let verdicts = assignment
+        let others = self
             .by_id
             .iter()
+            .filter(|(id, _)| !assignment.fresh.contains_key(id));
+        let verdicts = others
+            .chain(&assignment.fresh)
             .map(|(id, verdict)| Named::new(*id, verdict))
             .collect();
         state_file::write(
@@ -153,33 +157,64 @@ impl VerdictNames {
     /// The assignment is live.
     pub(crate) fn accept(&mut self, assignment: Assignment) {
         self.commits += 1;
-        if let Some(last) = assignment.fresh.last() {
-            self.last = *last;
-            self.by_verdict = assignment
-                .by_id
-                .iter()
-                .map(|(id, verdict)| (verdict.clone(), *id))
-                .collect();
-            self.by_id = assignment.by_id;
+        for (id, verdict) in assignment.fresh {
+            if let Some(former) = self.by_id.insert(id, verdict.clone()) {
+                self.by_verdict.remove(&former);
+            }
+            self.by_verdict.insert(verdict, id);
+            self.last = id;
         }
         for id in &assignment.ids {
             self.last_use.insert(*id, self.commits);
         }
         self.live = assignment.ids.into_iter().collect();
+        self.forget();
+    }
+
+    /// Drops the names that were not used for longest, down to a bound.
+    fn forget(&mut self) {
+        let surplus = self.by_id.len().saturating_sub(self.live.len() + MAX_REMEMBERED);
+        let unused: Vec<u16> = self
+            .by_id
+            .keys()
+            .filter(|id| !self.live.contains(id))
+            .copied()
+            .collect();
+        for id in self.by_age(unused).into_iter().take(surplus) {
+            if let Some(former) = self.by_id.remove(&id) {
+                self.by_verdict.remove(&former);
+            }
+            self.last_use.remove(&id);
+        }
     }
 
     /// Ids for new meanings, best first: those without a name, from the last given one on, then those that
     /// were not used for longest.
-    fn free(&self, kept: &BTreeSet<u16>) -> Vec<u16> {
+    fn free(&self, kept: &BTreeSet<u16>, needed: usize) -> Result<Vec<u16>, VerdictsFull> {
         let limit = u16::try_from(MAX_VERDICTS).unwrap_or(u16::MAX);
-        let usable = |id: &u16| !self.live.contains(id) && !kept.contains(id);
-        let (mut free, mut named): (Vec<u16>, Vec<u16>) = (self.last + 1..limit)
-            .chain(1..=self.last.min(limit - 1))
-            .filter(usable)
-            .partition(|id| !self.by_id.contains_key(id));
-        named.sort_by_key(|id| self.last_use.get(id).copied().unwrap_or(0));
-        free.append(&mut named);
-        free
+        let round = (self.last + 1..limit).chain(1..=self.last.min(limit - 1));
+        let nameless = round.filter(|id| !self.live.contains(id) && !self.by_id.contains_key(id));
+        let mut free: Vec<u16> = nameless.take(needed).collect();
+        if free.len() < needed {
+            let named = self
+                .by_id
+                .keys()
+                .filter(|id| !self.live.contains(id) && !kept.contains(id));
+            free.extend(self.by_age(named.copied().collect()));
+        }
+        if free.len() < needed {
+            return Err(VerdictsFull {
+                needed,
+                free: free.len(),
+            });
+        }
+        free.truncate(needed);
+        Ok(free)
+    }
+
+    fn by_age(&self, mut ids: Vec<u16>) -> Vec<u16> {
+        ids.sort_by_key(|id| self.last_use.get(id).copied().unwrap_or(0));
+        ids
     }
 }
 

@@ -402,17 +402,18 @@ fn endpoints_of_another_layout_stay_enforced_until_they_move() {
 }
 
 #[test]
-fn without_the_state_folder_enforcement_goes_on_without_names() {
+fn with_a_damaged_state_folder_enforcement_goes_on_without_names() {
     on_a_node(
-        "without_the_state_folder_enforcement_goes_on_without_names",
+        "with_a_damaged_state_folder_enforcement_goes_on_without_names",
         || {
             pods();
             FRIEND.serve(PORT);
             let mut datapath = open();
             let id = enforce(&mut datapath);
             drop(datapath);
-            run("rm -r /run/state");
+            run("echo broken > /run/state/ids.json; echo broken > /run/state/verdicts.json");
             let mut datapath = open();
+            assert_eq!(datapath.status().notes.len(), 2);
             only_the_friend_gets_in();
             let verdict = datapath
                 .read_back()
