@@ -35,7 +35,7 @@ use self::lend::{Lending, Lent};
 use self::prepared::PreparedPolicy;
 use self::protocol::{Protocols, protocols};
 use self::row::Outcome;
-use self::scope::{Acting, Policies, Scope, scope};
+use self::scope::{Acting, Policies, Scope, cross_check, scope};
 use self::set::{Profile, Sets};
 use self::slot::{Slots, TestId, Tests};
 use crate::policy::{AuthorizationPolicy, PolicyAction};
@@ -185,12 +185,24 @@ impl Compiler {
                     id: endpoint.id,
                 });
             }
+            if [IpAddr::is_ipv4, IpAddr::is_ipv6]
+                .iter()
+                .any(|family| endpoint.addresses.iter().filter(|a| family(a)).count() > 1)
+            {
+                problems.push(format!(
+                    "pod `{}/{}` has several addresses of one family; `destination.ip` is judged by the first",
+                    endpoint.namespace, endpoint.name
+                ));
+            }
             let workload = self.lending.workload_of(endpoint);
             let mut enrolment = enrol(world, endpoint, workload);
             problems.append(&mut enrolment.problems);
+            let mut scope = scope(world, policies, endpoint);
+            let listed = workload.map(|workload| cross_check(&scope, policies, workload));
+            scope.notes.extend(listed.unwrap_or_default());
             destinations.push(Destination {
                 protocols: protocols(endpoint, workload, problems),
-                scope: scope(world, policies, endpoint),
+                scope,
                 endpoint,
                 enrolment,
             });

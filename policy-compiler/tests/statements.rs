@@ -281,6 +281,9 @@ fn s01_of_several_that_match_root_comes_first_then_name_then_index() {
     assert_eq!(verdict(&world, FRONT, 80).rule, rule("shop/a", 0));
     put(&mut world, deny("istio-system/z", vec![nobody, any(), any()]));
     assert_eq!(verdict(&world, FRONT, 80).rule, rule("istio-system/z", 1));
+    world.mesh.root_namespace = "zz-root".into();
+    put(&mut world, deny("zz-root/z", vec![any()]));
+    assert_eq!(verdict(&world, FRONT, 80).rule, rule("zz-root/z", 0));
 }
 
 #[test]
@@ -965,4 +968,23 @@ fn destination_ip_is_judged_by_family() {
         tables.verdict(endpoint.set6, 80, 0).unwrap().action,
         Action::Allow
     );
+}
+
+#[test]
+fn what_istiod_lists_for_a_pod_and_labels_do_not_select_is_noted() {
+    let mut world = shop();
+    put(&mut world, deny("shop/lock", vec![]));
+    change(&mut world, "shop/target", |workload| {
+        let listed = [
+            "shop/lock",
+            "shop/gone",
+            "istio-system/istio_converted_static_strict",
+        ];
+        workload.authorization_policies = listed.map(str::to_owned).into();
+    });
+    let mut compiler = Compiler::new();
+    compiler.compile(&world).unwrap();
+    let notes = &compiler.report().endpoints[&1].notes;
+    assert_eq!(notes.len(), 1);
+    assert!(notes[0].starts_with("shop/gone: istiod lists it"));
 }

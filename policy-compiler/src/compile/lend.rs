@@ -3,7 +3,7 @@
 //! Invariant: an address has an identity only if exactly one owner may lend it. Node addresses, Service VIPs and
 //! host-network workloads never lend one; an address of a local pod takes it from that very pod alone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -46,7 +46,8 @@ pub(crate) struct Lending {
 impl Lending {
     /// Brings the addresses up to date; `true` when any of them changed.
     pub(crate) fn update(&mut self, world: &World, identities: &mut Identities) -> bool {
-        let mut touched: HashSet<IpAddr> = HashSet::new();
+        // In order, so that identities are numbered alike in every run.
+        let mut touched: BTreeSet<IpAddr> = BTreeSet::new();
         self.update_workloads(world, &mut touched);
         self.update_services(world, &mut touched);
         self.update_endpoints(world, &mut touched);
@@ -91,7 +92,7 @@ impl Lending {
         self.problems.values()
     }
 
-    fn update_workloads(&mut self, world: &World, touched: &mut HashSet<IpAddr>) {
+    fn update_workloads(&mut self, world: &World, touched: &mut BTreeSet<IpAddr>) {
         let (gone, come) = differences(&self.workloads, &world.workloads);
         if gone.is_empty() && come.is_empty() {
             return;
@@ -120,7 +121,7 @@ impl Lending {
         self.workloads = world.workloads.clone();
     }
 
-    fn update_services(&mut self, world: &World, touched: &mut HashSet<IpAddr>) {
+    fn update_services(&mut self, world: &World, touched: &mut BTreeSet<IpAddr>) {
         let (gone, come) = differences(&self.services, &world.services);
         if gone.is_empty() && come.is_empty() {
             return;
@@ -141,7 +142,7 @@ impl Lending {
         self.services = world.services.clone();
     }
 
-    fn update_endpoints(&mut self, world: &World, touched: &mut HashSet<IpAddr>) {
+    fn update_endpoints(&mut self, world: &World, touched: &mut BTreeSet<IpAddr>) {
         let (gone, come) = differences(&self.endpoints, &world.endpoints);
         if gone.is_empty() && come.is_empty() {
             return;

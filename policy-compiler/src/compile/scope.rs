@@ -9,7 +9,7 @@ use std::sync::Arc;
 use thyra_datapath_abi::tables::PolicyRef;
 
 use crate::policy::{AuthorizationPolicy, Labels, MtlsMode, PeerAuthentication, PolicyAction};
-use crate::world::{Endpoint, World};
+use crate::world::{Endpoint, Workload, World};
 
 /// What decides over one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +67,7 @@ impl Acting {
     }
 }
 
-/// All policies that may take part, in deciding order.
+/// All policies that may take part, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
     pub(crate) all: Vec<Acting>,
@@ -76,21 +76,13 @@ pub(crate) struct Policies {
 
 impl Policies {
     pub(crate) fn of(world: &World) -> Self {
-        let root = world.mesh.root_namespace.as_str();
         let mut all: Vec<Acting> = world
             .authorization
             .values()
             .map(|policy| Acting::Policy(Arc::clone(policy)))
             .chain(world.unreadable.keys().cloned().map(Acting::Unreadable))
             .collect();
-        all.sort_by_cached_key(|acting| {
-            let reference = acting.reference().clone();
-            (
-                &*reference.namespace != root,
-                reference,
-                matches!(acting, Acting::Policy(_)),
-            )
-        });
+        all.sort_by_cached_key(|acting| (acting.reference().clone(), matches!(acting, Acting::Policy(_))));
         let mut by_namespace: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
         for (at, acting) in all.iter().enumerate() {
             by_namespace
@@ -101,6 +93,7 @@ impl Policies {
         Self { all, by_namespace }
     }
 
+    /// Those whose scope reaches `namespace`, in deciding order: root namespace first, then by name.
     fn candidates<'a>(&'a self, root: &'a str, namespace: &'a str) -> impl Iterator<Item = usize> + 'a {
         let of = |namespace: &str| self.by_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
         let own = if root == namespace { &[][..] } else { of(namespace) };
@@ -151,6 +144,22 @@ pub(crate) fn scope(world: &World, policies: &Policies, endpoint: &Endpoint) -> 
         peer_authentication,
         notes,
     }
+}
+
+/// Policies that istiod lists for the pod's workload and that labels don't select here. Those that istiod makes itself
+/// exist on the workload stream only.
+pub(crate) fn cross_check(scope: &Scope, policies: &Policies, workload: &Workload) -> Vec<String> {
+    let applied = |key: &str| {
+        scope
+            .policies
+            .iter()
+            .any(|at| policies.all[*at].reference().to_string() == key)
+    };
+    let listed = workload.authorization_policies.iter();
+    listed
+        .filter(|key| !key.contains("/istio_converted_") && !applied(key))
+        .map(|key| format!("{key}: istiod lists it for this pod, what is held here doesn't select it"))
+        .collect()
 }
 
 fn selects(selector: Option<&Labels>, labels: &Labels) -> bool {

@@ -94,6 +94,10 @@ fn tables_say_what_the_oracle_says() {
         let mut entropy = Entropy(&bytes);
         let world = world::world(&mut entropy);
         let tables = Compiler::new().compile(&world).expect("a small world fits");
+        prop_assert_eq!(
+            &Compiler::new().compile(&world).expect("it fitted before"),
+            &tables
+        );
         for _ in 0..CONNECTIONS {
             let connection = world::connection(&mut entropy, &world);
             let verdict = agree(&world, &tables, &connection)?;
@@ -125,18 +129,19 @@ fn tables_say_what_the_oracle_says() {
 
 /// The kernel's answer: the cell with the verdict's index plus one.
 fn kernel(node: &HostNode, connection: &Connection) -> Cell {
-    let control = node.control();
-    let sets = endpoint_sets(node, control, connection.destination_endpoint);
+    let tables = &node;
+    let control = tables.control();
+    let sets = endpoint_sets(tables, control, connection.destination_endpoint);
     let class = match connection.source {
-        IpAddr::V4(address) => source4(node, control, address.into()).class,
-        IpAddr::V6(address) => source6(node, control, Address6::from_bytes(address.octets())).class,
+        IpAddr::V4(address) => source4(tables, control, address.into()).class,
+        IpAddr::V6(address) => source6(tables, control, Address6::from_bytes(address.octets())).class,
     };
     let set = if connection.destination.is_ipv4() {
         sets.set4()
     } else {
         sets.set6()
     };
-    cell(node, control, set, class, connection.port.to_be_bytes())
+    cell(tables, control, set, class, connection.port.to_be_bytes())
 }
 
 #[test]

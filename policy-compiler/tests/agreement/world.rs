@@ -209,7 +209,9 @@ fn rule(e: &mut Entropy<'_>) -> Rule {
 
 fn reference(e: &mut Entropy<'_>, number: usize) -> PolicyRef {
     PolicyRef {
-        namespace: e.pick(&["shop", "istio-system", "team-a", "shop"]).into(),
+        namespace: e
+            .pick(&["shop", "istio-system", "team-a", "shop", "team-b"])
+            .into(),
         name: format!("p{number}").into(),
     }
 }
@@ -360,6 +362,8 @@ fn mesh(e: &mut Entropy<'_>) -> Mesh {
         trust_domain: e.pick(&["cluster.local", "cluster.local", "td2"]).to_owned(),
         trust_domain_aliases: e.some(2, |e| e.pick(&DOMAINS).to_owned()),
         extension_providers: ["ext".to_owned()].into(),
+        // The second one sorts after the pods' namespaces.
+        root_namespace: e.pick(&["istio-system", "istio-system", "team-b"]).to_owned(),
         ..Mesh::default()
     }
 }
