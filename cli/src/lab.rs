@@ -11,6 +11,7 @@ mod model;
 mod netns;
 mod object;
 mod probe;
+mod process;
 pub(crate) mod registry;
 mod report;
 mod running;

@@ -2,16 +2,14 @@
 //!
 //! Invariant: an agent runs in its node's network namespace with a bpffs, a state folder and a socket of its own.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::mount::{MountFlags, mount};
-use rustix::process::{Pid, Signal, kill_process};
 use thyra_proto::thyra::v1 as api;
 use thyra_proto::thyra::v1::admin_service_client::AdminServiceClient;
 use thyra_proto::thyra::v1::endpoint_service_client::EndpointServiceClient;
@@ -19,6 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::model::{Model, NodeAddresses, Pod};
 use super::netns::Netns;
+use super::process::{Process, Spec};
 use super::registry::RunDir;
 use super::scenario::AgentFlag;
 use super::services::{POD_RANGE4, POD_RANGE6};
@@ -31,16 +30,13 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a stopping agent may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(20);
-/// What is shown of the log of an agent that failed.
-const LOG_LINES: usize = 15;
 /// Where the agent honours a namespace's labels when no API server tells them.
 const NAMESPACE_LABELS: &str = "thyra.io/namespace-labels";
 
 /// A running agent.
 pub(crate) struct Agent {
     name: String,
-    log: PathBuf,
-    child: Child,
+    process: Process,
     pub(crate) admin: AdminServiceClient<Channel>,
     endpoints: EndpointServiceClient<Channel>,
 }
@@ -68,26 +64,21 @@ impl Agent {
         }
         mount("bpf", &bpffs, "bpf", MountFlags::empty(), None)
             .with_context(|| format!("can't mount a bpffs at `{}`", bpffs.display()))?;
-        let log = folder.join("agent.log");
-        let out = fs::File::create(&log).with_context(|| format!("can't write `{}`", log.display()))?;
         let socket = setup.dir.agent_socket(node);
-        let program = program()?;
-        let mut command = Command::new(&program);
-        command
-            .args(arguments(node, &socket, &bpffs, &state, setup))
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().context("can't share the log")?)
-            .stderr(out)
-            // Ctrl-C is the lab's to handle; the agent is stopped in order.
-            .process_group(0);
-        let child = netns
-            .spawn(&mut command)
-            .with_context(|| format!("can't start `{}`", program.display()))?;
+        let name = setup.model.nodes[node].clone();
+        let process = Process::start(Spec {
+            name: format!("the agent of `{name}`"),
+            program: program()?,
+            arguments: arguments(node, &socket, &bpffs, &state, setup),
+            environment: &[],
+            log: folder.join("agent.log"),
+            folder,
+            netns: netns.clone(),
+        })?;
         let channel = channel(&socket)?;
         let mut agent = Self {
-            name: setup.model.nodes[node].clone(),
-            log,
-            child,
+            name,
+            process,
             admin: AdminServiceClient::new(channel.clone()),
             endpoints: EndpointServiceClient::new(channel),
         };
@@ -101,27 +92,12 @@ impl Agent {
             if self.admin.get_status(api::GetStatusRequest {}).await.is_ok() {
                 return Ok(());
             }
-            if let Some(status) = self.child.try_wait().context("can't ask for the agent's state")? {
-                let given = flags.iter().map(|flag| {
-                    format!(
-                        "\nnote: `{}` comes from {}:{}",
-                        flag.key,
-                        flag.file.display(),
-                        flag.line
-                    )
-                });
-                let given: String = given.collect();
-                bail!(
-                    "the agent of `{}` ended ({status}):\n{}{given}",
-                    self.name,
-                    self.last_words()
-                );
-            }
+            self.process.check().with_context(|| origin(flags))?;
             if Instant::now() > deadline {
                 bail!(
                     "the agent of `{}` doesn't answer:\n{}",
                     self.name,
-                    self.last_words()
+                    self.process.last_words()
                 );
             }
             tokio::time::sleep(POLL).await;
@@ -224,34 +200,30 @@ impl Agent {
         Ok(())
     }
 
-    /// The end of its log.
-    fn last_words(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
-    }
-
     /// Asks it to end, and makes it end.
     pub(crate) async fn stop(&mut self) {
-        let raw = i32::try_from(self.child.id()).ok();
-        if let Some(pid) = raw.and_then(Pid::from_raw)
-            && let Err(error) = kill_process(pid, Signal::TERM)
-        {
-            tracing::debug!(node = self.name, %error, "agent already gone");
-        }
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        while Instant::now() < deadline {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        if let Err(error) = self.child.kill() {
-            tracing::debug!(node = self.name, %error, "agent already gone");
-        }
-        if let Err(error) = self.child.wait() {
-            tracing::debug!(node = self.name, %error, "agent's end not seen");
-        }
+        self.process.stop(STOP_TIMEOUT).await;
+    }
+
+    /// Starts it again if it has ended, as a DaemonSet would; says how it had ended.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub(crate) fn revive(&mut self) -> anyhow::Result<Option<String>> {
+        self.process.revive()
+    }
+}
+
+/// Where an agent's flags may have come from, for a reader of its last words.
+fn origin(flags: &[AgentFlag]) -> String {
+    let given = flags
+        .iter()
+        .map(|flag| format!("`{}` is from {}:{}", flag.key, flag.file.display(), flag.line));
+    let given: Vec<String> = given.collect();
+    if given.is_empty() {
+        "the agent doesn't start".to_owned()
+    } else {
+        format!("the agent doesn't start ({})", given.join(", "))
     }
 }
 
@@ -279,7 +251,7 @@ pub(crate) fn program() -> anyhow::Result<PathBuf> {
 }
 
 /// Every flag once; what the scenario says wins.
-fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Setup<'_>) -> Vec<String> {
+fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Setup<'_>) -> Vec<OsString> {
     let mut flags: Vec<(String, String)> = vec![
         ("node".into(), setup.model.nodes[node].clone()),
         ("socket".into(), socket.display().to_string()),
@@ -312,7 +284,7 @@ fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Set
     );
     flags
         .into_iter()
-        .map(|(key, value)| format!("--{key}={value}"))
+        .map(|(key, value)| format!("--{key}={value}").into())
         .collect()
 }
 
@@ -356,14 +328,14 @@ mod tests {
             control_plane: &[],
         };
         let arguments = arguments(1, Path::new("/s"), Path::new("/b"), Path::new("/t"), &setup);
-        assert!(arguments.contains(&"--node=node-1".to_owned()));
-        assert!(arguments.contains(&"--default-mode=off".to_owned()));
-        assert!(!arguments.contains(&"--default-mode=enforce".to_owned()));
-        assert!(arguments.contains(&"--deny=drop".to_owned()));
+        assert!(arguments.contains(&"--node=node-1".into()));
+        assert!(arguments.contains(&"--default-mode=off".into()));
+        assert!(!arguments.contains(&"--default-mode=enforce".into()));
+        assert!(arguments.contains(&"--deny=drop".into()));
         assert_eq!(
             arguments
                 .iter()
-                .filter(|flag| flag.starts_with("--node-address="))
+                .filter(|flag| flag.to_string_lossy().starts_with("--node-address="))
                 .count(),
             8
         );

@@ -6,7 +6,6 @@
 mod api;
 mod install;
 mod pki;
-mod process;
 mod proxy;
 mod shape;
 
@@ -21,11 +20,11 @@ use serde_json::{Value, json};
 use api::Api;
 pub(crate) use install::Versions;
 use pki::Pki;
-use process::Process;
 
 use super::model::{Model, NodeAddresses};
 use super::netns::Netns;
 use super::object::text;
+use super::process::{Process, Spec};
 use super::registry::RunDir;
 
 /// Where istiod lives, and the mesh's root namespace by default.
@@ -57,9 +56,12 @@ impl Cluster {
         let folder = dir.path().join("cluster");
         fs::create_dir_all(&folder).with_context(|| format!("can't make `{}`", folder.display()))?;
         let pki = Pki::create(&folder)?;
+        let part = |name: &str, flags, environment| {
+            Process::start(spec(home, &folder, &binaries, name, flags, environment))
+        };
         let mut processes = vec![
-            Process::start(home, &folder, "etcd", &binaries, &etcd_flags(&folder), &[])?,
-            Process::start(home, &folder, "kube-apiserver", &binaries, &api_server_flags(&folder), &[])?,
+            part("etcd", etcd_flags(&folder), &[])?,
+            part("kube-apiserver", api_server_flags(&folder), &[])?,
         ];
         let api = Api::new(home.clone(), &pki)?;
         wait_for(&mut processes, "the API server", || api.get("/readyz")).await?;
@@ -72,14 +74,16 @@ impl Cluster {
         };
         cluster.create_resource_kinds().await?;
         cluster.create_namespace(ISTIO_SYSTEM).await?;
-        let istiod = Process::start(
+        let flags = istiod_flags(&cluster.folder);
+        let istiod = spec(
             home,
             &cluster.folder,
-            "istiod",
             &cluster.binaries,
-            &istiod_flags(&cluster.folder),
+            "istiod",
+            flags,
             ISTIOD_ENVIRONMENT,
-        )?;
+        );
+        let istiod = Process::start(istiod)?;
         cluster.processes.push(istiod);
         Ok(cluster)
     }
@@ -89,11 +93,16 @@ impl Cluster {
         let path = self.binaries.join("../crds/crd-all.gen.yaml");
         let text = fs::read_to_string(&path)
             .with_context(|| format!("can't read `{}`; build it with `make cluster`", path.display()))?;
-        let documents = text.split("\n---").filter_map(|document| Some((crd_name(document)?, document)));
+        let documents = text
+            .split("\n---")
+            .filter_map(|document| Some((crd_name(document)?, document)));
         let applied = documents.map(|(name, document)| self.api.apply_crd(name, document));
         futures::future::try_join_all(applied).await?;
         for path in shape::CUSTOM_LISTS {
-            wait_for(&mut self.processes, "istio's resource kinds", || self.api.get(path)).await?;
+            wait_for(&mut self.processes, "istio's resource kinds", || {
+                self.api.get(path)
+            })
+            .await?;
         }
         Ok(())
     }
@@ -102,10 +111,7 @@ impl Cluster {
     ///
     /// # Errors
     /// istiod doesn't come up.
-    pub(crate) async fn credentials(
-        &mut self,
-        model: &Model,
-    ) -> anyhow::Result<Vec<Vec<(String, String)>>> {
+    pub(crate) async fn credentials(&mut self, model: &Model) -> anyhow::Result<Vec<Vec<(String, String)>>> {
         let mut all = Vec::new();
         let path = format!("/api/v1/namespaces/{ISTIO_SYSTEM}/configmaps/istio-ca-root-cert");
         let map = wait_for(&mut self.processes, "istiod", || self.api.get(&path)).await?;
@@ -136,6 +142,18 @@ impl Cluster {
         Ok(all)
     }
 
+    /// Starts again what has ended; says what and how.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub(crate) fn revive(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut texts = Vec::new();
+        for process in &mut self.processes {
+            texts.extend(process.revive()?);
+        }
+        Ok(texts)
+    }
+
     /// A service-account token bound to the agent's pod, for istiod's audience.
     async fn token(&self, pod: &Value) -> anyhow::Result<String> {
         let request = json!({
@@ -149,8 +167,32 @@ impl Cluster {
             }
         });
         let path = format!("/api/v1/namespaces/{ISTIO_SYSTEM}/serviceaccounts/{AGENT_ACCOUNT}/token");
-        let answer = self.api.post(&path, &request).await.context("no token for the agent")?;
+        let answer = self
+            .api
+            .post(&path, &request)
+            .await
+            .context("no token for the agent")?;
         Ok(text(&answer, "/status/token"))
+    }
+}
+
+fn spec(
+    netns: &Netns,
+    folder: &Path,
+    binaries: &Path,
+    name: &str,
+    flags: Vec<String>,
+    environment: &'static [(&'static str, &'static str)],
+) -> Spec {
+    let node = netns.name().rsplit('-').next().unwrap_or_default();
+    Spec {
+        name: format!("`{name}`"),
+        program: binaries.join(name),
+        arguments: flags.into_iter().map(Into::into).collect(),
+        environment,
+        folder: folder.to_owned(),
+        log: folder.join(format!("{name}-{node}.log")),
+        netns: netns.clone(),
     }
 }
 
@@ -182,7 +224,11 @@ fn etcd_flags(folder: &Path) -> Vec<String> {
         "--initial-cluster=default=http://127.0.0.1:2380",
     ];
     let data = format!("--data-dir={}", folder.join("etcd").display());
-    flags.iter().map(|flag| (*flag).to_owned()).chain([data]).collect()
+    flags
+        .iter()
+        .map(|flag| (*flag).to_owned())
+        .chain([data])
+        .collect()
 }
 
 fn api_server_flags(folder: &Path) -> Vec<String> {
@@ -238,12 +284,18 @@ fn binaries() -> anyhow::Result<PathBuf> {
         None => {
             let cache = std::env::var_os("THYRA_CACHE").map(PathBuf::from);
             let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/thyra"));
-            cache.or(home).context("neither THYRA_CACHE nor HOME is set; set one of them")?.join("cluster/bin")
+            cache
+                .or(home)
+                .context("neither THYRA_CACHE nor HOME is set; set one of them")?
+                .join("cluster/bin")
         }
     };
     for name in ["etcd", "kube-apiserver", "istiod", "kube-proxy"] {
         if !path.join(name).is_file() {
-            bail!("there is no `{}`; build it with `make cluster`", path.join(name).display());
+            bail!(
+                "there is no `{}`; build it with `make cluster`",
+                path.join(name).display()
+            );
         }
     }
     Ok(path)
@@ -254,11 +306,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// Asks until there is an answer, as long as every process lives.
-async fn wait_for<F>(
-    processes: &mut [Process],
-    what: &str,
-    ask: impl Fn() -> F,
-) -> anyhow::Result<Value>
+async fn wait_for<F>(processes: &mut [Process], what: &str, ask: impl Fn() -> F) -> anyhow::Result<Value>
 where
     F: Future<Output = Result<Value, api::ApiError>>,
 {
@@ -287,7 +335,10 @@ mod tests {
     fn a_crd_is_known_by_its_name() {
         let document = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata:\n  \
                         annotations:\n    x: y\n  name: authorizationpolicies.security.istio.io\nspec:\n";
-        assert_eq!(crd_name(document), Some("authorizationpolicies.security.istio.io"));
+        assert_eq!(
+            crd_name(document),
+            Some("authorizationpolicies.security.istio.io")
+        );
         assert_eq!(crd_name("# nothing"), None);
     }
 }

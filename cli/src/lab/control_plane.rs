@@ -116,7 +116,9 @@ impl ControlPlane {
             Self::None => return Ok(Vec::new()),
         }
         let version = |object: &Object| versions.get(&(object.kind.clone(), object.key())).cloned();
-        let wanted = objects.iter().filter_map(|object| wanted(object, version(object)?, model));
+        let wanted = objects
+            .iter()
+            .filter_map(|object| wanted(object, version(object)?, model));
         Ok(wanted.collect())
     }
 
@@ -136,7 +138,11 @@ impl ControlPlane {
         }
         let gone = objects.iter().filter_map(|object| {
             let wanted = wanted(object, String::new(), model)?;
-            Some(api::ObjectVersion { deleted: true, content: String::new(), ..wanted })
+            Some(api::ObjectVersion {
+                deleted: true,
+                content: String::new(),
+                ..wanted
+            })
         });
         Ok(gone.collect())
     }
@@ -149,6 +155,17 @@ impl ControlPlane {
         match self {
             Self::Istiod(cluster) => cluster.wait_for_proxies(nodes, model).await,
             Self::Embedded(_) | Self::None => Ok(()),
+        }
+    }
+
+    /// Starts again what has ended; says what and how.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub(crate) fn revive(&mut self) -> anyhow::Result<Vec<String>> {
+        match self {
+            Self::Istiod(cluster) => cluster.revive(),
+            Self::Embedded(_) | Self::None => Ok(Vec::new()),
         }
     }
 
@@ -195,7 +212,10 @@ fn wanted(object: &Object, version: String, model: &Model) -> Option<api::Object
                 .map(ToString::to_string)
                 .collect();
             let labels = pod.map(|pod| &pod.labels);
-            ("Pod", json!({ "addresses": addresses, "labels": labels }).to_string())
+            (
+                "Pod",
+                json!({ "addresses": addresses, "labels": labels }).to_string(),
+            )
         }
         _ => return None,
     };

@@ -89,7 +89,14 @@ impl Embedded {
             }
             self.version += 1;
             let created = before.map_or(self.step, |held| held.created);
-            self.objects.insert(place, Held { object: object.clone(), version: self.version, created });
+            self.objects.insert(
+                place,
+                Held {
+                    object: object.clone(),
+                    version: self.version,
+                    created,
+                },
+            );
         }
         self.publish(model)
     }

@@ -95,10 +95,13 @@ impl Lab {
 
     async fn start_control_plane(&mut self, choice: Choice) -> anyhow::Result<()> {
         if !choice.no_agent {
-            progress(if choice.istiod { "control plane: etcd, kube-apiserver, istiod" } else { "control plane: embedded" });
+            progress(if choice.istiod {
+                "control plane: etcd, kube-apiserver, istiod"
+            } else {
+                "control plane: embedded"
+            });
         }
-        self.control_plane =
-            ControlPlane::start(choice, &self.dir, &self.network.nodes, &self.model).await?;
+        self.control_plane = ControlPlane::start(choice, &self.dir, &self.network.nodes, &self.model).await?;
         Ok(())
     }
 
@@ -155,7 +158,10 @@ impl Lab {
 
     async fn load_services(&mut self) -> anyhow::Result<()> {
         if self.control_plane.has_proxies() {
-            return self.control_plane.wait_for_services(&self.network.nodes, &self.model).await;
+            return self
+                .control_plane
+                .wait_for_services(&self.network.nodes, &self.model)
+                .await;
         }
         for (index, node) in self.network.nodes.iter().enumerate() {
             node.nft(&services::ruleset(&self.model, index))?;
@@ -243,6 +249,18 @@ impl Lab {
             )
         });
         pods.chain(services).collect()
+    }
+
+    /// Starts again what has ended, as a kubelet would; says what and how.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub(crate) fn revive(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut texts = self.control_plane.revive()?;
+        for agent in &mut self.agents {
+            texts.extend(agent.revive()?);
+        }
+        Ok(texts)
     }
 
     /// Stops the agents in order; the rest goes with the folder's id.

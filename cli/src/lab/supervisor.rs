@@ -26,6 +26,9 @@ use super::{BadInput, ChangeArgs, Choices, progress};
 /// How often `up` looks how far it is.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How long a program that ended stays down.
+const REVIVE_EVERY: Duration = Duration::from_secs(1);
+
 /// What `apply` and `delete` ask.
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
@@ -149,11 +152,17 @@ async fn stay_up(dir: &RunDir, scenario: &Scenario, choices: &Choices) -> anyhow
         tokio::net::UnixListener::bind(dir.control_socket()).context("can't listen for commands")?;
     progress(lab.describe().trim_end());
     dir.write(&record(dir, scenario, choices, true))?;
+    let mut rounds = tokio::time::interval(REVIVE_EVERY);
     loop {
-        let (stream, _) = listener.accept().await.context("can't take commands")?;
-        // One at a time: a change is made on the state that the last one left.
-        if let Err(error) = answer(&mut lab, stream).await {
-            progress(&format!("a command went away: {error:#}"));
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (stream, _) = accepted.context("can't take commands")?;
+                // One at a time: a change is made on the state that the last one left.
+                if let Err(error) = answer(&mut lab, stream).await {
+                    progress(&format!("a command went away: {error:#}"));
+                }
+            }
+            _ = rounds.tick() => lab.revive()?.iter().for_each(|text| progress(text)),
         }
     }
 }

@@ -103,7 +103,13 @@ impl Network {
         fabric.sysctls(FABRIC)?;
         self.outside.sysctls(NO_DAD)?;
         let mut batch = String::from("link set lo up\n");
-        add_line(&mut batch, format_args!("link add out0 type veth peer name eth0 netns {}", self.outside.name()));
+        add_line(
+            &mut batch,
+            format_args!(
+                "link add out0 type veth peer name eth0 netns {}",
+                self.outside.name()
+            ),
+        );
         batch.push_str(
             "addr add 203.0.113.1/24 dev out0\naddr add 2001:db8::1/64 dev out0 nodad\nlink set out0 up\n",
         );
@@ -114,19 +120,34 @@ impl Network {
                 format_args!("link add up{index} type veth peer name up0 netns {}", node.name()),
             );
             for gateway in UPLINK_GATEWAYS {
-                add_line(&mut batch, format_args!("addr add {gateway} dev up{index}{}", nodad_text(gateway)));
+                add_line(
+                    &mut batch,
+                    format_args!("addr add {gateway} dev up{index}{}", nodad_text(gateway)),
+                );
             }
             add_line(&mut batch, format_args!("link set up{index} up"));
             let addresses = NodeAddresses::of(index);
             for ((range, length), own) in addresses.ranges.iter().zip(addresses.own) {
-                add_line(&mut batch, format_args!("route add {own}/{} dev up{index}", length_of(own)));
-                add_line(&mut batch, format_args!("route add {range}/{length} via {own} dev up{index}"));
+                add_line(
+                    &mut batch,
+                    format_args!("route add {own}/{} dev up{index}", length_of(own)),
+                );
+                add_line(
+                    &mut batch,
+                    format_args!("route add {range}/{length} via {own} dev up{index}"),
+                );
             }
         }
         // Whoever announces Service addresses to the world does it from the first node.
         let [own4, own6] = NodeAddresses::of(0).own;
-        add_line(&mut batch, format_args!("route add 10.96.0.0/16 via {own4} dev up0"));
-        add_line(&mut batch, format_args!("route add fd00:10:96::/112 via {own6} dev up0"));
+        add_line(
+            &mut batch,
+            format_args!("route add 10.96.0.0/16 via {own4} dev up0"),
+        );
+        add_line(
+            &mut batch,
+            format_args!("route add fd00:10:96::/112 via {own6} dev up0"),
+        );
         fabric.ip(&batch)?;
         self.outside.ip(&format!(
             "link set lo up\naddr add {OUTSIDE4}/24 dev eth0\naddr add {OUTSIDE6}/64 dev eth0 nodad\n\
@@ -325,9 +346,12 @@ fn wait_for_carrier(node: &Netns, bridge: &str) -> Result<(), ToolError> {
     let deadline = Instant::now() + CARRIER_WAIT;
     loop {
         // The kernel gives a device its link-local address when it sees a carrier.
-        let ready = node.inside(|| std::fs::read_to_string("/proc/thread-self/net/if_inet6")).is_ok_and(|list| {
-            list.lines().any(|line| line.starts_with("fe80") && line.ends_with(bridge))
-        });
+        let ready = node
+            .inside(|| std::fs::read_to_string("/proc/thread-self/net/if_inet6"))
+            .is_ok_and(|list| {
+                list.lines()
+                    .any(|line| line.starts_with("fe80") && line.ends_with(bridge))
+            });
         if ready {
             return Ok(());
         }

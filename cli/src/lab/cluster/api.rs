@@ -43,7 +43,11 @@ pub(super) enum ApiError {
     #[error("the API server broke off")]
     Broken(#[source] hyper::Error),
     #[error("the API server refuses `{what}`: {message}")]
-    Refused { what: String, status: StatusCode, message: String },
+    Refused {
+        what: String,
+        status: StatusCode,
+        message: String,
+    },
 }
 
 impl Api {
@@ -51,7 +55,9 @@ impl Api {
     /// TLS can't be set up.
     pub(super) fn new(netns: Netns, pki: &Pki) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from(pki.root.clone())).context("the lab's own certificate is no use")?;
+        roots
+            .add(CertificateDer::from(pki.root.clone()))
+            .context("the lab's own certificate is no use")?;
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .context("can't set up TLS")?
@@ -72,38 +78,50 @@ impl Api {
     }
 
     pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, ApiError> {
-        self.request(Method::POST, path, JSON, body.to_string().into()).await
+        self.request(Method::POST, path, JSON, body.to_string().into())
+            .await
     }
 
     pub(super) async fn put(&self, path: &str, body: &Value) -> Result<Value, ApiError> {
-        self.request(Method::PUT, path, JSON, body.to_string().into()).await
+        self.request(Method::PUT, path, JSON, body.to_string().into())
+            .await
     }
 
     /// Creates or changes an object; returns it as stored.
     pub(super) async fn apply(&self, object: &Value) -> Result<Value, ApiError> {
         let path = format!("{}?fieldManager=thyra-lab&force=true", shape::path(object));
-        self.request(Method::PATCH, &path, APPLY, object.to_string().into()).await
+        self.request(Method::PATCH, &path, APPLY, object.to_string().into())
+            .await
     }
 
     /// Applies a custom resource definition as its file has it.
     pub(super) async fn apply_crd(&self, name: &str, document: &str) -> Result<Value, ApiError> {
         let kind = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
         let path = format!("{kind}/{name}?fieldManager=thyra-lab&force=true");
-        self.request(Method::PATCH, &path, APPLY, document.to_owned().into()).await
+        self.request(Method::PATCH, &path, APPLY, document.to_owned().into())
+            .await
     }
 
     /// Writes an object's status.
     pub(super) async fn patch_status(&self, object: &Value, status: &Value) -> Result<Value, ApiError> {
         let path = format!("{}/status", shape::path(object));
         let body = serde_json::json!({ "status": status });
-        self.request(Method::PATCH, &path, MERGE, body.to_string().into()).await
+        self.request(Method::PATCH, &path, MERGE, body.to_string().into())
+            .await
     }
 
     /// Deletes an object at once; one that isn't there is no error.
     pub(super) async fn delete(&self, object: &Value) -> Result<(), ApiError> {
-        let path = format!("{}?gracePeriodSeconds=0&propagationPolicy=Background", shape::path(object));
+        let path = format!(
+            "{}?gracePeriodSeconds=0&propagationPolicy=Background",
+            shape::path(object)
+        );
         match self.request(Method::DELETE, &path, JSON, Bytes::new()).await {
-            Err(ApiError::Refused { status: StatusCode::NOT_FOUND, .. }) | Ok(_) => Ok(()),
+            Err(ApiError::Refused {
+                status: StatusCode::NOT_FOUND,
+                ..
+            })
+            | Ok(_) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -134,14 +152,26 @@ impl Api {
             }
         };
         let status = answer.status();
-        let bytes = answer.into_body().collect().await.map_err(ApiError::Broken)?.to_bytes();
+        let bytes = answer
+            .into_body()
+            .collect()
+            .await
+            .map_err(ApiError::Broken)?
+            .to_bytes();
         let value = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
         if status.is_success() {
             return Ok(value);
         }
-        let message = value.get("message").and_then(Value::as_str).map_or_else(|| value.to_string(), str::to_owned);
-        Err(ApiError::Refused { what, status, message })
+        let message = value
+            .get("message")
+            .and_then(Value::as_str)
+            .map_or_else(|| value.to_string(), str::to_owned);
+        Err(ApiError::Refused {
+            what,
+            status,
+            message,
+        })
     }
 
     /// The connection, made anew when the last one broke.
@@ -151,8 +181,12 @@ impl Api {
             return Ok(sender.clone());
         }
         let stream = self.netns.tcp(true)?.connect(self.address).await?;
-        let stream = self.tls.connect(ServerName::IpAddress(self.address.ip().into()), stream).await?;
-        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let stream = self
+            .tls
+            .connect(ServerName::IpAddress(self.address.ip().into()), stream)
+            .await?;
+        let handshake =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(std::io::Error::other)?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {

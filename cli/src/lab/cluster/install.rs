@@ -34,7 +34,9 @@ impl Cluster {
         for (index, name) in model.nodes.iter().enumerate() {
             let node = shape::node(index, name);
             self.api.apply(&node).await?;
-            self.api.patch_status(&node, &shape::node_status(index, name)).await?;
+            self.api
+                .patch_status(&node, &shape::node_status(index, name))
+                .await?;
         }
         Ok(())
     }
@@ -58,7 +60,9 @@ impl Cluster {
             self.api.apply(&shape::bare(object)).await?;
         }
         for object in objects.iter().filter(|object| object.kind == "Pod") {
-            let Some(pod) = model.pods.get(&object.key()) else { continue };
+            let Some(pod) = model.pods.get(&object.key()) else {
+                continue;
+            };
             let stored = self.apply_pod(&shape::pod(object, pod, model)).await?;
             if let Some(pod) = model.pods.get_mut(&object.key()) {
                 pod.uid = text(&stored, "/metadata/uid");
@@ -71,7 +75,10 @@ impl Cluster {
     /// A pod's containers can't be changed in place: then it is replaced.
     async fn apply_pod(&self, pod: &Value) -> Result<Value, ApiError> {
         match self.api.apply(pod).await {
-            Err(ApiError::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, .. }) => {
+            Err(ApiError::Refused {
+                status: StatusCode::UNPROCESSABLE_ENTITY,
+                ..
+            }) => {
                 self.api.delete(pod).await?;
                 self.api.apply(pod).await
             }
@@ -93,7 +100,11 @@ impl Cluster {
             let stored = match object.kind.as_str() {
                 "Namespace" | "ServiceAccount" | "Node" => continue,
                 "Pod" => match model.pods.get(&object.key()) {
-                    Some(pod) => self.api.patch_status(&object.json, &shape::pod_status(pod)).await?,
+                    Some(pod) => {
+                        self.api
+                            .patch_status(&object.json, &shape::pod_status(pod))
+                            .await?
+                    }
                     None => continue,
                 },
                 "Service" => match model.services.get(&object.key()) {
@@ -123,7 +134,9 @@ impl Cluster {
 
     async fn finish_namespace(&self, object: &Object) -> anyhow::Result<()> {
         let path = shape::path(&object.json);
-        let Ok(mut stored) = self.api.get(&path).await else { return Ok(()) };
+        let Ok(mut stored) = self.api.get(&path).await else {
+            return Ok(());
+        };
         stored["spec"]["finalizers"] = json!([]);
         self.api.put(&format!("{path}/finalize"), &stored).await?;
         Ok(())
@@ -147,5 +160,8 @@ impl Cluster {
 }
 
 fn note(versions: &mut Versions, object: &Object, stored: &Value) {
-    versions.insert((object.kind.clone(), object.key()), text(stored, "/metadata/resourceVersion"));
+    versions.insert(
+        (object.kind.clone(), object.key()),
+        text(stored, "/metadata/resourceVersion"),
+    );
 }

@@ -31,13 +31,21 @@ impl Pki {
         let root = authority.self_signed(&authority_key).context(made)?;
         let issuer = Issuer::new(authority, authority_key);
 
-        let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
-        let mut server =
-            CertificateParams::new(names.map(str::to_owned).to_vec()).context(made)?;
-        server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+        let names = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "localhost",
+        ];
+        let mut server = CertificateParams::new(names.map(str::to_owned).to_vec()).context(made)?;
+        server
+            .distinguished_name
+            .push(DnType::CommonName, "kube-apiserver");
         let mut addresses: Vec<IpAddr> = NodeAddresses::of(0).own.to_vec();
         addresses.extend([IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 96, 0, 1])]);
-        server.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
+        server
+            .subject_alt_names
+            .extend(addresses.into_iter().map(SanType::IpAddress));
         let server_key = KeyPair::generate().context(made)?;
         let certificate = server.signed_by(&server_key, &issuer).context(made)?;
         let accounts = KeyPair::generate().context(made)?;
@@ -47,9 +55,14 @@ impl Pki {
         write(&folder.join("api.key"), &server_key.serialize_pem())?;
         write(&folder.join("sa.key"), &accounts.serialize_pem())?;
         write(&folder.join("sa.pub"), &accounts.public_key_pem())?;
-        write(&folder.join("tokens.csv"), &format!("{TOKEN},admin,1,\"system:masters\"\n"))?;
+        write(
+            &folder.join("tokens.csv"),
+            &format!("{TOKEN},admin,1,\"system:masters\"\n"),
+        )?;
         write(&folder.join("kubeconfig"), &kubeconfig(folder))?;
-        Ok(Self { root: root.der().to_vec() })
+        Ok(Self {
+            root: root.der().to_vec(),
+        })
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 
-use super::{Cluster, POLL, START_TIMEOUT, write};
-use super::process::Process;
+use super::{Cluster, POLL, START_TIMEOUT, spec, write};
 use crate::lab::model::{Model, Service};
 use crate::lab::netns::Netns;
+use crate::lab::process::Process;
 use crate::lab::services::{POD_RANGE4, POD_RANGE6};
 
 impl Cluster {
@@ -35,14 +35,8 @@ impl Cluster {
                 format!("--config={}", config.display()),
                 format!("--hostname-override={}", model.nodes[index]),
             ];
-            self.processes.push(Process::start(
-                node,
-                &self.folder,
-                "kube-proxy",
-                &self.binaries,
-                &flags,
-                &[],
-            )?);
+            let spec = spec(node, &self.folder, &self.binaries, "kube-proxy", flags, &[]);
+            self.processes.push(Process::start(spec)?);
         }
         Ok(())
     }
@@ -57,7 +51,9 @@ impl Cluster {
         for node in nodes {
             loop {
                 let rules = ruleset(node)?;
-                let Some(missing) = wanted.iter().find(|text| !rules.contains(*text)) else { break };
+                let Some(missing) = wanted.iter().find(|text| !rules.contains(*text)) else {
+                    break;
+                };
                 for process in &mut self.processes {
                     process.check()?;
                 }
@@ -90,8 +86,13 @@ fn expected(model: &Model) -> Vec<String> {
 
 fn ruleset(node: &Netns) -> anyhow::Result<String> {
     let mut command = Command::new("nft");
-    command.args(["list", "ruleset"]).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output =
-        node.spawn(&mut command).and_then(std::process::Child::wait_with_output).context("can't run `nft`")?;
+    command
+        .args(["list", "ruleset"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = node
+        .spawn(&mut command)
+        .and_then(std::process::Child::wait_with_output)
+        .context("can't run `nft`")?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

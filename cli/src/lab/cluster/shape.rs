@@ -21,7 +21,11 @@ pub(super) const CUSTOM_LISTS: &[&str] = &[
 /// The object's address on the API server.
 pub(super) fn path(object: &Value) -> String {
     let version = text(object, "/apiVersion");
-    let root = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+    let root = if version.contains('/') {
+        format!("/apis/{version}")
+    } else {
+        format!("/api/{version}")
+    };
     let kind = text(object, "/kind").to_ascii_lowercase();
     let plural = match kind.strip_suffix('y') {
         Some(stem) => format!("{stem}ies"),
@@ -41,7 +45,14 @@ pub(super) fn bare(object: &Object) -> Value {
         fields.remove("status");
     }
     if let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut) {
-        for key in ["uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "selfLink"] {
+        for key in [
+            "uid",
+            "resourceVersion",
+            "creationTimestamp",
+            "generation",
+            "managedFields",
+            "selfLink",
+        ] {
             metadata.remove(key);
         }
     }
@@ -91,8 +102,11 @@ pub(super) fn pod_status(pod: &Pod) -> Value {
 
 pub(super) fn node(index: usize, name: &str) -> Value {
     let addresses = NodeAddresses::of(index);
-    let ranges: Vec<String> =
-        addresses.ranges.iter().map(|(range, length)| format!("{range}/{length}")).collect();
+    let ranges: Vec<String> = addresses
+        .ranges
+        .iter()
+        .map(|(range, length)| format!("{range}/{length}"))
+        .collect();
     json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
         "spec": {"podCIDR": ranges[0], "podCIDRs": ranges}
@@ -101,8 +115,10 @@ pub(super) fn node(index: usize, name: &str) -> Value {
 
 pub(super) fn node_status(index: usize, name: &str) -> Value {
     let own = NodeAddresses::of(index).own;
-    let mut addresses: Vec<Value> =
-        own.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
+    let mut addresses: Vec<Value> = own
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address}))
+        .collect();
     addresses.push(json!({"type": "Hostname", "address": name}));
     json!({"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}]})
 }
@@ -135,12 +151,20 @@ pub(super) fn service(object: &Object, service: &Service) -> Value {
 /// EndpointSlices of every Service, by `namespace/name`: one a family and set of target ports.
 pub(super) fn slices(model: &Model) -> BTreeMap<String, Value> {
     let mut all = BTreeMap::new();
-    for service in model.services.values().filter(|service| !service.selector.is_empty()) {
+    for service in model
+        .services
+        .values()
+        .filter(|service| !service.selector.is_empty())
+    {
         for v4 in [true, false] {
             let mut groups: BTreeMap<Vec<Option<u16>>, Vec<&Pod>> = BTreeMap::new();
             for pod in model.backends(service) {
                 if pod.addresses.iter().any(|address| address.is_ipv4() == v4) {
-                    let targets = service.ports.iter().map(|port| Service::target(port, pod)).collect();
+                    let targets = service
+                        .ports
+                        .iter()
+                        .map(|port| Service::target(port, pod))
+                        .collect();
                     groups.entry(targets).or_default().push(pod);
                 }
             }
@@ -164,7 +188,11 @@ fn slice(
     model: &Model,
 ) -> Value {
     let endpoints = pods.iter().map(|pod| {
-        let addresses: Vec<&IpAddr> = pod.addresses.iter().filter(|address| address.is_ipv4() == v4).collect();
+        let addresses: Vec<&IpAddr> = pod
+            .addresses
+            .iter()
+            .filter(|address| address.is_ipv4() == v4)
+            .collect();
         json!({
             "addresses": addresses[..1],
             "conditions": {"ready": true, "serving": true, "terminating": false},
@@ -234,6 +262,9 @@ mod tests {
         model.add(&objects).expect("room");
         let slices = slices(&model);
         assert_eq!(slices["shop/cart-v4-0"]["ports"][0]["port"], json!(8080));
-        assert_eq!(slices["shop/cart-v6-0"]["endpoints"][0]["addresses"], json!(["fd00:10:244::2"]));
+        assert_eq!(
+            slices["shop/cart-v6-0"]["endpoints"][0]["addresses"],
+            json!(["fd00:10:244::2"])
+        );
     }
 }

@@ -35,7 +35,9 @@ pub(super) fn read(object: &Object) -> anyhow::Result<MeshConfig> {
 
 /// What an agent that agrees with the ConfigMap holds, as JSON; empty if it can't be read.
 pub(crate) fn content(object: &Object) -> String {
-    let Ok(mesh) = read(object) else { return String::new() };
+    let Ok(mesh) = read(object) else {
+        return String::new();
+    };
     serde_json::json!({
         "trustDomain": mesh.trust_domain,
         "rootNamespace": mesh.root_namespace,

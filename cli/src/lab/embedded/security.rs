@@ -17,7 +17,13 @@ use crate::lab::model::labels;
 use crate::lab::object::{Object, text};
 
 /// The envelope that raw objects come in.
-pub(super) fn resource(Held { object, version, created }: &Held) -> anyhow::Result<Any> {
+pub(super) fn resource(
+    Held {
+        object,
+        version,
+        created,
+    }: &Held,
+) -> anyhow::Result<Any> {
     let spec = object.json.get("spec").cloned().unwrap_or_default();
     let body = match object.kind.as_str() {
         "AuthorizationPolicy" => any(
@@ -47,7 +53,10 @@ pub(super) fn resource(Held { object, version, created }: &Held) -> anyhow::Resu
 /// As given, else by order of arrival: PeerAuthentications of a level are ranked by age.
 fn created_at(object: &Object, step: i64) -> Option<Timestamp> {
     let given: Option<Timestamp> = text(&object.json, "/metadata/creationTimestamp").parse().ok();
-    given.or(Some(Timestamp { seconds: step, nanos: 0 }))
+    given.or(Some(Timestamp {
+        seconds: step,
+        nanos: 0,
+    }))
 }
 
 fn authorization(spec: &Value) -> anyhow::Result<wire::AuthorizationPolicy> {

@@ -87,7 +87,11 @@ impl Snapshot {
         let mut all: BTreeMap<Type, BTreeMap<String, Stored>> = BTreeMap::new();
         let mut mesh_config = mesh::defaults();
         for held in objects.values() {
-            let Held { object, version, created: _ } = held;
+            let Held {
+                object,
+                version,
+                created: _,
+            } = held;
             let kind = match object.kind.as_str() {
                 "AuthorizationPolicy" => Type::AuthorizationPolicy,
                 "PeerAuthentication" => Type::PeerAuthentication,

@@ -34,7 +34,10 @@ pub(super) fn addresses(objects: &Objects, model: &Model) -> anyhow::Result<BTre
         workload.authorization_policies = selected_by(objects, &pod.namespace, &pod.labels);
         all.insert(workload.uid.clone(), address::Type::Workload(workload));
     }
-    for held in objects.values().filter(|held| held.object.kind == "WorkloadEntry") {
+    for held in objects
+        .values()
+        .filter(|held| held.object.kind == "WorkloadEntry")
+    {
         let mut workload = of_entry(&held.object, model)?;
         workload.trust_domain.clone_from(&trust_domain);
         all.insert(workload.uid.clone(), address::Type::Workload(workload));

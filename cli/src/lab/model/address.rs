@@ -108,7 +108,10 @@ impl Addresses {
             }
         }
         let families = families(object, &vips);
-        if families.iter().all(|v4| vips.iter().any(|vip| vip.is_ipv4() == *v4)) {
+        if families
+            .iter()
+            .all(|v4| vips.iter().any(|vip| vip.is_ipv4() == *v4))
+        {
             return Ok(vips);
         }
         for host in FIRST_VIP..=254 {
@@ -155,8 +158,16 @@ impl Addresses {
 
 /// Families (is it IPv4?) of a Service's addresses: both, unless it asks for one.
 fn families(object: &Object, vips: &[IpAddr]) -> Vec<bool> {
-    let listed = object.json.pointer("/spec/ipFamilies").and_then(Value::as_array).into_iter().flatten();
-    let mut families: Vec<bool> = listed.filter_map(Value::as_str).map(|family| family == "IPv4").collect();
+    let listed = object
+        .json
+        .pointer("/spec/ipFamilies")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let mut families: Vec<bool> = listed
+        .filter_map(Value::as_str)
+        .map(|family| family == "IPv4")
+        .collect();
     let policy = text(&object.json, "/spec/ipFamilyPolicy");
     let single = policy == "SingleStack" || (policy.is_empty() && families.len() == 1);
     if single {
