@@ -1,0 +1,406 @@
+//! A case of `testdata/packets`: one packet at one program, and everything that it changes.
+//!
+//! Invariant: the whole ledger and the whole memory of connections are compared, so that what a case doesn't name
+//! must not have happened.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use serde::Deserialize;
+use thyra_datapath_abi::maps::{EndpointCounter, OWN_MARK, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::{Control, EventKind, Flow4, Flow6, FlowState, Reason};
+use thyra_datapath_engine::Flows as _;
+use thyra_datapath_engine::decide::Arrival;
+use thyra_datapath_engine::flows::FlowTable;
+use thyra_datapath_engine::host::{End, HostNode, HostPacket, Ledger};
+use thyra_datapath_engine::program::{FromPod, ToPod};
+
+use crate::frame::frame;
+use crate::world;
+
+/// A file of cases.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    case: Vec<Case>,
+}
+
+/// Which program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    ToPod,
+    FromPod,
+}
+
+/// One case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Case {
+    /// A claim.
+    pub name: String,
+    /// `to_pod` or `from_pod`.
+    pub program: Program,
+    /// Interface of the program.
+    #[serde(default = "two")]
+    pub at: u32,
+    /// Interface that the packet came in by; the uplink (9), or the pod's own for `from_pod`, when not said.
+    pub ingress: Option<u32>,
+    /// Whether it belongs to a socket of the node. BPF test-run can't have a packet without one.
+    #[serde(default)]
+    pub socket: bool,
+    /// Carries the mark of Thyra's own packets.
+    #[serde(default)]
+    pub own: bool,
+    /// `deny-drop`, `enforce-host`, `report-new`.
+    #[serde(default)]
+    pub control: Vec<String>,
+    /// See `frame`.
+    pub packet: String,
+    /// Connections that are remembered before: `outbound|host pod:port remote:port [flags]`.
+    #[serde(default)]
+    pub before: Vec<String>,
+    /// The same after; as before when not said.
+    pub after: Option<Vec<String>>,
+    /// How many connections of their own pods may have open.
+    pub outbound_limit: Option<usize>,
+    /// `pass`, `pass-own`, `drop`, `refuse`, `revoke`.
+    pub end: String,
+    /// Verdict that is counted.
+    #[serde(default)]
+    pub verdict: u16,
+    /// Reason (its number) that is counted.
+    #[serde(default)]
+    pub reason: u8,
+    /// Event that is reported.
+    pub event: Option<String>,
+}
+
+fn two() -> u32 {
+    2
+}
+
+/// What a packet changed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Change {
+    pub end: End,
+    pub ledger: Ledger,
+    pub flows: Vec<String>,
+}
+
+/// All cases below `testdata/packets`, with their file.
+pub fn all() -> Vec<(String, Case)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .map(|folder| folder.join("testdata/packets"))
+        .find(|folder| folder.is_dir())
+        .expect("testdata/packets above this crate");
+    let mut cases = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let file: File = toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            cases.extend(file.case.into_iter().map(|case| (name.clone(), case)));
+        }
+    }
+    assert!(cases.len() > 50, "only {} cases were found", cases.len());
+    cases
+}
+
+impl Case {
+    /// Interface that the packet came in by.
+    pub fn ingress(&self) -> u32 {
+        self.ingress.unwrap_or(match self.program {
+            Program::ToPod => 9,
+            Program::FromPod => self.at,
+        })
+    }
+
+    /// The node before the packet.
+    pub fn node(&self) -> HostNode {
+        let mut node = world::node(self.flags());
+        if let Some(limit) = self.outbound_limit {
+            node.outbound_limit = limit;
+        }
+        for line in &self.before {
+            remember(&node, line);
+        }
+        node
+    }
+
+    fn flags(&self) -> u64 {
+        self.control.iter().fold(0, |flags, name| {
+            flags
+                | match name.as_str() {
+                    "deny-drop" => Control::DENY_DROP,
+                    "enforce-host" => Control::ENFORCE_HOST,
+                    "report-new" => Control::REPORT_NEW,
+                    other => panic!("{}: no control flag is called `{other}`", self.name),
+                }
+        })
+    }
+
+    /// Runs the case on the host.
+    pub fn run(&self) -> Change {
+        let node = self.node();
+        let end = self.end_on(&node, &frame(&self.packet));
+        Change {
+            end,
+            ledger: node.ledger.borrow().clone(),
+            flows: flows(&node),
+        }
+    }
+
+    /// Runs a packet in the place of the case's own.
+    pub fn end_on(&self, node: &HostNode, bytes: &[u8]) -> End {
+        let arrival = Arrival {
+            ifindex: self.at,
+            ingress_ifindex: self.ingress(),
+            has_socket: self.socket,
+        };
+        let packet = HostPacket {
+            bytes,
+            arrival,
+            mark: if self.own { OWN_MARK } else { 0 },
+        };
+        match self.program {
+            Program::ToPod => node.run::<ToPod>(packet),
+            Program::FromPod => node.run::<FromPod>(packet),
+        }
+    }
+
+    /// Fails unless the change is what the case says, all of it.
+    pub fn check(&self, change: &Change) {
+        let end = match self.end.as_str() {
+            "pass" => End::Pass,
+            "pass-own" => End::PassOwn,
+            "drop" => End::Drop,
+            "refuse" => End::Refuse,
+            "revoke" => End::Revoke,
+            other => panic!("{}: no end is called `{other}`", self.name),
+        };
+        let mut after = self.after.clone().unwrap_or_else(|| self.before.clone());
+        after.sort();
+        assert_eq!(
+            (end, &after),
+            (change.end, &change.flows),
+            "{}: end, connections",
+            self.name
+        );
+        let seen: Vec<_> = change
+            .ledger
+            .events
+            .iter()
+            .map(|event| EventKind::from_number(event.kind))
+            .collect();
+        let event = self.event.as_deref().map(|name| Some(event_kind(name)));
+        assert_eq!(
+            event.into_iter().collect::<Vec<_>>(),
+            seen,
+            "{}: events",
+            self.name
+        );
+        // The rest of the ledger follows from the case but for the events' content, which `events` checks.
+        let events = change.ledger.events.clone();
+        let wanted = Ledger {
+            events,
+            ..self.counters(end, change)
+        };
+        assert_eq!(wanted, change.ledger, "{}: counters", self.name);
+    }
+
+    fn counters(&self, end: End, change: &Change) -> Ledger {
+        let bytes = u64::try_from(frame(&self.packet).len()).unwrap();
+        let mut ledger = Ledger::default();
+        if self.verdict != 0 {
+            let connections = u64::from(self.packet.split_whitespace().nth(3).is_some_and(|f| f == "S"));
+            let counter = VerdictCounter {
+                packets: 1,
+                bytes,
+                connections,
+            };
+            ledger.verdicts.insert(self.verdict, counter);
+        }
+        if let Some(reason) = Reason::from_number(self.reason) {
+            ledger.reasons.insert(reason, ReasonCounter { packets: 1, bytes });
+        }
+        // A packet that is not IP, or Thyra's own, belongs to no endpoint.
+        if let Some(&endpoint) = change.ledger.endpoints.keys().next() {
+            let mut counter = EndpointCounter::default();
+            *match (self.program, end == End::Pass) {
+                (Program::ToPod, true) => &mut counter.to_pod_packets,
+                (Program::ToPod, false) => &mut counter.to_pod_dropped,
+                (Program::FromPod, true) => &mut counter.from_pod_packets,
+                (Program::FromPod, false) => &mut counter.from_pod_dropped,
+            } = 1;
+            ledger.endpoints = BTreeMap::from([(endpoint, counter)]);
+        }
+        ledger
+    }
+}
+
+fn event_kind(name: &str) -> EventKind {
+    match name {
+        "new" => EventKind::New,
+        "deny" => EventKind::Deny,
+        "revoke" => EventKind::Revoke,
+        "spoof" => EventKind::Spoof,
+        "malformed" => EventKind::Malformed,
+        "audit" => EventKind::Audit,
+        "outbound" => EventKind::Outbound,
+        other => panic!("no event is called `{other}`"),
+    }
+}
+
+const FLAGS: [(&str, u32); 5] = [
+    ("answered", FlowState::ANSWERED),
+    ("local-fin", FlowState::LOCAL_FIN),
+    ("remote-fin", FlowState::REMOTE_FIN),
+    ("reset", FlowState::RESET),
+    ("self", FlowState::SELF),
+];
+
+/// A remembered connection, parsed.
+pub struct Remembered {
+    pub table: FlowTable,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub flags: u32,
+}
+
+impl Remembered {
+    /// Reads `outbound 10.0.0.1:1 10.0.0.2:2 answered`.
+    pub fn parse(line: &str) -> Self {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let table = match words[0] {
+            "outbound" => FlowTable::Outbound,
+            "host" => FlowTable::Host,
+            other => panic!("`{line}`: no table is called `{other}`"),
+        };
+        let flag = |word: &&str| {
+            FLAGS
+                .iter()
+                .find(|(name, _)| name == word)
+                .expect("a known flag")
+                .1
+        };
+        let flags = words[3..].iter().map(flag).sum();
+        Self {
+            table,
+            local: words[1].parse().unwrap(),
+            remote: words[2].parse().unwrap(),
+            flags,
+        }
+    }
+
+    /// The id of the world's endpoint that owns the local address.
+    pub fn endpoint(&self) -> u16 {
+        let last = match self.local.ip() {
+            IpAddr::V4(a) => a.octets()[3],
+            IpAddr::V6(a) => a.octets()[15],
+        };
+        u16::from(last) - 1
+    }
+}
+
+fn remember(node: &HostNode, line: &str) {
+    let flow = Remembered::parse(line);
+    let fits = match key(&flow) {
+        Key::V4(key) => (&node).open4(flow.table, &key, flow.flags),
+        Key::V6(key) => (&node).open6(flow.table, &key, flow.flags),
+    };
+    assert!(fits, "`{line}` does not fit");
+}
+
+/// A key of either family.
+pub enum Key {
+    V4(Flow4),
+    V6(Flow6),
+}
+
+/// The map key of a connection.
+pub fn key(flow: &Remembered) -> Key {
+    let (local_port, remote_port) = (flow.local.port().to_be_bytes(), flow.remote.port().to_be_bytes());
+    let endpoint = flow.endpoint();
+    match (flow.local.ip(), flow.remote.ip()) {
+        (IpAddr::V4(l), IpAddr::V4(r)) => {
+            let (local, remote) = (l.octets(), r.octets());
+            Key::V4(Flow4 {
+                local,
+                remote,
+                local_port,
+                remote_port,
+                endpoint,
+                pad: 0,
+            })
+        }
+        (IpAddr::V6(l), IpAddr::V6(r)) => {
+            let (local, remote) = (l.octets(), r.octets());
+            Key::V6(Flow6 {
+                local,
+                remote,
+                local_port,
+                remote_port,
+                endpoint,
+                pad: 0,
+            })
+        }
+        _ => panic!("two families"),
+    }
+}
+
+fn flows(node: &HostNode) -> Vec<String> {
+    let mut lines = Vec::new();
+    for table in [FlowTable::Outbound, FlowTable::Host] {
+        lines.extend(
+            node.flows4(table)
+                .iter()
+                .map(|(key, state)| line4(table, key, state)),
+        );
+        lines.extend(
+            node.flows6(table)
+                .iter()
+                .map(|(key, state)| line6(table, key, state)),
+        );
+    }
+    lines.sort();
+    lines
+}
+
+/// A remembered connection as cases write it.
+pub fn line4(table: FlowTable, key: &Flow4, state: &FlowState) -> String {
+    let side = |address: [u8; 4], port| SocketAddr::from((address, u16::from_be_bytes(port)));
+    line(
+        table,
+        side(key.local, key.local_port),
+        side(key.remote, key.remote_port),
+        state,
+    )
+}
+
+/// The same for IPv6.
+pub fn line6(table: FlowTable, key: &Flow6, state: &FlowState) -> String {
+    let side = |address: [u8; 16], port| SocketAddr::from((address, u16::from_be_bytes(port)));
+    line(
+        table,
+        side(key.local, key.local_port),
+        side(key.remote, key.remote_port),
+        state,
+    )
+}
+
+fn line(table: FlowTable, local: SocketAddr, remote: SocketAddr, state: &FlowState) -> String {
+    let table = match table {
+        FlowTable::Outbound => "outbound",
+        FlowTable::Host => "host",
+    };
+    let flags: String = FLAGS
+        .iter()
+        .filter(|(_, bit)| state.flags & bit != 0)
+        .map(|(name, _)| format!(" {name}"))
+        .collect();
+    format!("{table} {local} {remote}{flags}")
+}

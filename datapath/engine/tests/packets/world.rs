@@ -1,0 +1,175 @@
+//! The small node that every case in `testdata/packets` is about.
+//!
+//! ```text
+//! endpoint 1  interface 2  10.244.0.2  fd00:10:244::2   enforced
+//! endpoint 2  interface 3  10.244.0.3  fd00:10:244::3   audited
+//! endpoint 3  interface 4  10.244.0.4  fd00:10:244::4   off
+//! endpoint 4  interface 5  10.244.0.5  fd00:10:244::5   attached, never placed by a commit
+//! endpoint 5  interface 6  10.244.0.6  fd00:10:244::6   enforced, port of the bridge 8
+//! uplink      interface 9
+//!
+//! port   friend  foe   pending  outsider
+//! 8080   allow   deny  hold     deny
+//! 9090   allow   allow allow    allow
+//! 7070   (cells that nobody wrote)
+//! other  deny    deny  hold     deny
+//! ```
+//!
+//! Friends: 10.244.1.10, fd00:10:244:1::10, endpoint 3's addresses, 192.0.2.0/24 and 2001:db8:1::/48 but for
+//! 192.0.2.128/25. Foes: 10.244.1.66, fd00:10:244:1::66. Pending: 10.244.1.70, fd00:10:244:1::70.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, LazyLock};
+
+use thyra_datapath_abi::tables::{ClassInfo, EndpointTables, SourceAddress, SourceBlock, Tables, Verdict};
+use thyra_datapath_abi::{Action, EndpointRecord, Mode, Reason};
+use thyra_datapath_engine::BankImage;
+use thyra_datapath_engine::host::HostNode;
+
+/// Verdict ids are the index plus one: 2 denies, 3 holds.
+pub const ALLOW: u16 = 1;
+
+/// Classes.
+const FRIEND: u16 = 1;
+const FOE: u16 = 2;
+const PENDING: u16 = 3;
+
+const LOCAL: [(u16, u32, Option<Mode>); 5] = [
+    (1, 2, Some(Mode::Enforce)),
+    (2, 3, Some(Mode::Audit)),
+    (3, 4, Some(Mode::Off)),
+    (4, 5, None),
+    (5, 6, Some(Mode::Enforce)),
+];
+
+/// Index of the bridge that endpoint 5 is a port of.
+pub const BRIDGE: u32 = 8;
+
+/// The node, with these flags of `Control`.
+pub fn node(flags: u64) -> HostNode {
+    let mut node = HostNode::new(image(), flags);
+    for (endpoint, ifindex, _) in LOCAL {
+        let record = EndpointRecord {
+            ifindex,
+            bridge_ifindex: if endpoint == 5 { BRIDGE } else { 0 },
+            address4: Ipv4Addr::new(10, 244, 0, low(ifindex)).octets(),
+            address6: Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, u16::from(low(ifindex))).octets(),
+            ..EndpointRecord::default()
+        };
+        node.attach(endpoint, record);
+    }
+    node
+}
+
+/// The bank that the node's tables make.
+pub fn image() -> BankImage {
+    static IMAGE: LazyLock<BankImage> =
+        LazyLock::new(|| BankImage::build(&tables(), &|index| u16::try_from(index).unwrap() + 1).unwrap());
+    IMAGE.clone()
+}
+
+fn low(ifindex: u32) -> u8 {
+    u8::try_from(ifindex).unwrap()
+}
+
+fn tables() -> Tables {
+    let class = ClassInfo {
+        principal: None,
+        identity: 0,
+        pending: false,
+        blocks: Vec::new(),
+    };
+    let mut addresses = Vec::new();
+    let both = |last: u8, class: u16| {
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, hexadecimal(last));
+        [
+            source(IpAddr::V4(Ipv4Addr::new(10, 244, 1, last)), class, 0),
+            source(IpAddr::V6(v6), class, 0),
+        ]
+    };
+    addresses.extend(both(10, FRIEND));
+    addresses.extend(both(66, FOE));
+    addresses.extend(both(70, PENDING));
+    for (endpoint, ifindex, _) in LOCAL {
+        let class = if endpoint == 3 { FRIEND } else { FOE };
+        let last = low(ifindex);
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, u16::from(last));
+        addresses.push(source(
+            IpAddr::V4(Ipv4Addr::new(10, 244, 0, last)),
+            class,
+            endpoint,
+        ));
+        addresses.push(source(IpAddr::V6(v6), class, endpoint));
+    }
+    addresses.sort();
+    let endpoint = |(endpoint, _, mode): (u16, u32, Option<Mode>)| {
+        mode.map(|mode| EndpointTables {
+            endpoint,
+            set4: 0,
+            set6: 0,
+            mode,
+        })
+    };
+    Tables {
+        classes: vec![class; 4],
+        class_column: vec![0, 1, 2, 3],
+        columns: 4,
+        addresses,
+        blocks: vec![
+            block("192.0.2.0", 24, FRIEND),
+            block("192.0.2.128", 25, 0),
+            block("2001:db8:1::", 48, FRIEND),
+        ],
+        port_runs: vec![
+            (0, 0),
+            (7070, 3),
+            (7071, 0),
+            (8080, 1),
+            (8081, 0),
+            (9090, 2),
+            (9091, 0),
+        ],
+        port_classes: 4,
+        sets: vec![vec![0, 1, 2, 3]],
+        rows: vec![vec![1, 1, 1, 2], vec![1, 0, 1, 2], vec![0; 4], vec![3; 4]],
+        verdicts: vec![
+            verdict(Action::Allow, Reason::PolicyAllow),
+            verdict(Action::Deny, Reason::Policy),
+            verdict(Action::Hold, Reason::IdentityPending),
+            // A cell whose action is `Missing` is what memory that nobody wrote looks like.
+            verdict(Action::Missing, Reason::TableMissing),
+        ],
+        endpoints: LOCAL.into_iter().filter_map(endpoint).collect(),
+    }
+}
+
+/// `70` becomes `0x70`, so that the last groups of both families read alike.
+fn hexadecimal(decimal: u8) -> u16 {
+    u16::from(decimal / 10) * 16 + u16::from(decimal % 10)
+}
+
+fn source(address: IpAddr, class: u16, local: u16) -> SourceAddress {
+    SourceAddress {
+        address,
+        class,
+        local,
+    }
+}
+
+fn block(network: &str, prefix: u8, class: u16) -> SourceBlock {
+    SourceBlock {
+        network: network.parse().unwrap(),
+        prefix,
+        class,
+    }
+}
+
+fn verdict(action: Action, reason: Reason) -> Verdict {
+    Verdict {
+        action,
+        reason,
+        rule: None,
+        because: Vec::<(_, Arc<str>)>::new(),
+        would: None,
+    }
+}

@@ -1,0 +1,207 @@
+//! Every case of `testdata/packets` in the kernel, against the same case on the host. Needs root.
+//!
+//! Test-run gives every packet a socket, so that "no interface and no socket" is tested on the host alone; the lab
+//! shows it with real packets.
+
+#[path = "../engine/tests/packets/case.rs"]
+mod case;
+#[path = "../engine/tests/packets/frame.rs"]
+mod frame;
+#[path = "testrun/kernel.rs"]
+mod kernel;
+#[path = "../engine/tests/packets/world.rs"]
+mod world;
+
+use case::Case;
+use kernel::Kernel;
+use thyra_datapath_abi::maps::OWN_MARK;
+use thyra_datapath_abi::{Control, Event};
+use thyra_datapath_engine::BankImage;
+use thyra_datapath_engine::host::{End, Ledger};
+
+/// `TCX_NEXT`, `TC_ACT_SHOT`, `TC_ACT_REDIRECT`.
+const NEXT: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+/// Runs `test` in a thread with a network namespace of its own; says so loudly when there is no root to do it.
+fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
+    // SAFETY: no arguments, cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("SKIPPED: BPF test-run needs root");
+        return;
+    }
+    let thread = std::thread::spawn(|| {
+        kernel::enter_namespace();
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Cases that test-run can build: with interface 0 every packet counts as the node's.
+fn cases() -> impl Iterator<Item = Case> {
+    case::all()
+        .into_iter()
+        .map(|(_, case)| case)
+        .filter(|case| case.ingress() != 0 || case.socket)
+}
+
+fn code(end: End) -> i32 {
+    match end {
+        End::Pass | End::PassOwn | End::Revoke => NEXT,
+        End::Drop => SHOT,
+        End::Refuse => REDIRECT,
+    }
+}
+
+fn check(kernel: &mut Kernel, case: &Case, bank: u32) {
+    let host = case.run();
+    case.check(&host);
+    let node = case.node();
+    kernel.attach(&node);
+    kernel.control(Control::new(1, bank, node.control.0));
+    kernel.remember(&case.before);
+    let mark = if case.own { OWN_MARK } else { 0 };
+    let run = kernel.run(case, &frame::frame(&case.packet), mark);
+    let ledger = kernel.take_ledger();
+    let mut flows = kernel.flows();
+    flows.sort();
+    assert_eq!(
+        (code(host.end), &host.flows),
+        (run.code, &flows),
+        "{}: code, connections",
+        case.name
+    );
+    let events = ledger
+        .events
+        .iter()
+        .map(|event| Event { time_ns: 0, ..*event })
+        .collect();
+    assert_eq!(host.ledger, Ledger { events, ..ledger }, "{}: ledger", case.name);
+}
+
+#[test]
+fn the_kernel_does_to_every_packet_what_the_host_does() {
+    in_a_namespace(|| {
+        for bank in [0, 1] {
+            let mut kernel = Kernel::load(None);
+            kernel.fill(&world::image(), bank, Control::new(1, bank, 0));
+            for case in cases().filter(|case| case.outbound_limit.is_none()) {
+                check(&mut kernel, &case, bank);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_full_table_of_own_connections_refuses_only_the_new_one() {
+    in_a_namespace(|| {
+        let mut count = 0;
+        for case in cases().filter(|case| case.outbound_limit.is_some()) {
+            let mut kernel = Kernel::load(case.outbound_limit);
+            kernel.fill(&world::image(), 0, Control::new(1, 0, 0));
+            check(&mut kernel, &case, 0);
+            count += 1;
+        }
+        assert!(count > 0, "no case has a limit");
+    });
+}
+
+#[test]
+fn the_dead_bank_lets_nothing_in() {
+    in_a_namespace(|| {
+        let mut kernel = Kernel::load(None);
+        // The control of the test above: the same packet, the same words, but the other bank is live.
+        kernel.fill(&world::image(), 0, Control::new(1, 0, 0));
+        kernel.fill(&BankImage::default(), 1, Control::new(2, 1, 0));
+        for case in cases().filter(|case| case.verdict == world::ALLOW) {
+            kernel.attach(&case.node());
+            let run = kernel.run(&case, &frame::frame(&case.packet), 0);
+            assert_eq!(SHOT, run.code, "{}", case.name);
+        }
+    });
+}
+
+#[test]
+fn a_refused_syn_becomes_a_reset_with_right_numbers_and_sums() {
+    in_a_namespace(|| {
+        let mut kernel = Kernel::load(None);
+        kernel.fill(&world::image(), 0, Control::new(1, 0, 0));
+        for case in cases().filter(|case| case.end == "refuse" && case.outbound_limit.is_none()) {
+            let node = case.node();
+            kernel.attach(&node);
+            kernel.control(Control::new(1, 0, node.control.0));
+            kernel.remember(&case.before);
+            let frame = frame::frame(&case.packet);
+            let run = kernel.run(&case, &frame, 0);
+            check_reset(&case.name, &frame, &run.bytes);
+        }
+    });
+}
+
+/// An RST|ACK back to where `frame` came from, 20 bytes of TCP, every sum right.
+fn check_reset(name: &str, frame: &[u8], reset: &[u8]) {
+    let l3 = if frame[12] == 0x81 { 18 } else { 14 };
+    let (l4, source, destination) = match frame[l3] >> 4 {
+        4 => (l3 + 20, 12..16, 16..20),
+        _ => (l3 + 40, 8..24, 24..40),
+    };
+    let (ip, reply) = (&frame[l3..l4], &reset[l3..l4]);
+    assert_eq!(l4 + 20, reset.len(), "{name}: length");
+    assert_eq!(
+        (&frame[0..6], &frame[6..12]),
+        (&reset[6..12], &reset[0..6]),
+        "{name}: the MACs are swapped"
+    );
+    assert_eq!(
+        (&ip[source.clone()], &ip[destination.clone()]),
+        (&reply[destination], &reply[source]),
+        "{name}"
+    );
+    assert_eq!(
+        frame[l4..l4 + 2],
+        reset[l4 + 2..l4 + 4],
+        "{name}: destination port"
+    );
+    assert_eq!(frame[l4 + 2..l4 + 4], reset[l4..l4 + 2], "{name}: source port");
+    assert_eq!(0_u32.to_be_bytes(), reset[l4 + 4..l4 + 8], "{name}: SEQ");
+    assert_eq!(
+        1001_u32.to_be_bytes(),
+        reset[l4 + 8..l4 + 12],
+        "{name}: ACK = SEG.SEQ + 1"
+    );
+    assert_eq!(
+        (0x50, 0x14),
+        (reset[l4 + 12], reset[l4 + 13]),
+        "{name}: RST|ACK without options"
+    );
+    let (addresses, header) = if l4 - l3 == 20 {
+        (&reply[12..20], Some(reply))
+    } else {
+        (&reply[8..40], None)
+    };
+    let pseudo = [addresses, &[0, 6, 0, 20]].concat();
+    assert_eq!(
+        0xffff,
+        sum(&[&pseudo[..], &reset[l4..]].concat()),
+        "{name}: TCP checksum"
+    );
+    assert!(
+        header.is_none_or(|header| sum(header) == 0xffff),
+        "{name}: IP checksum"
+    );
+}
+
+/// The ones' complement sum, worked out apart from the engine.
+fn sum(bytes: &[u8]) -> u16 {
+    let mut sum: u64 = bytes
+        .chunks(2)
+        .map(|pair| u64::from(pair[0]) * 256 + u64::from(pair[1]))
+        .sum();
+    while sum > 0xffff {
+        sum = sum % 65_536 + sum / 65_536;
+    }
+    u16::try_from(sum).unwrap()
+}
