@@ -11,9 +11,12 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use node::{Fate, Pod, chain, config, echoes, on_a_node, open, ready, run, start_step, step};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use node::{Fate, Pod, announce, chain, config, echoes, on_a_node, open, ready, run, start_step, step};
 use policy::{Policy, allow, deny};
-use thyra_datapath::abi::tables::Tables;
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use thyra_datapath::abi::tables::{SourceAddress, SourceBlock, Tables};
 use thyra_datapath::abi::{Action, Event, EventKind, Mode};
 use thyra_datapath::{AttachError, CommitError, Datapath, DatapathStatus, OpenError, Origin};
 
@@ -180,6 +183,78 @@ fn a_killed_process_leaves_enforcement_on_and_the_next_picks_it_up() {
 }
 
 #[test]
+fn killed_at_any_moment_of_a_commit_it_leaves_one_state_or_the_other() {
+    const NAME: &str = "killed_at_any_moment_of_a_commit_it_leaves_one_state_or_the_other";
+    on_a_node(NAME, || {
+        if step().is_some() {
+            let mut datapath = open();
+            let start = datapath.generation();
+            let states = [true, false].map(|turned| tables(&mut datapath, Mode::Enforce, turned));
+            datapath.attach(&SERVER.spec()).unwrap();
+            announce();
+            for (generation, tables) in (start + 1..).zip(states.iter().cycle()) {
+                let mut tables = tables.clone();
+                let denied = usize::from(tables.verdicts[0].action == Action::Allow);
+                tables.verdicts[denied] = deny(&format!("deny {generation}"));
+                datapath.commit(&tables, generation).unwrap();
+            }
+        }
+        pods();
+        enforce(&mut open());
+        let mut reached = 1;
+        for pause in 0..12 {
+            let mut committer = start_step(NAME, "commit");
+            std::thread::sleep(Duration::from_millis(3 + 7 * pause));
+            committer.kill().unwrap();
+            committer.wait().unwrap();
+            only_the_friend_gets_in();
+            let datapath = open();
+            let generation = datapath.generation();
+            assert!(generation >= reached, "{generation} after {reached}");
+            reached = generation;
+            let id = datapath.reservations()["uid-4"];
+            let refused = datapath
+                .read_back()
+                .unwrap()
+                .evaluate(id, STRANGER.v4(), PORT)
+                .unwrap();
+            assert!(
+                datapath.verdict(refused.verdict).is_some(),
+                "its name was written before"
+            );
+        }
+        assert!(reached > 12, "{reached}");
+    });
+}
+
+#[test]
+fn killed_at_any_moment_of_an_attachment_it_leaves_nothing_half() {
+    const NAME: &str = "killed_at_any_moment_of_an_attachment_it_leaves_nothing_half";
+    on_a_node(NAME, || {
+        if step().is_some() {
+            let mut datapath = open();
+            announce();
+            loop {
+                let id = enforce(&mut datapath);
+                datapath.detach(id).unwrap();
+            }
+        }
+        pods();
+        for pause in 0..12 {
+            let mut attacher = start_step(NAME, "attach");
+            std::thread::sleep(Duration::from_millis(3 + 5 * pause));
+            attacher.kill().unwrap();
+            attacher.wait().unwrap();
+            let mut datapath = open();
+            enforce(&mut datapath);
+            assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
+            assert_eq!((datapath.status().endpoints.len(), links()), (1, 2));
+            only_the_friend_gets_in();
+        }
+    });
+}
+
+#[test]
 fn programs_are_replaced_under_traffic_without_a_gap() {
     on_a_node("programs_are_replaced_under_traffic_without_a_gap", || {
         pods();
@@ -314,6 +389,120 @@ fn an_allowed_packet_goes_on_to_foreign_programs() {
         only_the_friend_gets_in();
         assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
     });
+}
+
+#[test]
+fn a_program_before_ours_is_noticed() {
+    on_a_node("a_program_before_ours_is_noticed", || {
+        pods();
+        let mut datapath = open();
+        enforce(&mut datapath);
+        let mut foreign = aya::Ebpf::load(thyra_datapath::object()).unwrap();
+        let program = foreign.program_mut("to_pod").unwrap();
+        let program = <&mut SchedClassifier>::try_from(program).unwrap();
+        program.load().unwrap();
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program
+            .attach_with_options("veth4", TcAttachType::Egress, first)
+            .unwrap();
+        let status = datapath.status();
+        assert_eq!(problems(&status).len(), 1);
+        assert!(
+            problems(&status)[0].contains("before `to_pod`"),
+            "{:?}",
+            problems(&status)
+        );
+        program.detach(link).unwrap();
+        assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
+    });
+}
+
+#[test]
+fn the_longest_block_decides_in_either_bank() {
+    on_a_node("the_longest_block_decides_in_either_bank", || {
+        pods();
+        let mut datapath = open();
+        enforce(&mut datapath);
+        let mut tables = tables(&mut datapath, Mode::Enforce, false);
+        tables.addresses.clear();
+        let block = |network: &str, prefix, class| SourceBlock {
+            network: network.parse().unwrap(),
+            prefix,
+            class,
+        };
+        for (generation, friend, stranger) in [(2, 1, 2), (3, 2, 1), (4, 1, 2)] {
+            tables.blocks = vec![
+                block("10.244.0.0", 16, stranger),
+                block("10.244.0.2", 32, friend),
+                block("fd00:10:244::", 64, stranger),
+                block("fd00:10:244::2", 128, friend),
+            ];
+            datapath.commit(&tables, generation).unwrap();
+            let fate = |class| if class == 1 { Fate::Answered } else { Fate::Refused };
+            for address in families(SERVER) {
+                assert_eq!(
+                    FRIEND.try_connect(address, PORT),
+                    fate(friend),
+                    "friend, {generation}"
+                );
+                assert_eq!(
+                    STRANGER.try_connect(address, PORT),
+                    fate(stranger),
+                    "stranger, {generation}"
+                );
+            }
+            let fill = datapath.status().fill;
+            assert!(fill.iter().any(|fill| fill.table == "blocks4" && fill.used == 2));
+        }
+    });
+}
+
+#[test]
+fn what_is_read_back_is_what_was_committed() {
+    on_a_node("what_is_read_back_is_what_was_committed", || {
+        let mut datapath = open();
+        let mut tables = tables(&mut datapath, Mode::Audit, false);
+        let id = tables.endpoints[0].endpoint;
+        tables.addresses = (0..3_000_u32)
+            .flat_map(|n| {
+                [
+                    IpAddr::from(0x0a00_0001_u32.wrapping_add(n * 7).to_be_bytes()),
+                    wide(n),
+                ]
+            })
+            .zip((0..3_u16).cycle())
+            .map(|(address, class)| SourceAddress {
+                address,
+                class,
+                local: 0,
+            })
+            .collect();
+        tables.addresses.sort();
+        for generation in 1..4 {
+            tables.rows[0].rotate_left(1);
+            datapath.commit(&tables, generation).unwrap();
+            let view = datapath.read_back().unwrap();
+            let unknown = [IpAddr::from([9, 9, 9, 9]), wide(1_000_000)];
+            for address in tables.addresses.iter().map(|a| a.address).chain(unknown) {
+                let seen = view.evaluate(id, address, PORT).unwrap();
+                let wanted = tables.verdict(0, PORT, tables.class_of(address));
+                assert_eq!(datapath.verdict(seen.verdict), wanted, "{address}");
+                assert_eq!((seen.class, seen.mode), (tables.class_of(address), Mode::Audit));
+            }
+            assert!(view.evaluate(id + 1, FRIEND.v4(), PORT).is_none());
+        }
+        let used = |table: &str, status: &DatapathStatus| {
+            status.fill.iter().find(|fill| fill.table == table).unwrap().used
+        };
+        let status = datapath.status();
+        assert_eq!(used("addresses", &status), 6_000);
+        let counts = ["classes", "columns", "rows", "sets", "port classes", "verdicts"];
+        assert_eq!(counts.map(|table| used(table, &status)), [3, 3, 1, 1, 1, 2]);
+    });
+}
+
+fn wide(n: u32) -> IpAddr {
+    IpAddr::V6(((0xfd00_u128 << 112) | u128::from(n) << 32 | u128::from(n ^ 5)).into())
 }
 
 #[test]
@@ -470,6 +659,26 @@ fn a_folder_that_is_no_bpffs_is_refused() {
         let refused = Datapath::open(thyra_datapath::Config { bpffs, ..config() }).unwrap_err();
         assert!(refused.to_string().contains("mount -t bpf bpf"), "{refused}");
         assert!(!std::path::Path::new("/run/elsewhere").exists());
+    });
+}
+
+#[test]
+fn without_privileges_it_says_what_is_missing() {
+    on_a_node("without_privileges_it_says_what_is_missing", || {
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        };
+        set_capabilities(None, sets).unwrap();
+        let refused = Datapath::open(config()).unwrap_err();
+        assert!(refused.to_string().contains("CAP_BPF"), "{refused}");
+        assert!(refused.to_string().contains("run as root"), "{refused}");
+        assert!(
+            !config().bpffs.exists() && !config().state_dir.exists(),
+            "nothing is left behind"
+        );
     });
 }
 

@@ -97,10 +97,15 @@ pub(crate) fn start_step(test: &str, step: &str) -> Child {
     child
 }
 
-/// Tells `start_step` to go on, then sleeps until this process is killed.
-pub(crate) fn ready() -> ! {
+/// Tells `start_step` to go on.
+pub(crate) fn announce() {
     println!("READY");
     std::io::stdout().flush().unwrap();
+}
+
+/// Tells `start_step` to go on, then sleeps until this process is killed.
+pub(crate) fn ready() -> ! {
+    announce();
     loop {
         std::thread::park();
     }
