@@ -2,6 +2,16 @@
 //!
 //! Invariant: a cell says what the oracle says for every connection that falls into it; the same world gives the same
 //! verdicts whatever was compiled before.
+//!
+//! ```text
+//! workloads, VIPs, endpoints ─ lend ─► address → identity | unknown | pending ─┐
+//! policies' CIDR blocks ─ block ─► address → deepest block ────────────────────┤
+//! policies ─ prepared ─► identity tests ─ pattern ─► identities that hold ─────┴► slot: sources that no policy tells apart
+//!                                                                                  │
+//! endpoint ─ enrol, scope, protocol ─► profile ─ set ─► ports × policies ─ rule ─► where a rule is sure, where it may hold
+//!                                                                                  │
+//!                                  Tables ◄─ assemble ◄─ rows of outcomes ◄─ row ──┘
+//! ```
 
 mod assemble;
 mod bits;

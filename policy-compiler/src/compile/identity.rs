@@ -37,6 +37,7 @@ impl Identity {
 pub(crate) struct Identities {
     list: Vec<(Identity, Arc<str>)>,
     index: HashMap<Identity, usize>,
+    by_principal: HashMap<Arc<str>, Vec<usize>>,
 }
 
 impl Identities {
@@ -46,13 +47,23 @@ impl Identities {
             return *known;
         }
         let number = self.list.len();
-        self.list.push((identity.clone(), identity.principal().into()));
+        let principal: Arc<str> = identity.principal().into();
+        self.by_principal
+            .entry(Arc::clone(&principal))
+            .or_default()
+            .push(number);
+        self.list.push((identity.clone(), principal));
         self.index.insert(identity, number);
         number
     }
 
     pub(crate) fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// Those with this principal: one, unless names hold a `/`.
+    pub(crate) fn with_principal(&self, principal: &str) -> &[usize] {
+        self.by_principal.get(principal).map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn get(&self, number: usize) -> &Identity {

@@ -85,6 +85,14 @@ impl IdentityTest {
                 not_values,
             } => {
                 let (values, not_values) = (Patterns::new(values), Patterns::new(not_values));
+                if let Some(exact) = values.only_exact().filter(|_| *of == Text::Principal) {
+                    let found = exact.filter(|text| !not_values.hold(text));
+                    found
+                        .flat_map(|text| identities.with_principal(text))
+                        .filter(|number| **number >= from)
+                        .for_each(|number| hit(*number));
+                    return;
+                }
                 for number in from..identities.len() {
                     let text = of.of(identities, number);
                     if (values.is_empty() || values.hold(text)) && !not_values.hold(text) {
@@ -140,6 +148,11 @@ impl<'a> Patterns<'a> {
 
     fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.others.is_empty()
+    }
+
+    /// The values, if all are exact and there are some: they can be looked up.
+    fn only_exact(&self) -> Option<impl Iterator<Item = &'a str> + '_> {
+        (self.others.is_empty() && !self.exact.is_empty()).then(|| self.exact.iter().copied())
     }
 
     fn hold(&self, text: &str) -> bool {

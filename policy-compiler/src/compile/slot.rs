@@ -209,30 +209,30 @@ impl Slots {
 /// Parts the identities by the answers of all tests: group of each, representative of each group.
 fn group(tests: &Tests, used: &[TestId], identities: usize) -> (Vec<usize>, Vec<usize>) {
     let mut group_of = vec![0; identities];
-    let mut groups = usize::from(identities > 0);
+    let mut size = vec![identities; usize::from(identities > 0)];
     for test in used {
-        let mut split: HashMap<usize, usize> = HashMap::new();
-        let mut size = vec![0_usize; groups];
-        let mut hit = vec![0_usize; groups];
-        for group in &group_of {
-            size[*group] += 1;
-        }
+        let mut hit: HashMap<usize, usize> = HashMap::new();
         for identity in tests.list[*test].holds.iter() {
-            hit[group_of[identity]] += 1;
+            *hit.entry(group_of[identity]).or_default() += 1;
         }
+        // A group that the test holds as a whole stays one.
+        hit.retain(|group, count| *count < size[*group]);
+        let mut split: HashMap<usize, usize> = HashMap::new();
         for identity in tests.list[*test].holds.iter() {
             let group = group_of[identity];
-            if hit[group] == size[group] {
+            if !hit.contains_key(&group) {
                 continue;
             }
             let to = *split.entry(group).or_insert_with(|| {
-                groups += 1;
-                groups - 1
+                size.push(0);
+                size.len() - 1
             });
+            size[group] -= 1;
+            size[to] += 1;
             group_of[identity] = to;
         }
     }
-    let mut representatives = vec![0; groups];
+    let mut representatives = vec![0; size.len()];
     for (identity, group) in group_of.iter().enumerate().rev() {
         representatives[*group] = identity;
     }
