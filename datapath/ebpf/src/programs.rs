@@ -19,6 +19,12 @@ pub fn from_pod(ctx: TcContext) -> i32 {
     program::run::<FromPod, _, _>(Node, Skb(ctx.skb.skb))
 }
 
+/// Lets every packet go on: what benchmarks compare with. Never attached to a pod.
+#[classifier]
+pub fn empty(_: TcContext) -> i32 {
+    crate::skb::NEXT
+}
+
 /// Nothing here panics; the compiler asks for it, and the verifier would refuse the loop.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -18,7 +18,7 @@ use thyra_datapath_engine::{Family, Load, Packet};
 use crate::segment;
 
 /// The next program decides (`TCX_NEXT`, and `TC_ACT_UNSPEC` of clsact).
-const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 /// The packet is gone (`TC_ACT_SHOT`).
 pub const SHOT: i32 = 2;
 
