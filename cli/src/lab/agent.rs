@@ -1,6 +1,7 @@
 //! The agents of a lab: started in their nodes, told of their pods, asked what they enforce.
 //!
-//! Invariant: an agent runs in its node's network namespace with a bpffs, a state folder and a socket of its own.
+//! Invariant: an agent runs in its node's network namespace with a bpffs, a state folder and a socket of its
+//! own.
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,7 +1,9 @@
-//! The production control plane: etcd, kube-apiserver, istiod and kube-proxy, with the lab in the kubelet's and the endpoint
+//! The production control plane: etcd, kube-apiserver, istiod and kube-proxy, with the lab in the kubelet's
+//! and the endpoint
 //! controller's place.
 //!
-//! Invariant: agents learn nothing from the lab but their pods' interfaces; all else comes through the API server and istiod.
+//! Invariant: agents learn nothing from the lab but their pods' interfaces; all else comes through the API
+//! server and istiod.
 
 mod api;
 mod install;

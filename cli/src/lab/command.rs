@@ -1,6 +1,7 @@
 //! The lab's commands that begin and end in the foreground.
 //!
-//! Invariant: `run` leaves nothing behind: not on success, not on failure, not on Ctrl-C, not when it is killed.
+//! Invariant: `run` leaves nothing behind: not on success, not on failure, not on Ctrl-C, not when it is
+//! killed.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -55,7 +56,7 @@ pub(super) fn janitor(id: &str) -> anyhow::Result<ExitCode> {
     std::io::stdin()
         .read_to_end(&mut Vec::new())
         .context("can't watch the lab's process")?;
-    registry::remove(&RunDir::of(id))?;
+    registry::remove(&RunDir::parse(id).context("not an id of a lab")?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -227,10 +228,15 @@ fn place_of(name: &str, prefix: &str) -> String {
 
 pub(super) fn down(args: &DownArgs) -> anyhow::Result<ExitCode> {
     check_rights()?;
-    let labs = if args.all || (args.name.is_none() && registry::all().is_empty()) {
-        registry::all()
-    } else {
-        vec![registry::find(args.name.as_deref())?]
+    let labs = match &args.name {
+        None if args.all || registry::all().is_empty() => registry::all(),
+        // What is gone already is down; its namespaces may be left.
+        Some(id) if registry::is_unknown(id) => {
+            registry::sweep(id)?;
+            progress(&format!("no lab `{id}` runs"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        name => vec![registry::find(name.as_deref())?],
     };
     if labs.is_empty() {
         progress("no lab runs");

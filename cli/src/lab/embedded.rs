@@ -1,6 +1,8 @@
-//! The embedded control plane: a delta-ADS server that tells agents what istiod would tell of the same manifests.
+//! The embedded control plane: a delta-ADS server that tells agents what istiod would tell of the same
+//! manifests.
 //!
-//! Invariant: what a stream is told is always a whole snapshot's difference to what it holds; an object never appears half.
+//! Invariant: what a stream is told is always a whole snapshot's difference to what it holds; an object never
+//! appears half.
 
 mod mesh;
 mod security;

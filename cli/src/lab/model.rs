@@ -1,6 +1,7 @@
 //! What the lab has to build: pods with their addresses, Services with their backends, labels of namespaces.
 //!
-//! Invariant: an address belongs to one pod or one Service of a lab; the rule that hands them out depends on nothing but the
+//! Invariant: an address belongs to one pod or one Service of a lab; the rule that hands them out depends on
+//! nothing but the
 //! order of the manifests.
 
 mod address;
@@ -80,7 +81,8 @@ pub(crate) enum ModelError {
 }
 
 impl Model {
-    /// An empty model with this many nodes; their names come from the Node objects, in order, then from the pods that name one.
+    /// An empty model with this many nodes; their names come from the Node objects, in order, then from the
+    /// pods that name one.
     pub(crate) fn new(nodes: usize, objects: &[Object]) -> Self {
         let mut names: Vec<String> = objects
             .iter()
@@ -103,7 +105,8 @@ impl Model {
         }
     }
 
-    /// Takes in every object that it knows; what others ask for by themselves is placed before what may lie anywhere.
+    /// Takes in every object that it knows; what others ask for by themselves is placed before what may lie
+    /// anywhere.
     pub(crate) fn add(&mut self, objects: &[Object]) -> Result<(), ModelError> {
         for object in objects.iter().filter(|object| object.kind == "Namespace") {
             self.namespaces

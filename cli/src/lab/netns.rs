@@ -1,6 +1,7 @@
 //! Network namespaces: made by name, entered by a thread of their own.
 //!
-//! Invariant: no thread that does anything else ever changes its namespace; what is made inside (a socket, a child) stays there.
+//! Invariant: no thread that does anything else ever changes its namespace; what is made inside (a socket, a
+//! child) stays there.
 
 use std::fs::File;
 use std::io;

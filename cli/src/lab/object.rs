@@ -110,7 +110,9 @@ mod tests {
     fn a_deployment_becomes_a_pod_of_its_name() {
         let object = Object::from_json(&json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "front", "namespace": "shop"},
-            "spec": {"template": {"metadata": {"labels": {"app": "front"}}, "spec": {"serviceAccountName": "front"}}}
+            "spec": {"template": {
+                "metadata": {"labels": {"app": "front"}}, "spec": {"serviceAccountName": "front"}
+            }}
         }));
         assert_eq!(
             (object.kind.as_str(), object.key().as_str()),

@@ -1,6 +1,7 @@
 //! One connection attempt and what came of it.
 //!
-//! Invariant: the outcome is what the client itself saw; only "closed without the server having seen a byte" asks the servers.
+//! Invariant: the outcome is what the client itself saw; only "closed without the server having seen a byte"
+//! asks the servers.
 
 mod http;
 mod plain;

@@ -1,6 +1,7 @@
 //! Where labs are written down, so that each is found again and removed whatever became of its process.
 //!
-//! Invariant: a lab's id is in the name of each namespace and is its folder's name; removing by id removes all of it.
+//! Invariant: a lab's id is in the name of each namespace and is its folder's name; removing by id removes
+//! all of it.
 
 use std::fs;
 use std::io;
@@ -17,6 +18,9 @@ use super::netns;
 
 /// A folder a lab.
 const ROOT: &str = "/run/thyra-lab";
+/// An id is this long, and of these letters: none that look alike.
+const ID_LENGTH: usize = 4;
+const ID_LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyz23456789";
 /// How long a process may take to end when asked, or when killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,7 +32,8 @@ pub(crate) struct Record {
     pub(crate) folder: PathBuf,
     pub(crate) control_plane: String,
     pub(crate) nodes: usize,
-    /// The process that runs it, and when that one was started (a number of /proc, so that a reused pid isn't mistaken).
+    /// The process that runs it, and when that one was started (a number of /proc, so that a reused pid isn't
+    /// mistaken).
     pub(crate) pid: i32,
     pub(crate) started: u64,
     /// Everything is up.
@@ -58,6 +63,12 @@ impl RunDir {
                 Err(error) => return Err(error).with_context(|| format!("can't make `{}`", path.display())),
             }
         }
+    }
+
+    /// `None` if `id` has not the form of an id.
+    pub(crate) fn parse(id: &str) -> Option<Self> {
+        let is_id = id.len() == ID_LENGTH && id.bytes().all(|byte| ID_LETTERS.contains(&byte));
+        is_id.then(|| Self::of(id))
     }
 
     pub(crate) fn of(id: &str) -> Self {
@@ -157,6 +168,21 @@ pub(crate) fn find(name: Option<&str>) -> anyhow::Result<RunDir> {
         ([], name) => bail!("no lab `{}`; running are {}", name.unwrap_or_default(), known()),
         _ => bail!("more than one lab runs; name one of {}", known()),
     }
+}
+
+/// No folder speaks of such a lab.
+pub(crate) fn is_unknown(name: &str) -> bool {
+    all()
+        .iter()
+        .all(|dir| dir.id != name && dir.read().is_none_or(|record| record.scenario != name))
+}
+
+/// Removes the namespaces of a lab whose folder is gone; anything but an id has none.
+///
+/// # Errors
+/// What could not be removed.
+pub(crate) fn sweep(id: &str) -> anyhow::Result<()> {
+    RunDir::parse(id).map_or(Ok(()), |dir| remove_namespaces(&dir.prefix()))
 }
 
 /// Removes all that a lab left: processes, namespaces, mounts, files. Nothing to remove is success.
@@ -259,26 +285,23 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Four letters and digits.
 fn random_id() -> io::Result<String> {
     use std::io::Read;
-    const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyz23456789";
-    let mut bytes = [0; 4];
+    let mut bytes = [0; ID_LENGTH];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes
-        .iter()
-        .map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()]))
-        .collect())
+    let letter = |byte: &u8| char::from(ID_LETTERS[usize::from(*byte) % ID_LETTERS.len()]);
+    Ok(bytes.iter().map(letter).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{own_pid, random_id, start_time};
+    use super::{RunDir, own_pid, random_id, start_time};
 
     #[test]
     fn a_process_is_known_by_its_start() {
         assert!(start_time(own_pid()).is_some_and(|time| time > 0));
         assert_eq!(start_time(i32::MAX), None);
-        assert_eq!(random_id().expect("randomness").len(), 4);
+        assert!(RunDir::parse(&random_id().expect("randomness")).is_some());
+        assert!(RunDir::parse("..").is_none());
     }
 }

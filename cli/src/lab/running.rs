@@ -1,6 +1,7 @@
 //! A lab that is up: its network, servers, control plane and agents, and the ways to change and to try it.
 //!
-//! Invariant: `model` is what is built; an object is in it, on the network and in the control plane, or in none.
+//! Invariant: `model` is what is built; an object is in it, on the network and in the control plane, or in
+//! none.
 
 mod attempt;
 mod change;

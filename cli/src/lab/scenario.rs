@@ -1,6 +1,7 @@
 //! A scenario folder: `manifests/`, `scenario.yaml`, `probes.yaml`.
 //!
-//! Invariant: everything in it is read and checked before anything is started; a stranger's mistake names file and line.
+//! Invariant: everything in it is read and checked before anything is started; a stranger's mistake names
+//! file and line.
 
 mod probes;
 

@@ -58,7 +58,8 @@ impl Servers {
         })
     }
 
-    /// Starts what the ports' names ask for. Without `addresses` a server listens on all of the namespace's; a pod that
+    /// Starts what the ports' names ask for. Without `addresses` a server listens on all of the namespace's;
+    /// a pod that
     /// shares its node's namespace gives the node's.
     ///
     /// # Errors

@@ -277,7 +277,8 @@ mod tests {
     #[test]
     fn a_named_target_port_is_the_pods_own() {
         let model = shop(json!({
-            "selector": {"app": "cart"}, "clusterIP": "10.96.0.10", "ports": [{"port": 80, "targetPort": "http"}]
+            "selector": {"app": "cart"}, "clusterIP": "10.96.0.10",
+            "ports": [{"port": 80, "targetPort": "http"}]
         }));
         let rules = ruleset(&model, 0);
         assert!(

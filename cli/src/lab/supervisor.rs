@@ -124,7 +124,7 @@ fn usage(dir: &RunDir) -> String {
 pub(super) fn supervise(id: &str, choices: &Choices) -> anyhow::Result<ExitCode> {
     // It lives on when the terminal is closed.
     rustix::process::setsid().context("can't leave the terminal")?;
-    let dir = RunDir::of(id);
+    let dir = RunDir::parse(id).context("not an id of a lab")?;
     let scenario = read_scenario(choices)?;
     let janitor = Janitor::start(&dir)?;
     dir.write(&record(&dir, &scenario, choices, false))?;

@@ -3,7 +3,7 @@
 //! ```text
 //!  pod ─ eth0 ═ veth1 ┐                     ┌ up1 ═ up0 ─ node 2 …
 //!  pod ─ eth0 ═ veth2 ┴ node 1 ─ up0 ═ up0 ─┤
-//!                                   fabric (a router: 10.200.0.254, fd00:200::fe) ─ out0 ═ eth0 ─ outside 203.0.113.7
+//! fabric (a router: 10.200.0.254, fd00:200::fe) ─ out0 ═ eth0 ─ outside 203.0.113.7
 //! ```
 //!
 //! Invariant: each of these is a network namespace of the lab; nothing is added to the machine's own.
@@ -25,7 +25,8 @@ const NO_DAD: &[(&str, &str)] = &[
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
 ];
-/// What a node has set: routing, strict source checks, bridged packets seen by nftables (as kube-proxy needs it).
+/// What a node has set: routing, strict source checks, bridged packets seen by nftables (as kube-proxy needs
+/// it).
 const NODE: &[(&str, &str)] = &[
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),

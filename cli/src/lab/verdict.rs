@@ -1,6 +1,7 @@
 //! The kernel's own word about a connection, taken from the agents' event streams.
 //!
-//! Invariant: a verdict is an event that an agent reported for these addresses and ports; nothing is computed here.
+//! Invariant: a verdict is an event that an agent reported for these addresses and ports; nothing is computed
+//! here.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

@@ -1,6 +1,7 @@
 //! YAML with the line of every node, for the lab's own files.
 //!
-//! Invariant: nothing in a file is skipped: an unknown key, a repeated key or a value of the wrong form is a problem with
+//! Invariant: nothing in a file is skipped: an unknown key, a repeated key or a value of the wrong form is a
+//! problem with
 //! its file and line.
 
 use std::collections::HashMap;
@@ -202,7 +203,8 @@ impl Node {
     }
 
     fn is_null(&self) -> bool {
-        matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null"))
+        let null = |text: &str| matches!(text, "" | "~" | "null");
+        matches!(&self.value, Value::Scalar { text, plain: true } if null(text))
     }
 
     /// Any scalar, as written.
@@ -305,7 +307,7 @@ mod tests {
     #[test]
     fn a_repeated_key_is_a_problem() {
         let node = read("a: 1\na: 2\n").expect("yaml").expect("a document");
-        assert_eq!(node.map("it").err().expect("twice").line, 2);
+        assert_eq!(node.map("it").expect_err("twice").line, 2);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A small client of the API server: one HTTP/2 connection out of the node's namespace.
 //!
-//! Invariant: every request names its object by kind, namespace and name; objects are applied server-side, by one field manager.
+//! Invariant: every request names its object by kind, namespace and name; objects are applied server-side, by
+//! one field manager.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Manifests into the API server, and what the missing controllers would add.
 //!
-//! Invariant: the order is one that a cluster could have had: namespaces, nodes, pods as scheduled; then what makes them live.
+//! Invariant: the order is one that a cluster could have had: namespaces, nodes, pods as scheduled; then what
+//! makes them live.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,7 +42,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Everything up to the moment when a CNI plugin is called: namespaces, accounts, and pods that have a node but no address.
+    /// Everything up to the moment when a CNI plugin is called: namespaces, accounts, and pods that have a
+    /// node but no address.
     /// Gives each pod its real uid.
     ///
     /// # Errors

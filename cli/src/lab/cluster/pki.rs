@@ -70,7 +70,8 @@ fn kubeconfig(folder: &Path) -> String {
     let [own, _] = NodeAddresses::of(0).own;
     format!(
         "apiVersion: v1\nkind: Config\n\
-         clusters: [{{name: lab, cluster: {{server: \"https://{own}:6443\", certificate-authority: {ca}}}}}]\n\
+         clusters: [{{name: lab, cluster: {{server: \"https://{own}:6443\", \
+         certificate-authority: {ca}}}}}]\n\
          users: [{{name: admin, user: {{token: {TOKEN}}}}}]\n\
          contexts: [{{name: lab, context: {{cluster: lab, user: admin}}}}]\ncurrent-context: lab\n",
         ca = folder.join("ca.crt").display()

@@ -23,11 +23,13 @@ impl Cluster {
             write(
                 &config,
                 &format!(
-                    "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n\
+                    "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+                     mode: nftables\n\
                      clientConnection: {{kubeconfig: \"{}\"}}\nclusterCIDR: \"{POD_RANGE4},{POD_RANGE6}\"\n\
                      bindAddress: 0.0.0.0\nhealthzBindAddress: 127.0.0.1:10256\n\
                      metricsBindAddress: 127.0.0.1:10249\noomScoreAdj: 0\nnftables: {{minSyncPeriod: 10ms}}\n\
-                     conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}\n",
+                     conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, \
+                     tcpCloseWaitTimeout: 0s}}\n",
                     kubeconfig.display()
                 ),
             )?;

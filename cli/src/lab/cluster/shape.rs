@@ -1,6 +1,7 @@
 //! Objects as a kubelet, a scheduler and an endpoint controller would have left them in the API server.
 //!
-//! Invariant: what a manifest says is kept; only what a bare API server lacks or can't take is added or left out.
+//! Invariant: what a manifest says is kept; only what a bare API server lacks or can't take is added or left
+//! out.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -123,7 +124,8 @@ pub(super) fn node_status(index: usize, name: &str) -> Value {
     json!({"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}]})
 }
 
-/// The lab's cluster has both families: a Service that asks for nothing else gets both, at the lab's addresses.
+/// The lab's cluster has both families: a Service that asks for nothing else gets both, at the lab's
+/// addresses.
 pub(super) fn service(object: &Object, service: &Service) -> Value {
     let mut json = bare(object);
     if service.external_name {
@@ -255,7 +257,10 @@ mod tests {
             })),
             Object::from_json(&json!({
                 "kind": "Service", "metadata": {"name": "cart", "namespace": "shop"},
-                "spec": {"selector": {"app": "cart"}, "ports": [{"name": "web", "port": 80, "targetPort": "http"}]}
+                "spec": {
+                    "selector": {"app": "cart"},
+                    "ports": [{"name": "web", "port": 80, "targetPort": "http"}]
+                }
             })),
         ];
         let mut model = Model::new(1, &objects);

@@ -260,7 +260,8 @@ mod tests {
         let policy = authorization(&json!({
             "selector": {}, "action": "DENY",
             "rules": [{"from": [{"source": {"principals": ["a"], "notIpBlocks": ["10.0.0.0/8"]}}],
-                "to": [{"operation": {"ports": ["80"]}}], "when": [{"key": "source.ip", "values": ["::1"]}]}, {}]
+                "to": [{"operation": {"ports": ["80"]}}],
+                "when": [{"key": "source.ip", "values": ["::1"]}]}, {}]
         }))
         .expect("a policy");
         assert_eq!(policy.action(), wire::authorization_policy::Action::Deny);

@@ -1,6 +1,7 @@
 //! One agent's stream: what it holds of each type, and what it must be told.
 //!
-//! Invariant: a response is exactly the difference between a snapshot and what the stream was told (or said it held) before.
+//! Invariant: a response is exactly the difference between a snapshot and what the stream was told (or said
+//! it held) before.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -123,7 +124,8 @@ impl State {
             .collect()
     }
 
-    /// The difference, unless there is none. Raw kinds are resent whole whenever one of them changes, as istiod does.
+    /// The difference, unless there is none. Raw kinds are resent whole whenever one of them changes, as
+    /// istiod does.
     fn respond(&mut self, type_url: &str, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
         let kind = Type::of(type_url)?;
         let held = self.types.get_mut(type_url)?;
@@ -192,19 +194,19 @@ mod tests {
     use crate::lab::object::Object;
 
     fn snapshot(names: &[(&str, u64)]) -> Snapshot {
-        let objects: Vec<(Object, u64)> = names
-            .iter()
-            .map(|(name, version)| {
-                let json = json!({
-                    "kind": "AuthorizationPolicy", "metadata": {"name": name, "namespace": "shop"}, "spec": {}
-                });
-                (Object::from_json(&json), *version)
-            })
+        let held = names.iter().map(|(name, version)| {
+            let json = json!({
+                "kind": "AuthorizationPolicy", "metadata": {"name": name, "namespace": "shop"}, "spec": {}
+            });
+            Held {
+                object: Object::from_json(&json),
+                version: *version,
+                created: 0,
+            }
+        });
+        let objects: BTreeMap<_, _> = held
+            .map(|held| ((held.object.kind.clone(), held.object.key()), held))
             .collect();
-        let objects = objects
-            .into_iter()
-            .map(|(o, v)| ((o.kind.clone(), o.key()), (o, v)))
-            .collect::<BTreeMap<_, _>>();
         Snapshot::build(&objects, &Model::default()).expect("they have a form")
     }
 

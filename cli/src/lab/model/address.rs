@@ -1,6 +1,7 @@
 //! Addresses of nodes, pods and Services.
 //!
-//! Invariant: node N has 10.200.0.N+1 and fd00:200::N+1 on the uplink, pods 10.244.N.0/24 and fd00:10:244:N::/64; an address is
+//! Invariant: node N has 10.200.0.N+1 and fd00:200::N+1 on the uplink, pods 10.244.N.0/24 and
+//! fd00:10:244:N::/64; an address is
 //! handed out once.
 
 use std::collections::BTreeMap;
@@ -53,7 +54,8 @@ impl NodeAddresses {
 }
 
 impl Addresses {
-    /// What `status.podIPs` asks for, else the node's next free pair; a single given family gets no other one.
+    /// What `status.podIPs` asks for, else the node's next free pair; a single given family gets no other
+    /// one.
     pub(super) fn pod(
         &mut self,
         what: &str,
@@ -177,7 +179,8 @@ fn families(object: &Object, vips: &[IpAddr]) -> Vec<bool> {
     vec![true, false]
 }
 
-/// Addresses that an object names itself: `status.podIPs` of a pod, ClusterIPs of a Service (`None` included).
+/// Addresses that an object names itself: `status.podIPs` of a pod, ClusterIPs of a Service (`None`
+/// included).
 pub(super) fn asked_for(object: &Object) -> impl Iterator<Item = &str> {
     let (list, single) = match object.kind.as_str() {
         "Pod" if object.json.pointer("/spec/hostNetwork") != Some(&Value::Bool(true)) => {

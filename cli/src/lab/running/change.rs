@@ -1,6 +1,7 @@
 //! Changes of a running lab.
 //!
-//! Invariant: what can't be built leaves everything as it was; a change that is done is enforced by every agent.
+//! Invariant: what can't be built leaves everything as it was; a change that is done is enforced by every
+//! agent.
 
 use super::{ENFORCED_WITHIN, Lab, Pod, start_server};
 use crate::lab::model::Model;

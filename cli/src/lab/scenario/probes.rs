@@ -447,7 +447,6 @@ fn read_tls(node: &Node) -> Result<TlsHello, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
     use super::{Action, Entry, Expect, Family, Kind, Peer, Target, read};
@@ -493,7 +492,7 @@ mod tests {
         };
         assert_eq!(second.to, Target::Service("shop/cart".into()));
         assert!(matches!(&second.kind, Kind::Tls(hello) if hello.alpn == ["h2"]));
-        assert_eq!(entries[5].line, 12);
+        assert_eq!(entries[5].line, 13);
     }
 
     #[test]

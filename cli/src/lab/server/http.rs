@@ -1,6 +1,7 @@
 //! HTTP/1.1 and h2c: an echo that tells what it saw, and a gRPC echo.
 //!
-//! Invariant: every answer carries `x-thyra-lab`, so that a proxy's own answer can be told from the application's.
+//! Invariant: every answer carries `x-thyra-lab`, so that a proxy's own answer can be told from the
+//! application's.
 
 use std::convert::Infallible;
 use std::io;

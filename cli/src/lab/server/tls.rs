@@ -1,6 +1,7 @@
 //! TLS echo, with a certificate made on the spot.
 //!
-//! Invariant: any server name and any ALPN are accepted: what is tested is the way there, not the certificate.
+//! Invariant: any server name and any ALPN are accepted: what is tested is the way there, not the
+//! certificate.
 
 use std::io;
 use std::sync::Arc;
