@@ -258,7 +258,7 @@ fn free_service(host: &mut u16, taken: &mut BTreeSet<IpAddr>) -> Result<[IpAddr;
     }
 }
 
-/// `namespace/name` → how a plan knows it, shared by many maps.
+/// The name that istiod gives a Service.
 pub(super) fn hostname(service: &Service) -> Arc<str> {
     format!("{}.{}.svc.cluster.local", service.name, service.namespace).into()
 }
