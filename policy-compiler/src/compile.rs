@@ -1,14 +1,15 @@
-//! World to tables: who may lend an identity, which policies apply where, what each rule comes down to for each source.
+//! World to tables: who may lend an identity, which policies apply where, what each rule comes down to for
+//! each source.
 //!
-//! Invariant: a cell says what the oracle says for every connection that falls into it; the same world gives the same
-//! verdicts whatever was compiled before.
+//! Invariant: a cell says what the oracle says for every connection that falls into it; the same world gives
+//! the same verdicts whatever was compiled before.
 //!
 //! ```text
 //! workloads, VIPs, endpoints ─ lend ─► address → identity | unknown | pending ─┐
 //! policies' CIDR blocks ─ block ─► address → deepest block ────────────────────┤
-//! policies ─ prepared ─► identity tests ─ pattern ─► identities that hold ─────┴► slot: sources that no policy tells apart
+//! policies ─ prepared ─► identity tests ─ pattern ─► identities that hold ─────┴► slot: sources alike to all
 //!                                                                                  │
-//! endpoint ─ enrol, scope, protocol ─► profile ─ set ─► ports × policies ─ rule ─► where a rule is sure, where it may hold
+//! endpoint ─ enrol, scope, protocol ─► profile ─ set ─► ports × policies ─ rule ─► where it is sure, where not
 //!                                                                                  │
 //!                                  Tables ◄─ assemble ◄─ rows of outcomes ◄─ row ──┘
 //! ```
@@ -200,7 +201,8 @@ impl Compiler {
                 .any(|family| endpoint.addresses.iter().filter(|a| family(a)).count() > 1)
             {
                 problems.push(format!(
-                    "pod `{}/{}` has several addresses of one family; `destination.ip` is judged by the first",
+                    "pod `{}/{}` has several addresses of one family; \
+                     `destination.ip` is judged by the first",
                     endpoint.namespace, endpoint.name
                 ));
             }

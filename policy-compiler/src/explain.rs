@@ -1,7 +1,7 @@
 //! Tables for people: an endpoint's cells as few lines, and a verdict as a sentence.
 //!
-//! Invariant: the lines cover every cell of the endpoint. Sources that fare like the outsider have no line of their own:
-//! the line `ANY` is theirs too.
+//! Invariant: the lines cover every cell of the endpoint. Sources that fare like the outsider have no line of
+//! their own: the line `ANY` is theirs too.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -155,7 +155,8 @@ fn samples(tables: &Tables) -> [BTreeMap<u16, Option<IpAddr>>; 2] {
     samples
 }
 
-/// Each source's fate in one family, with a class that meets it; those that fare like the outsider are left out.
+/// Each source's fate in one family, with a class that meets it; those that fare like the outsider are left
+/// out.
 fn fates(tables: &Tables, set: u16, samples: &BTreeMap<u16, Option<IpAddr>>) -> BTreeMap<Who, (Fate, u16)> {
     let outsider = fate(tables, set, 0);
     let mut by_source: BTreeMap<Source, Vec<(u16, Fate)>> = BTreeMap::new();

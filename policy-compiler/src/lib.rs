@@ -1,4 +1,5 @@
-//! Istio policies to exact tables: `World` in, `Tables` out, by partial evaluation; pure, without clock or I/O.
+//! Istio policies to exact tables: `World` in, `Tables` out, by partial evaluation; pure, without clock or
+//! I/O.
 //!
 //! Invariant: a table cell says what the oracle says for every connection that falls into it.
 

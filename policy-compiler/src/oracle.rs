@@ -1,6 +1,8 @@
-//! The oracle: judges one connection on a world by the book, rule by rule; slow, and meant to be obviously right.
+//! The oracle: judges one connection on a world by the book, rule by rule; slow, and meant to be obviously
+//! right.
 //!
-//! Invariant: nothing here is shared with the compiler but the parsed types, so that a mistake in one shows as a difference.
+//! Invariant: nothing here is shared with the compiler but the parsed types, so that a mistake in one shows
+//! as a difference.
 
 mod destination;
 mod rule;
@@ -218,7 +220,8 @@ impl Court<'_> {
         ruling
     }
 
-    /// Istio's order: mTLS, then CUSTOM, DENY, ALLOW; CUSTOM counts only where its answer could change something.
+    /// Istio's order: mTLS, then CUSTOM, DENY, ALLOW; CUSTOM counts only where its answer could change
+    /// something.
     fn order(&self, facts: &Facts<'_>, dry: bool, trace: &mut Vec<Looked>) -> Ruling {
         if facts.who.may_be_nobody()
             && let Some(demand) = demand(self.world, self.endpoint, facts.port)

@@ -1,7 +1,8 @@
-//! The internal model of Istio's security resources: what every front end (YAML, xDS) produces and the compiler reads.
+//! The internal model of Istio's security resources: what every front end (YAML, xDS) produces and the
+//! compiler reads.
 //!
-//! Invariant: nothing is dropped on the way in. What can't be expressed is kept as `unknown` with its name, so that it
-//! counts as matched in DENY and CUSTOM and as not matched in ALLOW.
+//! Invariant: nothing is dropped on the way in. What can't be expressed is kept as `unknown` with its name,
+//! so that it counts as matched in DENY and CUSTOM and as not matched in ALLOW.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -37,7 +38,8 @@ pub struct AuthorizationPolicy {
     pub action: PolicyAction,
     /// Extension provider of a CUSTOM policy.
     pub provider: Option<String>,
-    /// `spec.selector.matchLabels`; none when the selector is absent. A present, empty one selects all pods of the scope.
+    /// `spec.selector.matchLabels`; none when the selector is absent. A present, empty one selects all pods
+    /// of the scope.
     pub selector: Option<Labels>,
     /// The policy has `targetRef` or `targetRefs`: a waypoint's, not enforced here.
     pub has_target_refs: bool,
@@ -53,7 +55,8 @@ pub struct AuthorizationPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Unknown(pub Arc<str>);
 
-/// One of `spec.rules`: (OR over `from`) AND (OR over `to`) AND (AND over `when`); an empty list is no constraint.
+/// One of `spec.rules`: (OR over `from`) AND (OR over `to`) AND (AND over `when`); an empty list is no
+/// constraint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
     /// Any source; empty: any.

@@ -1,4 +1,5 @@
-//! What a compile has to say beside the tables: modes with their reasons, which policies act where, and what is wrong.
+//! What a compile has to say beside the tables: modes with their reasons, which policies act where, and what
+//! is wrong.
 //!
 //! Invariant: nothing that is not enforced goes unnamed here.
 
@@ -38,7 +39,8 @@ pub struct Report {
     pub endpoints: BTreeMap<u16, EndpointReport>,
     /// By kind and name; every policy of the world is here.
     pub policies: BTreeMap<(PolicyKind, PolicyRef), PolicyReport>,
-    /// What is wrong without being refused: contradicting addresses, Services that disagree, labels that can't be read.
+    /// What is wrong without being refused: contradicting addresses, Services that disagree, labels that
+    /// can't be read.
     pub problems: Vec<String>,
 }
 

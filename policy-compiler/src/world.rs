@@ -1,6 +1,8 @@
-//! Everything that a verdict depends on, as last heard: policies, workloads, services, namespaces, this node's endpoints.
+//! Everything that a verdict depends on, as last heard: policies, workloads, services, namespaces, this
+//! node's endpoints.
 //!
-//! Invariant: plain data. Sources write it, the compiler and the oracle read it; neither ever asks the network.
+//! Invariant: plain data. Sources write it, the compiler and the oracle read it; neither ever asks the
+//! network.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -141,6 +141,7 @@ fn a_verdict_reads_as_a_sentence() {
     };
     assert_eq!(
         text(&needs),
-        "denied: needs L7 (shop/get#0 methods, shop/get#0 paths); dry-run policies would allow it by shop/try#0: policy allowed"
+        "denied: needs L7 (shop/get#0 methods, shop/get#0 paths); \
+         dry-run policies would allow it by shop/try#0: policy allowed"
     );
 }

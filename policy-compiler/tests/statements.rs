@@ -1,5 +1,5 @@
-//! The numbered statements of docs/semantics.md that need no live packet, each by its number; every answer is asked of
-//! the tables and of the oracle.
+//! The numbered statements of docs/semantics.md that need no live packet, each by its number; every answer is
+//! asked of the tables and of the oracle.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,6 +1,7 @@
 //! The CIDR blocks that verdicts depend on, nested: those of policies and the cluster's pod ranges.
 //!
-//! Invariant: CIDR blocks never overlap partly, so the deepest policy block that holds an address says which others do.
+//! Invariant: CIDR blocks never overlap partly, so the deepest policy block that holds an address says which
+//! others do.
 
 use std::collections::HashSet;
 use std::net::IpAddr;

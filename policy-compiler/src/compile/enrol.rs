@@ -1,7 +1,7 @@
 //! Whether and how an endpoint's verdicts are carried out, and which of its ports Istio itself exempts.
 //!
-//! Invariant: a pod's own label only ever makes its mode stricter, unless `pod_mode_override` says otherwise; a label
-//! that can't be read enforces.
+//! Invariant: a pod's own label only ever makes its mode stricter, unless `pod_mode_override` says otherwise;
+//! a label that can't be read enforces.
 
 use std::collections::BTreeSet;
 
@@ -82,7 +82,8 @@ fn labelled_mode(world: &World, endpoint: &Endpoint, problems: &mut Vec<String>)
         }
         Some(mode) if mode < base.0 => {
             problems.push(format!(
-                "{pod}: label `{MODE_LABEL}` is looser than its namespace's mode and is ignored without `--pod-mode-override`"
+                "{pod}: label `{MODE_LABEL}` is looser than its namespace's mode and is ignored \
+                 without `--pod-mode-override`"
             ));
             base
         }
@@ -132,7 +133,8 @@ fn exempt_ports(endpoint: &Endpoint, problems: &mut Vec<String>) -> BTreeSet<u16
                 ports.insert(port);
             }
             Err(_) => problems.push(format!(
-                "pod `{}/{}`: annotation `{EXCLUDE_INBOUND_ANNOTATION}` holds `{text}`, which is not a port; it is not exempt",
+                "pod `{}/{}`: annotation `{EXCLUDE_INBOUND_ANNOTATION}` holds `{text}`, which is not a port; \
+                 it is not exempt",
                 endpoint.namespace, endpoint.name
             )),
         }

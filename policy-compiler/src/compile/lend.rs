@@ -1,7 +1,7 @@
 //! Which identity an address has: who may lend one to it, and which addresses wait for theirs.
 //!
-//! Invariant: an address has an identity only if exactly one owner may lend it. Node addresses, Service VIPs and
-//! host-network workloads never lend one; an address of a local pod takes it from that very pod alone.
+//! Invariant: an address has an identity only if exactly one owner may lend it. Node addresses, Service VIPs
+//! and host-network workloads never lend one; an address of a local pod takes it from that very pod alone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -272,7 +272,8 @@ impl Lending {
     }
 }
 
-/// What `after` no longer holds and what it holds anew, by pointer: an `Arc` is replaced when its content changes.
+/// What `after` no longer holds and what it holds anew, by pointer: an `Arc` is replaced when its content
+/// changes.
 fn differences<K: Ord, T>(
     before: &BTreeMap<K, Arc<T>>,
     after: &BTreeMap<K, Arc<T>>,

@@ -1,7 +1,7 @@
 //! Which identities a field of a policy holds: string patterns, service accounts, trust domain aliases.
 //!
-//! Invariant: a test is the whole field (values and not-values); a source without identity fails every positive part
-//! and passes every negative one.
+//! Invariant: a test is the whole field (values and not-values); a source without identity fails every
+//! positive part and passes every negative one.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,8 @@ use crate::world::Mesh;
 
 /// The trust domain that stands for the mesh's own one in a policy, whatever that is called.
 const LOCAL_TRUST_DOMAIN: &str = "cluster.local";
-/// `<trust domain>/ns/<namespace>/sa/<service account>`: only such values have a trust domain that aliases replace.
+/// `<trust domain>/ns/<namespace>/sa/<service account>`: only such values have a trust domain that aliases
+/// replace.
 const PRINCIPAL_PARTS: usize = 5;
 
 /// What of the identity is compared.
@@ -181,7 +182,8 @@ fn holds(pattern: &StringMatch, text: &str) -> bool {
     }
 }
 
-/// `*` is any run of characters. Greedy from the left is exact: between two stars the earliest place leaves most room.
+/// `*` is any run of characters. Greedy from the left is exact: between two stars the earliest place leaves
+/// most room.
 fn glob(pattern: &str, text: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else {
         return pattern == text;
@@ -215,7 +217,8 @@ fn with_aliases(
     all
 }
 
-/// As sidecars do: a five-part value in a trust domain of this mesh is written out for the trust domain and all aliases.
+/// As sidecars do: a five-part value in a trust domain of this mesh is written out for the trust domain and
+/// all aliases.
 fn principal_aliases(value: &StringMatch, mesh: &Mesh) -> Option<Vec<StringMatch>> {
     let written = written(value)?;
     let (trust_domain, rest) = written.split_once('/')?;
@@ -241,8 +244,8 @@ fn trust_domain_aliases(value: &StringMatch, mesh: &Mesh) -> Option<Vec<StringMa
     )
 }
 
-/// What a policy's trust domain stands for; `None` when it isn't one of this mesh. One with a `*` stays as it is beside
-/// the aliases that it doesn't hold.
+/// What a policy's trust domain stands for; `None` when it isn't one of this mesh. One with a `*` stays as it
+/// is beside the aliases that it doesn't hold.
 fn replacements(trust_domain: &str, mesh: &Mesh) -> Option<Vec<String>> {
     let asked = pattern(trust_domain);
     let own = || std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);

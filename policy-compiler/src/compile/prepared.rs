@@ -1,7 +1,8 @@
-//! Policies made ready for evaluation, once for each object: identity tests interned, L7 fields reduced to their names.
+//! Policies made ready for evaluation, once for each object: identity tests interned, L7 fields reduced to
+//! their names.
 //!
-//! Invariant: every field of the model is taken over or named here (the structs are destructured whole), so that a new
-//! field breaks the build instead of being no constraint.
+//! Invariant: every field of the model is taken over or named here (the structs are destructured whole), so
+//! that a new field breaks the build instead of being no constraint.
 
 use std::sync::Arc;
 

@@ -44,7 +44,8 @@ pub(crate) fn protocols(
     for (port, readings) in &declared {
         if *readings == Readings::Disagree {
             problems.push(format!(
-                "pod `{}/{}`: Services disagree about the protocol of pod port {port}; the stricter answer holds",
+                "pod `{}/{}`: Services disagree about the protocol of pod port {port}; \
+                 the stricter answer holds",
                 endpoint.namespace, endpoint.name
             ));
         }

@@ -1,6 +1,8 @@
-//! One row: for one port of one destination, the outcome of every slot, by Istio's order over partly evaluated rules.
+//! One row: for one port of one destination, the outcome of every slot, by Istio's order over partly
+//! evaluated rules.
 //!
-//! Invariant: each slot gets exactly one outcome, and of several rules that match the first in deciding order names it.
+//! Invariant: each slot gets exactly one outcome, and of several rules that match the first in deciding order
+//! names it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! A rule under one reading of the stream, partly evaluated: sets of slots where it holds, and what is left to ask of L7.
+//! A rule under one reading of the stream, partly evaluated: sets of slots where it holds, and what is left
+//! to ask of L7.
 //!
-//! Invariant: `sure` ⊆ `may`. A term that can't be expressed is false in `strictly` and true in `broadly`, so that an
-//! ALLOW decides by the first and a DENY by the second.
+//! Invariant: `sure` ⊆ `may`. A term that can't be expressed is false in `strictly` and true in `broadly`, so
+//! that an ALLOW decides by the first and a DENY by the second.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Which policies apply to an endpoint: scopes, selectors, and the three levels of PeerAuthentication.
 //!
-//! Invariant: policies come in deciding order (root namespace first, then name); one that selects the endpoint and is
-//! not enforced leaves a note.
+//! Invariant: policies come in deciding order (root namespace first, then name); one that selects the
+//! endpoint and is not enforced leaves a note.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -146,8 +146,8 @@ pub(crate) fn scope(world: &World, policies: &Policies, endpoint: &Endpoint) -> 
     }
 }
 
-/// Policies that istiod lists for the pod's workload and that labels don't select here. Those that istiod makes itself
-/// exist on the workload stream only.
+/// Policies that istiod lists for the pod's workload and that labels don't select here. Those that istiod
+/// makes itself exist on the workload stream only.
 pub(crate) fn cross_check(scope: &Scope, policies: &Policies, workload: &Workload) -> Vec<String> {
     let applied = |key: &str| {
         scope
@@ -178,7 +178,8 @@ fn strict(world: &World, endpoint: &Endpoint, notes: &mut Vec<String>) -> (Stric
         } else if of_root {
             if selects(policy.selector.as_ref(), &endpoint.labels) {
                 notes.push(format!(
-                    "{}: PeerAuthentication not enforced: a selector in the root namespace has no effect in Istio",
+                    "{}: PeerAuthentication not enforced: a selector in the root namespace has no effect \
+                     in Istio",
                     policy.reference
                 ));
             }

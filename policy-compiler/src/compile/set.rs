@@ -1,4 +1,5 @@
-//! Policy sets: the rows of one kind of destination, one for every port that something names and one for the rest.
+//! Policy sets: the rows of one kind of destination, one for every port that something names and one for the
+//! rest.
 //!
 //! Invariant: equal causes are worked out once: a rule at a port, a row of rules, a set of rows.
 

@@ -1,7 +1,8 @@
-//! Slots: the sources that no policy tells apart, one column candidate each; every predicate of a rule as a set of them.
+//! Slots: the sources that no policy tells apart, one column candidate each; every predicate of a rule as a
+//! set of them.
 //!
-//! Invariant: a source without identity yet has two slots, the kindest and the harshest identity it may turn out to
-//! have; seen from ALLOW the kindest matches every identity field, seen from DENY none.
+//! Invariant: a source without identity yet has two slots, the kindest and the harshest identity it may turn
+//! out to have; seen from ALLOW the kindest matches every identity field, seen from DENY none.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -96,7 +97,8 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// `used`: the tests of all rules that may decide here. `met`: what every address and block comes down to.
+    /// `used`: the tests of all rules that may decide here. `met`: what every address and block comes down
+    /// to.
     pub(crate) fn new(
         tests: &mut Tests,
         used: &[TestId],

@@ -1,4 +1,5 @@
-//! What is asked of the destination: its mode, the policies that apply to it, its mTLS mode, its ports' protocols.
+//! What is asked of the destination: its mode, the policies that apply to it, its mTLS mode, its ports'
+//! protocols.
 
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;

@@ -1,4 +1,5 @@
-//! Choices drawn from bytes: a shorter or smaller byte string draws a simpler world, which is how proptest shrinks one.
+//! Choices drawn from bytes: a shorter or smaller byte string draws a simpler world, which is how proptest
+//! shrinks one.
 
 /// The bytes not drawn yet; after the last one every choice is the first.
 pub(crate) struct Entropy<'a>(pub(crate) &'a [u8]);

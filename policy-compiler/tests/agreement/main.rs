@@ -1,5 +1,5 @@
-//! The tables agree with the oracle on random worlds and connections, the kernel's look-ups agree with the tables, and a
-//! compiler that has seen other worlds before agrees with a fresh one.
+//! The tables agree with the oracle on random worlds and connections, the kernel's look-ups agree with the
+//! tables, and a compiler that has seen other worlds before agrees with a fresh one.
 
 mod edit;
 mod entropy;
