@@ -16,6 +16,7 @@ use thyra_proto::thyra::v1::admin_service_client::AdminServiceClient;
 use thyra_proto::thyra::v1::endpoint_service_client::EndpointServiceClient;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::BadInput;
 use super::model::{Model, NodeAddresses, Pod};
 use super::netns::Netns;
 use super::process::{Process, Spec};
@@ -31,6 +32,8 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a stopping agent may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(20);
+/// The agent's exit code when its flags can't be used.
+const BAD_INPUT: i32 = 2;
 /// Where the agent honours a namespace's labels when no API server tells them.
 const NAMESPACE_LABELS: &str = "thyra.io/namespace-labels";
 
@@ -93,7 +96,15 @@ impl Agent {
             if self.admin.get_status(api::GetStatusRequest {}).await.is_ok() {
                 return Ok(());
             }
-            self.process.check().with_context(|| origin(flags))?;
+            if let Err(error) = self.process.check().with_context(|| origin(flags)) {
+                // The scenario's flags are a user's input; what the agent can't use of it is the user's to mend.
+                let mistake = !flags.is_empty() && self.process.ended_with(BAD_INPUT);
+                return Err(if mistake {
+                    BadInput(format!("{error:#}")).into()
+                } else {
+                    error
+                });
+            }
             if Instant::now() > deadline {
                 bail!(
                     "the agent of `{}` doesn't answer:\n{}",
@@ -314,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_scenarios_flag_replaces_the_labs_own() {
-        let model = Model::new(2, &[]);
+        let model = Model::new(2, &[]).expect("two nodes");
         let flag = |key: &str, value: &str| AgentFlag {
             key: key.into(),
             value: value.into(),

@@ -280,7 +280,7 @@ const ISTIOD_ENVIRONMENT: &[(&str, &str)] = &[
 ];
 
 /// `$THYRA_CLUSTER_BIN`, else where `make cluster` puts them.
-fn binaries() -> anyhow::Result<PathBuf> {
+pub(crate) fn binaries() -> anyhow::Result<PathBuf> {
     let path = match std::env::var_os("THYRA_CLUSTER_BIN") {
         Some(path) => PathBuf::from(path),
         None => {

@@ -60,8 +60,20 @@ pub(super) fn janitor(id: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What every lab needs, asked before anything is made.
-pub(super) fn check_rights() -> anyhow::Result<()> {
+/// What this lab needs, asked before anything is made.
+pub(super) fn check_needs(choices: &Choices) -> anyhow::Result<()> {
+    check_rights()?;
+    if !choices.no_agent {
+        super::agent::program()?;
+    }
+    if choices.istiod {
+        super::cluster::binaries()?;
+    }
+    Ok(())
+}
+
+/// Making namespaces and entering them is root's alone.
+fn check_rights() -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!(
             "a lab needs root (CAP_NET_ADMIN, CAP_BPF, CAP_SYS_ADMIN): it makes network namespaces and loads \
@@ -100,7 +112,6 @@ pub(super) fn record(dir: &RunDir, scenario: &Scenario, choices: &Choices, ready
         scenario: scenario.name(),
         folder: std::path::absolute(&choices.folder).unwrap_or_else(|_| choices.folder.clone()),
         control_plane: if choices.istiod { "istiod" } else { "embedded" }.to_owned(),
-        nodes: scenario.settings.nodes.into(),
         pid,
         started: registry::start_time(pid).unwrap_or(0),
         ready,
@@ -129,7 +140,7 @@ pub(super) async fn asked_to_end() -> anyhow::Result<()> {
 
 pub(super) fn run(choices: &Choices, json: bool) -> anyhow::Result<ExitCode> {
     let scenario = read_scenario(choices)?;
-    check_rights()?;
+    check_needs(choices)?;
     let dir = RunDir::create()?;
     let janitor = Janitor::start(&dir);
     let done = janitor.and_then(|janitor| {

@@ -17,6 +17,9 @@ pub(crate) use service::{Backend, Service, ServicePort, TargetPort};
 
 use super::object::{Object, text};
 
+/// Most nodes of a lab.
+pub(crate) const MAX_NODES: usize = 16;
+
 /// A pod as its manifest has it, with the addresses it gets.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pod {
@@ -76,33 +79,44 @@ pub(crate) enum ModelError {
         node: String,
         known: String,
     },
+    #[error("the manifests name {0} nodes; a lab has at most {MAX_NODES}")]
+    Nodes(usize),
     #[error("`{what}` finds no free address in `{range}`")]
     Full { what: String, range: String },
 }
 
 impl Model {
-    /// An empty model with this many nodes; their names come from the Node objects, in order, then from the
-    /// pods that name one.
-    pub(crate) fn new(nodes: usize, objects: &[Object]) -> Self {
-        let mut names: Vec<String> = objects
+    /// An empty model with at least this many nodes; their names come from the Node objects, in order, then
+    /// from the pods that name one.
+    ///
+    /// # Errors
+    /// More nodes than a lab can have.
+    pub(crate) fn new(least: usize, objects: &[Object]) -> Result<Self, ModelError> {
+        let mut names: Vec<String> = Vec::new();
+        let declared = objects
             .iter()
             .filter(|object| object.kind == "Node")
-            .map(|node| node.name.clone())
-            .collect();
-        for pod in objects.iter().filter(|object| object.kind == "Pod") {
-            let name = text(&pod.json, "/spec/nodeName");
-            if !name.is_empty() && !names.contains(&name) && names.len() < nodes {
+            .map(|node| node.name.clone());
+        let pods = objects.iter().filter(|object| object.kind == "Pod");
+        let named = pods
+            .map(|pod| text(&pod.json, "/spec/nodeName"))
+            .filter(|name| !name.is_empty());
+        for name in declared.chain(named) {
+            if !names.contains(&name) {
                 names.push(name);
             }
         }
-        names.truncate(nodes);
-        for index in names.len()..nodes {
-            names.push(format!("node-{index}"));
+        let mut spare = (0..).map(|index| format!("node-{index}"));
+        while names.len() < least.max(1) {
+            names.extend(spare.by_ref().find(|name| !names.contains(name)));
         }
-        Self {
+        if names.len() > MAX_NODES {
+            return Err(ModelError::Nodes(names.len()));
+        }
+        Ok(Self {
             nodes: names,
             ..Self::default()
-        }
+        })
     }
 
     /// Takes in every object that it knows; what others ask for by themselves is placed before what may lie
@@ -289,7 +303,7 @@ mod tests {
             ),
             pod("c", json!({})),
         ];
-        let mut model = Model::new(1, &objects);
+        let mut model = Model::new(1, &objects).expect("one node");
         model.add(&objects).expect("room for three");
         let of = |name: &str| model.pods[&format!("shop/{name}")].addresses.clone();
         assert_eq!(of("b")[0].to_string(), "10.244.0.2");
@@ -300,7 +314,7 @@ mod tests {
     #[test]
     fn a_pod_that_changes_keeps_its_address() {
         let objects = [pod("a", json!({})), pod("b", json!({}))];
-        let mut model = Model::new(1, &objects);
+        let mut model = Model::new(1, &objects).expect("one node");
         model.add(&objects).expect("room for two");
         model.add(&objects[1..]).expect("again");
         assert_eq!(model.pods["shop/b"].addresses[0].to_string(), "10.244.0.3");
@@ -315,7 +329,15 @@ mod tests {
             pod("a", json!({})),
             pod("b", json!({"spec": {"nodeName": "far"}})),
         ];
-        let mut model = Model::new(1, &objects[..1]);
+        let mut model = Model::new(1, &objects[..1]).expect("one node");
         assert!(model.add(&objects).is_err());
+    }
+
+    #[test]
+    fn nodes_are_those_that_are_named_and_as_many_as_asked() {
+        let objects = [pod("a", json!({"spec": {"nodeName": "node-1"}}))];
+        let names = |least| Model::new(least, &objects).expect("few").nodes;
+        assert_eq!(names(1), ["node-1"]);
+        assert_eq!(names(3), ["node-1", "node-0", "node-2"]);
     }
 }

@@ -72,6 +72,11 @@ impl Process {
         Ok(())
     }
 
+    /// It has ended by itself with this code.
+    pub(crate) fn ended_with(&mut self, code: i32) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(status)) if status.code() == Some(code))
+    }
+
     /// Starts it again if it has ended, as a kubelet would; says how it had ended.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
+use super::model::MAX_NODES;
 use super::netns;
 
 /// A folder a lab.
@@ -31,7 +32,6 @@ pub(crate) struct Record {
     pub(crate) scenario: String,
     pub(crate) folder: PathBuf,
     pub(crate) control_plane: String,
-    pub(crate) nodes: usize,
     /// The process that runs it, and when that one was started (a number of /proc, so that a reused pid isn't
     /// mistaken).
     pub(crate) pid: i32,
@@ -134,11 +134,8 @@ pub(crate) fn all() -> Vec<RunDir> {
 /// The agent sockets of all labs that run.
 pub(crate) fn agent_sockets() -> Vec<PathBuf> {
     let nodes = |dir: RunDir| {
-        let count = dir.read().map_or(0, |record| record.nodes);
-        (0..count)
-            .map(move |node| dir.agent_socket(node))
-            .filter(|socket| socket.exists())
-            .collect::<Vec<_>>()
+        let sockets = (0..MAX_NODES).map(move |node| dir.agent_socket(node));
+        sockets.filter(|socket| socket.exists())
     };
     all().into_iter().flat_map(nodes).collect()
 }

@@ -60,7 +60,7 @@ impl Lab {
     /// What could not be made, and why.
     pub(crate) async fn up(dir: &RunDir, scenario: &Scenario, choice: Choice) -> anyhow::Result<Self> {
         let objects = objects(&scenario.manifests);
-        let mut model = Model::new(usize::from(scenario.settings.nodes), &objects);
+        let mut model = Model::new(usize::from(scenario.settings.nodes), &objects)?;
         model.add(&objects)?;
         progress(&format!(
             "network: {} pods on {} node(s)",

@@ -14,10 +14,8 @@ pub(crate) use probes::{
 };
 use thyra_policy_compiler::manifest::{self, Manifests};
 
+use super::model::MAX_NODES;
 use super::yaml::{self, Problem};
-
-/// Uplink addresses, pod ranges and the fabric hold this many nodes.
-const MAX_NODES: u8 = 16;
 
 /// How pods hang on their node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -233,7 +231,7 @@ fn read_settings(path: &Path) -> Result<Settings, Problem> {
     let fields = node.fields("scenario.yaml", &["agent", "nodes", "topology"])?;
     if let Some(nodes) = fields.get("nodes") {
         let count: u8 = nodes.parsed("nodes", "a number from 1 to 16")?;
-        if !(1..=MAX_NODES).contains(&count) {
+        if !(1..=MAX_NODES).contains(&usize::from(count)) {
             return Err(nodes.problem(format_args!(
                 "`nodes` is `{count}`; it must be from 1 to {MAX_NODES}"
             )));

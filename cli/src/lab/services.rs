@@ -269,7 +269,7 @@ mod tests {
                 "kind": "Service", "metadata": {"name": "cart", "namespace": "shop"}, "spec": spec
             })),
         ];
-        let mut model = Model::new(1, &objects);
+        let mut model = Model::new(1, &objects).expect("one node");
         model.add(&objects).expect("room");
         model
     }

@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 
-use super::command::{Janitor, asked_to_end, check_rights, choice, read_scenario, record, runtime};
+use super::command::{Janitor, asked_to_end, check_needs, choice, read_scenario, record, runtime};
 use super::object::objects;
 use super::registry::{self, RunDir};
 use super::running::Lab;
@@ -48,7 +48,7 @@ struct Answer {
 pub(super) fn up(choices: &Choices) -> anyhow::Result<ExitCode> {
     // Mistakes are found here, in the foreground; the supervisor reads it again.
     Scenario::read(&choices.folder)?;
-    check_rights()?;
+    check_needs(choices)?;
     let dir = RunDir::create()?;
     let mut child = match start(&dir, choices) {
         Ok(child) => child,

@@ -263,7 +263,7 @@ mod tests {
                 }
             })),
         ];
-        let mut model = Model::new(1, &objects);
+        let mut model = Model::new(1, &objects).expect("one node");
         model.add(&objects).expect("room");
         let slices = slices(&model);
         assert_eq!(slices["shop/cart-v4-0"]["ports"][0]["port"], json!(8080));

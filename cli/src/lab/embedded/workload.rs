@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use anyhow::Context as _;
 use serde_json::Value;
 use thyra_proto::istio::workload::{
     self as wire, Address, AppProtocol, NetworkAddress, NetworkMode, Port, PortList, TunnelProtocol,
@@ -24,7 +23,7 @@ const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Every Address resource by name.
 ///
 /// # Errors
-/// A WorkloadEntry's address that is none.
+/// Mesh settings that can't be read.
 pub(super) fn addresses(objects: &Objects, model: &Model) -> anyhow::Result<BTreeMap<String, Address>> {
     let trust_domain = trust_domain(objects)?;
     let mut all = BTreeMap::new();
@@ -38,7 +37,7 @@ pub(super) fn addresses(objects: &Objects, model: &Model) -> anyhow::Result<BTre
         .values()
         .filter(|held| held.object.kind == "WorkloadEntry")
     {
-        let mut workload = of_entry(&held.object, model)?;
+        let mut workload = of_entry(&held.object, model);
         workload.trust_domain.clone_from(&trust_domain);
         all.insert(workload.uid.clone(), address::Type::Workload(workload));
     }
@@ -112,12 +111,11 @@ fn of_pod(pod: &Pod, model: &Model) -> wire::Workload {
     }
 }
 
-fn of_entry(object: &Object, model: &Model) -> anyhow::Result<wire::Workload> {
+fn of_entry(object: &Object, model: &Model) -> wire::Workload {
     let spec = object.json.get("spec").cloned().unwrap_or_default();
     let given = text(&spec, "/address");
-    let address: IpAddr = given
-        .parse()
-        .with_context(|| format!("WorkloadEntry `{}`: `{given}` is no IP address", object.key()))?;
+    // What is no address is a host name, and lends none.
+    let address: Option<IpAddr> = given.parse().ok();
     let own = labels(&spec, "/labels");
     let mut services = BTreeMap::new();
     let selecting = model.services.values().filter(|service| {
@@ -141,14 +139,15 @@ fn of_entry(object: &Object, model: &Model) -> anyhow::Result<wire::Workload> {
             },
         );
     }
-    Ok(wire::Workload {
+    wire::Workload {
         uid: format!(
             "{CLUSTER}/networking.istio.io/WorkloadEntry/{}/{}",
             object.namespace, object.name
         ),
         name: object.name.clone(),
         namespace: object.namespace.clone(),
-        addresses: vec![bytes(&address)],
+        addresses: address.iter().map(bytes).collect(),
+        hostname: if address.is_some() { String::new() } else { given },
         network: text(&spec, "/network"),
         service_account: account(&text(&spec, "/serviceAccount")),
         canonical_name: own.get("app").unwrap_or(&object.name).clone(),
@@ -159,7 +158,7 @@ fn of_entry(object: &Object, model: &Model) -> anyhow::Result<wire::Workload> {
         cluster_id: CLUSTER.to_owned(),
         services,
         ..wire::Workload::default()
-    })
+    }
 }
 
 /// A WorkloadEntry may map a Service port's name to its own number.
