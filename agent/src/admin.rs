@@ -18,9 +18,10 @@ use std::sync::Arc;
 use thyra_proto::thyra::v1 as api;
 use thyra_proto::thyra::v1::admin_service_server::AdminService;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::board::Board;
@@ -44,6 +45,8 @@ pub struct Admin {
     pub hub: Hub,
     /// What never changes.
     pub about: Arc<About>,
+    /// Ends streams that never end by themselves.
+    pub stop: CancellationToken,
 }
 
 /// What never changes while the agent runs.
@@ -147,7 +150,9 @@ impl AdminService for Admin {
             )));
         }
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
-        tokio::spawn(self.clone().listen(wanted, sender));
+        // From here on nothing is missed: the caller may act as soon as it has its answer.
+        let seen = self.hub.listen();
+        tokio::spawn(self.clone().listen(wanted, seen, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -166,13 +171,14 @@ impl Admin {
     async fn listen(
         self,
         wanted: api::MonitorRequest,
+        mut seen: broadcast::Receiver<Seen>,
         sender: mpsc::Sender<Result<api::MonitorEvent, Status>>,
     ) {
-        let mut seen = self.hub.listen();
         loop {
             let next = tokio::select! {
                 next = seen.recv() => next,
                 () = sender.closed() => return,
+                () = self.stop.cancelled() => return,
             };
             let events = match next {
                 Ok(seen) => self.events(&seen),

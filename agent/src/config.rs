@@ -150,6 +150,17 @@ impl Settings {
         }
         let workload_source = self.workload_source.unwrap_or_default();
         let policy_source = self.policy_source.unwrap_or_default();
+        if policy_source == PolicySource::Authorization && workload_source == WorkloadSource::Files {
+            let why = "comes on istiod's workload stream; give `--workload-source=istiod`";
+            return Err(value("policy-source", "authorization", why));
+        }
+        if policy_source == PolicySource::Kubernetes && ApiServer::find(self.kubeconfig.as_ref()).is_none() {
+            let why = "the source `kubernetes` needs an API server, and this process is not in a cluster";
+            return Err(ConfigError::Missing {
+                key: "kubeconfig",
+                why,
+            });
+        }
         let istiod = self.istiod(workload_source, policy_source)?;
         let files = workload_source == WorkloadSource::Files || policy_source == PolicySource::Files;
         if files && self.manifests.is_none() {

@@ -69,6 +69,9 @@ pub enum RunError {
         /// Cause.
         source: io::Error,
     },
+    /// The store's thread ended by itself.
+    #[error("the store has failed; what is enforced stays enforced, start the agent again")]
+    Store,
     /// The admin API ended by itself.
     #[error("the admin API has failed")]
     Api(#[from] tonic::transport::Error),
@@ -118,6 +121,8 @@ pub async fn run_on(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     make_state(&config)?;
+    // Every TLS connection takes this one; a second installation in one process changes nothing.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let (listener, _socket) = socket::listen(&config.socket).await?;
     let metrics_listener = match config.metrics {
         Some(address) => {
@@ -169,6 +174,7 @@ pub async fn run_on(
         board,
         hub,
         about: Arc::new(about),
+        stop: stop.clone(),
     };
     let endpoints = Endpoints {
         handle: handle.clone(),
@@ -199,6 +205,7 @@ async fn serve(
     stop: &CancellationToken,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
+    let store = endpoints.handle.clone();
     let server = tonic::transport::Server::builder()
         .add_service(EndpointServiceServer::new(endpoints))
         .add_service(AdminServiceServer::new(admin))
@@ -206,6 +213,7 @@ async fn serve(
     tokio::pin!(server);
     tokio::select! {
         served = &mut server => return Ok(served?),
+        () = store.stopped() => return Err(RunError::Store),
         () = shutdown => {}
     }
     stop.cancel();

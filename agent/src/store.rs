@@ -56,6 +56,11 @@ impl Handle {
         self.commands.send(command).is_ok()
     }
 
+    /// Waits until the store has stopped.
+    pub async fn stopped(&self) {
+        self.commands.closed().await;
+    }
+
     /// What is enforced right now.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {

@@ -1,14 +1,13 @@
 //! What an endpoint's tables say, wanted and kernel side by side.
 //!
-//! Invariant: every cell of the endpoint is compared with the kernel's; lines are merged only where both sides agree
-//! with their neighbours'.
+//! Invariant: every cell of the endpoint is compared with the kernel's, not only those that have a line.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use thyra_datapath_abi::Action;
 use thyra_datapath_abi::maps::VerdictCounter;
-use thyra_datapath_abi::tables::{ClassInfo, EndpointTables, Tables};
+use thyra_datapath_abi::tables::{ClassInfo, EndpointTables, Tables, Verdict};
+use thyra_policy_compiler::explain::{self, Line};
 use thyra_proto::thyra::v1 as api;
 use tonic::Status;
 
@@ -16,32 +15,11 @@ use super::{detail, verdict};
 use crate::plane::Kernel;
 use crate::snapshot::Snapshot;
 use crate::store::{SharedPlane, lock};
+use crate::word;
 
-/// Where an address that no policy names is looked for.
-const OUTSIDERS4: [Ipv4Addr; 4] = [
-    Ipv4Addr::new(203, 0, 113, 7),
-    Ipv4Addr::new(198, 51, 100, 7),
-    Ipv4Addr::new(192, 0, 2, 7),
-    Ipv4Addr::new(240, 0, 0, 7),
-];
-const OUTSIDERS6: [Ipv6Addr; 3] = [
-    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7),
-    Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 7),
-    Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 7),
-];
-
-/// One cell: index of the wanted verdict, and what the kernel holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Cell {
-    wanted: u16,
-    kernel: Option<(Action, u16)>,
-}
-
-/// A row of cells, one for each port class, and the class's name.
-struct Row {
-    class: u16,
-    cells: Vec<Cell>,
-}
+/// Sources that no policy is likely to name: documentation's addresses (RFC 5737, RFC 3849).
+const OUTSIDER4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+const OUTSIDER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7));
 
 /// The answer.
 ///
@@ -78,9 +56,15 @@ pub(super) fn policy(
         kernel: kernel.as_ref(),
         counters,
     };
-    let mut lines = view.family(4);
-    lines.extend(view.family(6));
-    let entries = merge_families(lines);
+    let lines = explain::lines(&snapshot.tables, id);
+    let mut entries: Vec<_> = lines
+        .into_iter()
+        .filter(|l| view.has_family(l.family))
+        .map(|l| view.entry(&l))
+        .collect();
+    if !entries.iter().any(|e| e.drift) {
+        entries.extend(view.drifting_cells());
+    }
     let report = snapshot.report.endpoints.get(&id);
     Ok(api::GetEndpointPolicyResponse {
         endpoint: detail::one(snapshot, plane, id),
@@ -99,234 +83,172 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    fn tables(&self) -> &Tables {
-        &self.snapshot.tables
+    /// A line of a family in which the pod has no address says nothing.
+    fn has_family(&self, family: u8) -> bool {
+        let registration = self.snapshot.held.registrations.get(&self.placed.endpoint);
+        family == 0 || registration.is_some_and(|r| r.addresses.iter().any(|a| a.is_ipv4() == (family == 4)))
     }
 
-    /// Lines of one family. A class that differs nowhere from the outsider has none of its own.
-    fn family(&self, family: u32) -> Vec<api::PolicyEntry> {
-        let registration = self.snapshot.held.registrations.get(&self.placed.endpoint);
-        if !registration.is_some_and(|r| r.addresses.iter().any(|a| a.is_ipv4() == (family == 4))) {
-            return Vec::new();
+    fn entry(&self, line: &Line) -> api::PolicyEntry {
+        let source = line
+            .source
+            .filter(|s| line.family == 0 || s.is_ipv4() == (line.family == 4));
+        // A class that no address is known of can't be asked about: the kernel's side stays empty.
+        let kernel = source.map(|s| self.kernel(s, line.port));
+        let wanted = &line.verdict;
+        let counter = self
+            .id(wanted)
+            .and_then(|id| self.counters.get(&id))
+            .copied()
+            .unwrap_or_default();
+        let pending = line.pending.then(|| "pending".to_owned());
+        api::PolicyEntry {
+            family: u32::from(line.family),
+            identity: line.identity,
+            principal: line.principal.as_deref().unwrap_or_default().to_owned(),
+            blocks: line
+                .blocks
+                .iter()
+                .map(ToString::to_string)
+                .chain(pending)
+                .collect(),
+            ports: line.ports.clone(),
+            wanted: Some(verdict::to_api(wanted)),
+            drift: kernel.as_ref().is_some_and(|k| !self.agree(wanted, k)),
+            kernel: kernel.and_then(|k| k.shown),
+            packets: counter.packets,
+            bytes: counter.bytes,
         }
-        let rows: Vec<Row> = representatives(self.tables(), family)
-            .into_iter()
-            .map(|(c, a)| self.row(c, a))
-            .collect();
-        let outsider = rows.iter().find(|r| r.class == 0).map(|r| r.cells.clone());
+    }
+
+    /// One line for each cell that the kernel holds differently.
+    fn drifting_cells(&self) -> Vec<api::PolicyEntry> {
+        let tables = &self.snapshot.tables;
         let mut entries = Vec::new();
-        let mut said: BTreeSet<(u32, String, Vec<String>, Vec<Cell>)> = BTreeSet::new();
-        for row in rows
-            .iter()
-            .filter(|r| r.class != 0)
-            .chain(rows.iter().filter(|r| r.class == 0))
-        {
-            let Some(info) = self.tables().classes.get(usize::from(row.class)) else {
+        for (class, source) in representatives(tables) {
+            let family = if source.is_ipv4() { 4 } else { 6 };
+            let set = if source.is_ipv4() {
+                self.placed.set4
+            } else {
+                self.placed.set6
+            };
+            let Some(info) = tables
+                .classes
+                .get(usize::from(class))
+                .filter(|_| self.has_family(family))
+            else {
                 continue;
             };
-            let key = (
-                info.identity,
-                principal(info),
-                blocks(row.class, info),
-                row.cells.clone(),
-            );
-            if said.insert(key) {
-                entries.extend(self.lines(family, row, info, outsider.as_deref()));
+            for (port, ports) in port_classes(tables) {
+                let kernel = self.kernel(source, port);
+                let wanted = tables.verdict(set, port, class);
+                if wanted.is_some_and(|w| self.agree(w, &kernel)) {
+                    continue;
+                }
+                entries.push(drifting(family, info, ports, wanted, kernel.shown));
             }
         }
         entries
     }
 
-    fn row(&self, class: u16, source: IpAddr) -> Row {
-        let set = if source.is_ipv4() {
-            self.placed.set4
-        } else {
-            self.placed.set6
+    fn kernel(&self, source: IpAddr, port: u16) -> Held {
+        let Some((action, id)) = self.kernel.judge(self.placed.endpoint, source, port) else {
+            return Held::default();
         };
-        let tables = self.tables();
-        let column = tables.class_column.get(usize::from(class)).copied().unwrap_or(0);
-        let cells = first_ports(tables).into_iter().map(|(port_class, port)| {
-            let row = tables
-                .sets
-                .get(usize::from(set))
-                .and_then(|s| s.get(usize::from(port_class)));
-            let row = row.and_then(|r| tables.rows.get(usize::from(*r)));
-            let wanted = row
-                .and_then(|r| r.get(usize::from(column)))
-                .copied()
-                .unwrap_or(u16::MAX);
-            Cell {
-                wanted,
-                kernel: self.kernel.judge(self.placed.endpoint, source, port),
-            }
-        });
-        Row {
-            class,
-            cells: cells.collect(),
-        }
-    }
-
-    /// One line for each distinct cell of the row, without those that the outsider has too.
-    fn lines(
-        &self,
-        family: u32,
-        row: &Row,
-        info: &ClassInfo,
-        outsider: Option<&[Cell]>,
-    ) -> Vec<api::PolicyEntry> {
-        let mut by_cell: BTreeMap<Cell, BTreeSet<u16>> = BTreeMap::new();
-        for ((port_class, _), (i, cell)) in first_ports(self.tables())
-            .into_iter()
-            .zip(row.cells.iter().enumerate())
-        {
-            let same = row.class != 0 && outsider.and_then(|o| o.get(i)) == Some(cell);
-            if !same {
-                by_cell.entry(*cell).or_default().insert(port_class);
-            }
-        }
-        let mut lines: Vec<_> = by_cell
-            .into_iter()
-            .map(|(cell, ports)| self.line(family, row.class, info, cell, &ports))
-            .collect();
-        // A line for one port stands above that for all the rest.
-        lines.sort_by_key(|l| l.ports.contains(','));
-        lines
-    }
-
-    fn line(
-        &self,
-        family: u32,
-        class: u16,
-        info: &ClassInfo,
-        cell: Cell,
-        ports: &BTreeSet<u16>,
-    ) -> api::PolicyEntry {
-        let wanted = self.tables().verdicts.get(usize::from(cell.wanted));
-        let id = self.snapshot.verdict_ids.get(usize::from(cell.wanted)).copied();
-        let agree = match (wanted, cell.kernel) {
-            (Some(wanted), Some((action, kernel))) => wanted.action == action && Some(kernel) == id,
-            _ => false,
+        let shown = match lock::read(self.plane).verdict(id) {
+            Some(known) => api::Verdict {
+                action: word::action(action).into(),
+                ..verdict::to_api(&known)
+            },
+            None => verdict::unnamed(action, id),
         };
-        let kernel = cell
-            .kernel
-            .map(|(action, id)| match lock::read(self.plane).verdict(id) {
-                Some(known) => api::Verdict {
-                    action: crate::word::action(action).into(),
-                    ..verdict::to_api(&known)
-                },
-                None => verdict::unnamed(action, id),
-            });
-        let counter = id
-            .and_then(|id| self.counters.get(&id))
-            .copied()
-            .unwrap_or_default();
-        api::PolicyEntry {
-            family,
-            identity: info.identity,
-            principal: principal(info),
-            blocks: blocks(class, info),
-            ports: port_text(self.tables(), ports),
-            wanted: wanted.map(verdict::to_api),
-            kernel,
-            drift: !agree,
-            packets: counter.packets,
-            bytes: counter.bytes,
+        Held {
+            cell: Some((action, id)),
+            shown: Some(shown),
         }
     }
-}
 
-fn principal(info: &ClassInfo) -> String {
-    info.principal.as_deref().unwrap_or_default().to_owned()
-}
-
-fn blocks(class: u16, info: &ClassInfo) -> Vec<String> {
-    if class == 0 {
-        return vec!["ANY".to_owned()];
+    fn agree(&self, wanted: &Verdict, kernel: &Held) -> bool {
+        kernel
+            .cell
+            .is_some_and(|(action, id)| action == wanted.action && self.id(wanted) == Some(id))
     }
-    let pending = info.pending.then(|| "pending".to_owned());
-    info.blocks.iter().map(|b| b.to_string()).chain(pending).collect()
+
+    fn id(&self, verdict: &Verdict) -> Option<u16> {
+        let index = self.snapshot.tables.verdicts.iter().position(|v| v == verdict)?;
+        self.snapshot.verdict_ids.get(index).copied()
+    }
 }
 
-/// An address of each class that has one in this family: by it the kernel is asked.
-fn representatives(tables: &Tables, family: u32) -> BTreeMap<u16, IpAddr> {
-    let v4 = family == 4;
+/// The kernel's side of a cell.
+#[derive(Default)]
+struct Held {
+    cell: Option<(thyra_datapath_abi::Action, u16)>,
+    shown: Option<api::Verdict>,
+}
+
+fn drifting(
+    family: u8,
+    info: &ClassInfo,
+    ports: String,
+    wanted: Option<&Verdict>,
+    kernel: Option<api::Verdict>,
+) -> api::PolicyEntry {
+    api::PolicyEntry {
+        family: u32::from(family),
+        identity: info.identity,
+        principal: info.principal.as_deref().unwrap_or_default().to_owned(),
+        blocks: info.blocks.iter().map(ToString::to_string).collect(),
+        ports,
+        wanted: wanted.map(verdict::to_api),
+        kernel,
+        drift: true,
+        packets: 0,
+        bytes: 0,
+    }
+}
+
+/// An address of each class and family, by which the kernel can be asked.
+fn representatives(tables: &Tables) -> Vec<(u16, IpAddr)> {
     let exact = tables.addresses.iter().map(|s| (s.class, s.address));
-    let blocks = tables
-        .blocks
-        .iter()
-        .flat_map(|b| [(b.class, b.network), (b.class, next(b.network))]);
-    let outside = if v4 {
-        OUTSIDERS4.map(|a| (0, IpAddr::V4(a))).to_vec()
-    } else {
-        OUTSIDERS6.map(|a| (0, IpAddr::V6(a))).to_vec()
-    };
-    let mut found = BTreeMap::new();
-    for (class, address) in outside.into_iter().chain(exact).chain(blocks) {
-        if address.is_ipv4() == v4 && tables.class_of(address) == class {
-            found.entry(class).or_insert(address);
+    let blocks = tables.blocks.iter().map(|b| (b.class, b.network));
+    let mut found: BTreeMap<(u16, bool), IpAddr> = BTreeMap::new();
+    for (class, address) in [(0, OUTSIDER4), (0, OUTSIDER6)]
+        .into_iter()
+        .chain(exact)
+        .chain(blocks)
+    {
+        if tables.class_of(address) == class {
+            found.entry((class, address.is_ipv4())).or_insert(address);
         }
     }
     found
+        .into_iter()
+        .map(|((class, _), address)| (class, address))
+        .collect()
 }
 
-/// A network's own address may be an exact one; the next may not.
-fn next(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(a) => IpAddr::V4(Ipv4Addr::from(u32::from(a).wrapping_add(1))),
-        IpAddr::V6(a) => IpAddr::V6(Ipv6Addr::from(u128::from(a).wrapping_add(1))),
-    }
-}
-
-/// A port of each port class.
-fn first_ports(tables: &Tables) -> BTreeMap<u16, u16> {
-    let mut ports = BTreeMap::new();
-    for (first, class) in &tables.port_runs {
-        ports.entry(*class).or_insert(*first);
-    }
-    ports
-}
-
-/// "9080", "1-79,81-65535", "ANY".
-fn port_text(tables: &Tables, classes: &BTreeSet<u16>) -> String {
-    let mut ranges: Vec<(u16, u16)> = Vec::new();
+/// A port of each port class, with all its ports as text.
+fn port_classes(tables: &Tables) -> Vec<(u16, String)> {
+    let mut classes: BTreeMap<u16, (u16, Vec<String>)> = BTreeMap::new();
     for (i, (first, class)) in tables.port_runs.iter().enumerate() {
         let last = tables
             .port_runs
             .get(i + 1)
             .map_or(u16::MAX, |(next, _)| next.saturating_sub(1));
-        if !classes.contains(class) {
-            continue;
-        }
-        match ranges.last_mut() {
-            Some((_, end)) if end.checked_add(1) == Some(*first) => *end = last,
-            _ => ranges.push((*first, last)),
-        }
+        let text = if *first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        };
+        classes
+            .entry(*class)
+            .or_insert_with(|| (*first, Vec::new()))
+            .1
+            .push(text);
     }
-    let text = |(first, last): &(u16, u16)| match (*first, *last) {
-        (0, u16::MAX) => "ANY".to_owned(),
-        (a, b) if a == b => a.to_string(),
-        (a, b) => format!("{a}-{b}"),
-    };
-    ranges.iter().map(text).collect::<Vec<_>>().join(",")
-}
-
-/// A line that both families have is said once.
-fn merge_families(lines: Vec<api::PolicyEntry>) -> Vec<api::PolicyEntry> {
-    let mut merged: Vec<api::PolicyEntry> = Vec::new();
-    for line in lines {
-        let twin = merged.iter_mut().find(|m| {
-            let as_this = api::PolicyEntry {
-                family: line.family,
-                ..(**m).clone()
-            };
-            m.family != line.family && as_this == line
-        });
-        match twin {
-            Some(twin) => twin.family = 0,
-            None => merged.push(line),
-        }
-    }
-    // The outsider's lines are the rest of everything: last.
-    merged.sort_by_key(|l| l.blocks.first().is_some_and(|b| b == "ANY"));
-    merged
+    classes
+        .into_values()
+        .map(|(port, ranges)| (port, ranges.join(",")))
+        .collect()
 }

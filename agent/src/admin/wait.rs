@@ -138,7 +138,9 @@ fn older(wanted: &str, held: &str) -> Option<String> {
 fn mesh(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<String>, Status> {
     let mesh = &snapshot.held.world.mesh;
     if object.deleted {
-        return Ok(None);
+        // Without the object Istio's defaults hold, but for what flags say.
+        let default = mesh.trust_domain_aliases.is_empty() && mesh.extension_providers.is_empty();
+        return Ok((!default).then(|| "its settings are still held".into()));
     }
     if !mesh.version.is_empty() && older(&object.version, &mesh.version).is_none() {
         return Ok(None);
@@ -170,6 +172,9 @@ fn namespace(snapshot: &Snapshot, object: &api::ObjectVersion) -> Option<String>
 fn pod(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<String>, Status> {
     let held = &snapshot.held;
     let key = (object.namespace.clone(), object.name.clone());
+    if object.deleted && held.pods.contains_key(&key) {
+        return Ok(Some("still held".into()));
+    }
     if let (false, Some(pod)) = (object.deleted, held.pods.get(&key)) {
         if !pod.version.is_empty() && !object.version.is_empty() {
             if let Some(why) = older(&object.version, &pod.version) {
@@ -247,13 +252,12 @@ fn service(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<St
         .iter()
         .map(|p| (u64::from(p.port), u64::from(p.target_port)))
         .collect();
-    // istiod tells a named target port as 0: its number differs from pod to pod.
+    // istiod tells a named target port as 0: its number differs from pod to pod. Ports that aren't TCP may be told too.
     let agrees = |(port, target): &(u64, u64)| {
         held.iter()
             .any(|(p, t)| p == port && (t == target || *t == 0 || *target == 0))
     };
-    let same = wanted.len() == held.len() && wanted.iter().all(agrees);
-    Ok((!same).then(|| format!("held ports are {held:?}, wanted {wanted:?}")))
+    Ok((!wanted.iter().all(agrees)).then(|| format!("held ports are {held:?}, wanted {wanted:?}")))
 }
 
 fn content(object: &api::ObjectVersion) -> Result<Option<Value>, Status> {
