@@ -9,7 +9,7 @@
 //! policies' CIDR blocks ─ block ─► address → deepest block ────────────────────┤
 //! policies ─ prepared ─► identity tests ─ pattern ─► identities that hold ─────┴► slot: sources alike to all
 //!                                                                                  │
-//! endpoint ─ enrol, scope, protocol ─► profile ─ set ─► ports × policies ─ rule ─► where it is sure, where not
+//! endpoint ─ enrol, scope, protocol ─► profile ─ set ─► ports × policies ─ rule ─► sure, open, or not at all
 //!                                                                                  │
 //!                                  Tables ◄─ assemble ◄─ rows of outcomes ◄─ row ──┘
 //! ```

@@ -1,9 +1,10 @@
 //! Tables for people: an endpoint's cells as few lines, and a verdict as a sentence.
 //!
-//! Invariant: the lines cover every cell of the endpoint. Sources that fare like the outsider have no line of
-//! their own: the line `ANY` is theirs too.
+//! Invariant: the lines cover every cell of the endpoint. A source's line is that of its identity with the
+//! longest run of its blocks from the outermost on; one without any fares like the outsider and is read off the
+//! line `ANY`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -198,15 +199,13 @@ fn fates(tables: &Tables, set: u16, samples: &BTreeMap<u16, Option<IpAddr>>) -> 
             }
             continue;
         }
-        for (class, fate) in classes {
-            if fate != outsider {
-                let who = Who {
-                    principal: principal.clone(),
-                    pending,
-                    blocks: tables.classes[usize::from(class)].blocks.clone(),
-                };
-                fates.insert(who, (fate, class));
-            }
+        for (class, fate) in differing(tables, classes, &outsider) {
+            let who = Who {
+                principal: principal.clone(),
+                pending,
+                blocks: tables.classes[usize::from(class)].blocks.clone(),
+            };
+            fates.insert(who, (fate, class));
         }
     }
     let any = Who {
@@ -216,6 +215,26 @@ fn fates(tables: &Tables, set: u16, samples: &BTreeMap<u16, Option<IpAddr>>) -> 
     };
     fates.insert(any, (outsider, 0));
     fates
+}
+
+/// Of one identity's classes those that fare otherwise than the next outer block's, or than the outsider.
+fn differing(tables: &Tables, mut classes: Vec<(u16, Fate)>, outsider: &Fate) -> Vec<(u16, Fate)> {
+    let blocks = |class: u16| tables.classes[usize::from(class)].blocks.as_slice();
+    classes.sort_by_key(|(class, _)| blocks(*class).len());
+    let mut listed: HashMap<&[Arc<str>], Fate> = HashMap::new();
+    classes.retain(|(class, fate)| {
+        let blocks = blocks(*class);
+        let outer = (0..=blocks.len())
+            .rev()
+            .find_map(|depth| listed.get(&blocks[..depth]))
+            .unwrap_or(outsider);
+        let differs = fate != outer;
+        if differs {
+            listed.insert(blocks, fate.clone());
+        }
+        differs
+    });
+    classes
 }
 
 fn fate(tables: &Tables, set: u16, class: u16) -> Fate {

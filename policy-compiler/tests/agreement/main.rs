@@ -20,6 +20,7 @@ use thyra_datapath_engine::host::HostNode;
 use thyra_datapath_engine::lookup::{cell, source4, source6};
 use thyra_datapath_engine::tables::{Tables as _, endpoint_sets};
 use thyra_policy_compiler::compile::Compiler;
+use thyra_policy_compiler::explain::{self, Line};
 use thyra_policy_compiler::oracle::{Connection, judge};
 use thyra_policy_compiler::world::World;
 
@@ -202,6 +203,67 @@ fn a_compiler_with_a_past_says_what_a_fresh_one_says() {
                 )
             };
             prop_assert_eq!(size(&kept), size(&fresh));
+        }
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+}
+
+fn holds(ports: &str, port: u16) -> bool {
+    ports.split(',').any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        ports == explain::ANY || (first.parse().unwrap()..=last.parse().unwrap()).contains(&port)
+    })
+}
+
+/// The verdict that a person reads off the lines: the source's own line, else that of `ANY`.
+fn read_off<'a>(lines: &'a [Line], tables: &Tables, connection: &Connection) -> Option<&'a Verdict> {
+    let info = &tables.classes[usize::from(tables.class_of(connection.source))];
+    let family = if connection.destination.is_ipv4() { 4 } else { 6 };
+    let here = || {
+        lines
+            .iter()
+            .filter(|line| line.family == 0 || line.family == family)
+    };
+    let is_any = |line: &Line| line.blocks.iter().any(|block| &**block == explain::ANY);
+    let of_blocks = |depth: usize| -> Vec<&Line> {
+        here()
+            .filter(|line| line.principal == info.principal && line.pending == info.pending)
+            .filter(|line| line.blocks[..] == info.blocks[..depth])
+            .collect()
+    };
+    let read = (0..=info.blocks.len())
+        .rev()
+        .map(of_blocks)
+        .find(|lines| !lines.is_empty())
+        .unwrap_or_else(|| here().filter(|line| is_any(line)).collect());
+    let mut found = read.iter().filter(|line| holds(&line.ports, connection.port));
+    let verdict = &found.next()?.verdict;
+    found.next().is_none().then_some(verdict)
+}
+
+#[test]
+fn a_person_reads_every_cell_off_the_lines() {
+    let result = runner(worlds() / 4).run(&bytes(), |bytes| {
+        let mut entropy = Entropy(&bytes);
+        let world = world::world(&mut entropy);
+        let tables = Compiler::new().compile(&world).expect("a small world fits");
+        for connection in world::connections(&world) {
+            if connection.source.is_ipv4() != connection.destination.is_ipv4() {
+                continue;
+            }
+            let lines = explain::lines(&tables, connection.destination_endpoint);
+            let read = read_off(&lines, &tables, &connection);
+            prop_assert_eq!(
+                read,
+                lookup(&tables, &connection),
+                "{:?}\n{:#?}\n{:#?}",
+                connection,
+                lines,
+                tables
+            );
         }
         Ok(())
     });
