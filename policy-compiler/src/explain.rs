@@ -1,8 +1,8 @@
 //! Tables for people: an endpoint's cells as few lines, and a verdict as a sentence.
 //!
 //! Invariant: the lines cover every cell of the endpoint. A source's line is that of its identity with the
-//! longest run of its blocks from the outermost on; one without any fares like the outsider and is read off the
-//! line `ANY`.
+//! longest run of its blocks from the outermost on; one without any fares like the outsider and is read off
+//! the line `ANY`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
