@@ -138,6 +138,18 @@ impl ControlPlane {
         }
         let gone = objects.iter().filter_map(|object| {
             let wanted = wanted(object, String::new(), model)?;
+            if wanted.kind == "MeshConfig" {
+                // Settings are never gone: the defaults come back.
+                let version = match self {
+                    Self::Embedded(server) => server.version(object).unwrap_or_default(),
+                    Self::Istiod(_) | Self::None => String::new(),
+                };
+                let wanted = api::ObjectVersion { version, ..wanted };
+                return Some(api::ObjectVersion {
+                    content: embedded::default_mesh_content(),
+                    ..wanted
+                });
+            }
             Some(api::ObjectVersion {
                 deleted: true,
                 content: String::new(),
@@ -188,10 +200,7 @@ fn wanted(object: &Object, version: String, model: &Model) -> Option<api::Object
         "Namespace" => ("Namespace", String::new()),
         "Service" => {
             let service = model.services.get(&object.key());
-            let ports = service
-                .into_iter()
-                .flat_map(|service| &service.ports)
-                .filter(|port| !port.udp);
+            let ports = service.into_iter().flat_map(|service| &service.ports);
             let ports: Vec<_> = ports
                 .map(|port| match port.target {
                     super::model::TargetPort::Number(number) => json!([port.port, number]),

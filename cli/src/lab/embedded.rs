@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use mesh::content as mesh_content;
+pub(crate) use mesh::{content as mesh_content, default_content as default_mesh_content};
 use snapshot::Snapshot;
 
 use super::model::Model;
@@ -114,8 +114,11 @@ impl Embedded {
         self.publish(model)
     }
 
-    /// `resourceVersion` of an object.
+    /// The version that an agent is told with an object; of mesh settings also when their ConfigMap is gone.
     pub(crate) fn version(&self, object: &Object) -> Option<String> {
+        if object.kind == "ConfigMap" {
+            return Some(self.sender.borrow().mesh_version());
+        }
         let held = self.objects.get(&(object.kind.clone(), object.key()))?;
         Some(held.version.to_string())
     }

@@ -35,9 +35,15 @@ pub(super) fn read(object: &Object) -> anyhow::Result<MeshConfig> {
 
 /// What an agent that agrees with the ConfigMap holds, as JSON; empty if it can't be read.
 pub(crate) fn content(object: &Object) -> String {
-    let Ok(mesh) = read(object) else {
-        return String::new();
-    };
+    read(object).map_or_else(|_| String::new(), |mesh| as_json(&mesh))
+}
+
+/// What an agent holds where there is no ConfigMap, as JSON.
+pub(crate) fn default_content() -> String {
+    as_json(&defaults())
+}
+
+fn as_json(mesh: &MeshConfig) -> String {
     serde_json::json!({
         "trustDomain": mesh.trust_domain,
         "rootNamespace": mesh.root_namespace,

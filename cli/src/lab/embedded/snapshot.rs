@@ -81,6 +81,14 @@ impl Snapshot {
         self.0.get(&kind).unwrap_or(&NOTHING)
     }
 
+    /// Version of the mesh's settings.
+    pub(super) fn mesh_version(&self) -> String {
+        self.resources(Type::MeshConfig)
+            .values()
+            .map(|stored| stored.version.clone())
+            .collect()
+    }
+
     /// # Errors
     /// An object that has no form on the wire.
     pub(super) fn build(objects: &Objects, model: &Model) -> anyhow::Result<Self> {

@@ -69,7 +69,7 @@ fn of_pod(pod: &Pod, model: &Model) -> wire::Workload {
         .is_some_and(|value| value == "enabled");
     let mut services = BTreeMap::new();
     for service in model.services.values().filter(|service| service.selects(pod)) {
-        let ports = service.ports.iter().filter(|port| !port.udp).map(|port| Port {
+        let ports = service.ports.iter().map(|port| Port {
             service_port: port.port.into(),
             target_port: Service::target(port, pod).unwrap_or(0).into(),
             app_protocol: app_protocol(port).into(),
@@ -127,7 +127,7 @@ fn of_entry(object: &Object, model: &Model) -> wire::Workload {
                 .all(|(key, value)| own.get(key) == Some(value))
     });
     for service in selecting {
-        let ports = service.ports.iter().filter(|port| !port.udp).map(|port| Port {
+        let ports = service.ports.iter().map(|port| Port {
             service_port: port.port.into(),
             target_port: entry_port(&spec, port).into(),
             app_protocol: app_protocol(port).into(),
@@ -191,7 +191,6 @@ fn of_service(service: &Service) -> wire::Service {
         ports: service
             .ports
             .iter()
-            .filter(|port| !port.udp)
             .map(|port| Port {
                 service_port: port.port.into(),
                 target_port: match port.target {
