@@ -213,7 +213,7 @@ impl Compiler {
             let listed = workload.map(|workload| cross_check(&scope, policies, workload));
             scope.notes.extend(listed.unwrap_or_default());
             destinations.push(Destination {
-                protocols: protocols(endpoint, workload, problems),
+                protocols: protocols(world, endpoint, workload, problems),
                 scope,
                 endpoint,
                 enrolment,

@@ -14,7 +14,9 @@ use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication, PolicyAction,
     Rule, Source, StringMatch, Unknown,
 };
-use thyra_policy_compiler::world::{AppProtocol, Endpoint, ServicePort, Workload, WorkloadKind, World};
+use thyra_policy_compiler::world::{
+    AppProtocol, Endpoint, Service, ServicePort, Workload, WorkloadKind, World,
+};
 
 const TARGET: &str = "10.244.0.2";
 const FRONT: &str = "10.244.0.3";
@@ -737,6 +739,28 @@ fn s20_an_allow_by_method_never_matches_where_the_port_is_tcp() {
     assert_eq!(reason(&world, FRONT, 5432), Reason::Policy);
     assert_eq!(reason(&world, FRONT, 80), Reason::NeedsL7);
     declare(&mut world, "shop/second", 5432, AppProtocol::Unknown);
+    assert_eq!(reason(&world, FRONT, 5432), Reason::Policy);
+}
+
+#[test]
+fn s20_a_protocol_that_only_the_service_itself_declares_holds_for_its_pods() {
+    let mut world = shop();
+    declare(&mut world, "shop/target", 5432, AppProtocol::Unknown);
+    put(&mut world, allow("shop/get", vec![to(get())]));
+    assert_eq!(reason(&world, FRONT, 5432), Reason::NeedsL7);
+    let port = |port, protocol| ServicePort {
+        port,
+        target_port: 5432,
+        protocol,
+    };
+    let service = Service {
+        name: "target".into(),
+        namespace: "shop".into(),
+        hostname: "target".into(),
+        addresses: Vec::new(),
+        ports: vec![port(81, AppProtocol::Http), port(80, AppProtocol::NotHttp)],
+    };
+    world.services.insert("shop/target".into(), Arc::new(service));
     assert_eq!(reason(&world, FRONT, 5432), Reason::Policy);
 }
 

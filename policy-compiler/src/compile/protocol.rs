@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::rule::Reading;
-use crate::world::{AppProtocol, Endpoint, Workload};
+use crate::world::{AppProtocol, Endpoint, ServicePort, Workload, World};
 
 /// Readings of one port: usually one; both where two Services disagree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +18,7 @@ pub(crate) enum Readings {
 pub(crate) type Protocols = BTreeMap<u16, Readings>;
 
 pub(crate) fn protocols(
+    world: &World,
     endpoint: &Endpoint,
     workload: Option<&Workload>,
     problems: &mut Vec<String>,
@@ -25,10 +26,10 @@ pub(crate) fn protocols(
     let mut declared: BTreeMap<u16, Readings> = BTreeMap::new();
     let ports = workload
         .into_iter()
-        .flat_map(|workload| workload.services.values())
-        .flatten();
-    for port in ports.filter(|port| port.target_port != 0) {
-        let reading = Readings::One(match port.protocol {
+        .flat_map(|workload| &workload.services)
+        .flat_map(|(service, ports)| ports.iter().map(move |port| (&**service, port)));
+    for (service, port) in ports.filter(|(_, port)| port.target_port != 0) {
+        let reading = Readings::One(match declaration(world, service, port) {
             AppProtocol::NotHttp | AppProtocol::Tls => Reading::Tcp,
             AppProtocol::Http | AppProtocol::Unknown => Reading::Http,
         });
@@ -52,4 +53,19 @@ pub(crate) fn protocols(
     }
     declared.retain(|_, readings| *readings != Readings::One(Reading::Http));
     declared
+}
+
+/// What a Service declares of a port that it has on a pod. istiod tells it with the Service, not with the pod.
+fn declaration(world: &World, service: &str, port: &ServicePort) -> AppProtocol {
+    if port.protocol != AppProtocol::Unknown {
+        return port.protocol;
+    }
+    let ports = world
+        .services
+        .get(service)
+        .into_iter()
+        .flat_map(|service| &service.ports);
+    let mut same = ports.filter(|own| own.port == port.port).map(|own| own.protocol);
+    same.find(|protocol| *protocol != AppProtocol::Unknown)
+        .unwrap_or(AppProtocol::Unknown)
 }

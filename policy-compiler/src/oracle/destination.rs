@@ -152,9 +152,21 @@ pub(super) fn readings(world: &World, endpoint: &Endpoint, port: u16) -> Vec<Rea
     let mut http = false;
     let mut tcp = false;
     if let Some(workload) = workload(world, endpoint) {
-        for service_port in workload.services.values().flatten() {
-            if service_port.target_port == port && port != 0 {
-                match service_port.protocol {
+        for (service, pod_ports) in &workload.services {
+            for pod_port in pod_ports {
+                if pod_port.target_port != port || port == 0 {
+                    continue;
+                }
+                // istiod declares protocols in the Service's own list of ports.
+                let mut protocol = pod_port.protocol;
+                if let Some(service) = world.services.get(service) {
+                    for own in &service.ports {
+                        if own.port == pod_port.port && protocol == AppProtocol::Unknown {
+                            protocol = own.protocol;
+                        }
+                    }
+                }
+                match protocol {
                     AppProtocol::Tls | AppProtocol::NotHttp => tcp = true,
                     AppProtocol::Http | AppProtocol::Unknown => http = true,
                 }
