@@ -44,7 +44,7 @@ struct Entry {
     state: State,
     detail: String,
     last_push: u64,
-    resources: u64,
+    resources: BTreeMap<String, usize>,
     ready: BTreeMap<String, bool>,
     rejected: BTreeMap<String, String>,
 }
@@ -109,11 +109,9 @@ impl Board {
         self.with(source, |e| e.last_push = unix_now());
     }
 
-    /// How many resources it has told.
-    pub fn resources(&self, source: &'static str, number: usize) {
-        self.with(source, |e| {
-            e.resources = u64::try_from(number).unwrap_or(u64::MAX)
-        });
+    /// How many resources of a topic it has told.
+    pub fn resources(&self, source: &'static str, topic: &str, number: usize) {
+        self.with(source, |e| drop(e.resources.insert(topic.to_owned(), number)));
     }
 
     /// A topic was told whole.
@@ -179,7 +177,7 @@ impl Board {
             state: e.state.word().to_owned(),
             detail: e.detail.clone(),
             last_push_unix: e.last_push,
-            resources: e.resources,
+            resources: u64::try_from(e.resources.values().sum::<usize>()).unwrap_or(u64::MAX),
             rejected: u64::try_from(e.rejected.len()).unwrap_or(u64::MAX),
             ready: e.ready.clone().into_iter().collect(),
             rejections: e

@@ -2,6 +2,7 @@
 //!
 //! Invariant: exit 0 after a stop that was asked for, 2 for a configuration that can't be used, 1 for anything else.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -70,7 +71,9 @@ fn start(cli: Cli) -> anyhow::Result<()> {
 fn log(config: &Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log)
         .with_context(|| format!("`--log`: `{}` is not a filter", config.log))?;
+    let terminal = std::io::stderr().is_terminal();
     let logs = tracing_subscriber::fmt()
+        .with_ansi(terminal)
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     match config.log_format {

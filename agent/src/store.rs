@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use thyra_policy_compiler::compile::Compiler;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::change::Change;
 use crate::held::{Basis, Held};
@@ -194,14 +194,16 @@ impl Store {
         if !changed {
             return;
         }
+        // The first sync is no change: what arrives in it was true long before.
+        let was_whole = self.committed && self.published.borrow().held.world.synced;
         match self.settle() {
-            Ok(true) => {
+            Ok(true) if was_whole => {
                 for at in received {
                     self.metrics.propagation.observe(at.elapsed().as_secs_f64());
                 }
             }
-            // Held back until the world is whole.
-            Ok(false) => {}
+            // Committed as part of the first sync, or held back until the world is whole.
+            Ok(_) => {}
             Err(error) => self.refuse(&error.to_string()),
         }
     }
@@ -220,7 +222,21 @@ impl Store {
     fn tick(&mut self) {
         lock::write(&self.plane).collect();
         self.retry_attach();
+        self.retry_settle();
         self.store_identities();
+    }
+
+    /// What was refused for a cause that may pass, such as a full disk, is tried again; a cause that stays has been
+    /// told already.
+    fn retry_settle(&mut self) {
+        let Some(told) = self.published.borrow().problem.clone() else {
+            return;
+        };
+        match self.settle() {
+            Ok(_) => info!("what was refused is enforced now"),
+            Err(error) if error.to_string() == told => {}
+            Err(error) => self.refuse(&error.to_string()),
+        }
     }
 
     fn store_identities(&mut self) {

@@ -44,14 +44,7 @@ pub(super) fn status(admin: &Admin) -> api::GetStatusResponse {
             .collect(),
         problems,
         endpoints: number(snapshot.held.registrations.len()),
-        endpoints_enforced: number(
-            snapshot
-                .report
-                .endpoints
-                .values()
-                .filter(|e| e.mode == Mode::Enforce)
-                .count(),
-        ),
+        endpoints_enforced: number(enforced(&snapshot)),
         synced: snapshot.held.world.synced,
         policy_source: admin.about.policy_source.clone(),
         drops: refusals
@@ -66,6 +59,22 @@ pub(super) fn status(admin: &Admin) -> api::GetStatusResponse {
         started_unix: admin.about.started_unix,
         peers: admin.board.peers(),
     }
+}
+
+/// Endpoints under enforcement. After a restart, until the world is whole again, the tables of the earlier run go on
+/// deciding over every endpoint that is attached; their modes are not known here.
+fn enforced(snapshot: &Snapshot) -> usize {
+    let attached = |id: &u16| matches!(snapshot.attached.get(id), Some(Attached::At(_)));
+    let modes = &snapshot.report.endpoints;
+    if modes.is_empty() && snapshot.generation != 0 {
+        return snapshot
+            .held
+            .registrations
+            .keys()
+            .filter(|id| attached(id))
+            .count();
+    }
+    modes.values().filter(|e| e.mode == Mode::Enforce).count()
 }
 
 fn problems(snapshot: &Snapshot) -> Vec<String> {

@@ -112,7 +112,7 @@ impl Files {
             Ok(changes) => {
                 info!(folder = %self.folder.display(), "manifests read");
                 feed.board.only_rejected(NAME, &BTreeSet::new());
-                feed.board.resources(NAME, changes.len());
+                feed.board.resources(NAME, "changes", changes.len());
                 feed.board.pushed(NAME);
                 for topic in self.topics() {
                     feed.board.ready(NAME, topic.name());

@@ -78,78 +78,111 @@ pub(super) async fn follow<R: Reading>(
     feed: Feed,
     stop: CancellationToken,
 ) {
+    let topic = reading.topic().name();
     let mut events = watcher(api, config).default_backoff().boxed();
-    let mut listed = Vec::new();
+    let mut follower = Follower {
+        source,
+        reading,
+        feed,
+        keys: BTreeSet::new(),
+        listed: Vec::new(),
+    };
     let mut troubled = false;
     loop {
         let event = tokio::select! {
             event = events.next() => event,
             () = stop.cancelled() => return,
         };
-        let received = Instant::now();
         match event {
             None => return,
             Some(Err(error)) => {
-                let topic = reading.topic().name();
                 warn!(
                     source,
                     topic,
                     error = &error as &dyn std::error::Error,
                     "watch interrupted"
                 );
-                feed.board.trouble(source, format!("{topic}: {}", chain(&error)));
+                follower
+                    .feed
+                    .board
+                    .trouble(source, format!("{topic}: {}", chain(&error)));
                 troubled = true;
-                continue;
             }
-            Some(Ok(Event::Init)) => listed.clear(),
-            Some(Ok(Event::InitApply(object))) => listed.push(object),
-            Some(Ok(Event::InitDone)) => {
-                feed.news(
-                    whole(source, &reading, std::mem::take(&mut listed), &feed),
-                    received,
-                );
-                feed.board.ready(source, reading.topic().name());
+            Some(Ok(event)) => {
+                follower.take(event, Instant::now());
+                if std::mem::take(&mut troubled) {
+                    info!(source, topic, "watch goes on");
+                    follower.feed.board.recovered(source);
+                }
             }
-            Some(Ok(Event::Apply(object))) => {
-                feed.news(vec![read(source, &reading, object, &feed)], received)
-            }
-            Some(Ok(Event::Delete(object))) => {
-                let key = reading.key(&object);
-                feed.board.accept(source, &reading.label(&key));
-                feed.news(vec![reading.gone(key)], received);
-            }
-        }
-        feed.board.pushed(source);
-        if std::mem::take(&mut troubled) {
-            info!(source, topic = reading.topic().name(), "watch goes on");
-            feed.board.recovered(source);
         }
     }
 }
 
-fn read<R: Reading>(source: &'static str, reading: &R, object: R::Object, feed: &Feed) -> Change {
-    let label = reading.label(&reading.key(&object));
-    match reading.set(object) {
-        Ok(change) => {
-            feed.board.accept(source, &label);
-            change
-        }
-        Err((why, change)) => {
-            warn!(source, object = label, why, "object can't be read");
-            feed.board.reject(source, &label, &why);
-            change
-        }
-    }
+struct Follower<R: Reading> {
+    source: &'static str,
+    reading: R,
+    feed: Feed,
+    /// Objects that are there.
+    keys: BTreeSet<R::Key>,
+    /// Objects of a list that isn't complete yet.
+    listed: Vec<R::Object>,
 }
 
-/// A whole list: every object, then what is left of the kind, then that the topic was told.
-fn whole<R: Reading>(source: &'static str, reading: &R, objects: Vec<R::Object>, feed: &Feed) -> Vec<Change> {
-    let keys = objects.iter().map(|o| reading.key(o)).collect();
-    let mut changes: Vec<Change> = objects
-        .into_iter()
-        .map(|o| read(source, reading, o, feed))
-        .collect();
-    changes.extend(reading.only(keys));
-    changes.push(Change::Ready(reading.topic()));
-    changes
+impl<R: Reading> Follower<R> {
+    fn take(&mut self, event: Event<R::Object>, received: Instant) {
+        match event {
+            Event::Init => self.listed.clear(),
+            Event::InitApply(object) => self.listed.push(object),
+            Event::InitDone => {
+                let changes = self.whole();
+                self.feed.news(changes, received);
+                self.feed.board.ready(self.source, self.reading.topic().name());
+            }
+            Event::Apply(object) => {
+                self.keys.insert(self.reading.key(&object));
+                let change = self.read(object);
+                self.feed.news(vec![change], received);
+            }
+            Event::Delete(object) => {
+                let key = self.reading.key(&object);
+                self.keys.remove(&key);
+                self.feed.board.accept(self.source, &self.reading.label(&key));
+                self.feed.news(vec![self.reading.gone(key)], received);
+            }
+        }
+        self.feed.board.pushed(self.source);
+        self.feed
+            .board
+            .resources(self.source, self.reading.topic().name(), self.keys.len());
+    }
+
+    fn read(&self, object: R::Object) -> Change {
+        let label = self.reading.label(&self.reading.key(&object));
+        match self.reading.set(object) {
+            Ok(change) => {
+                self.feed.board.accept(self.source, &label);
+                change
+            }
+            Err((why, change)) => {
+                warn!(source = self.source, object = label, why, "object can't be read");
+                self.feed.board.reject(self.source, &label, &why);
+                change
+            }
+        }
+    }
+
+    /// A whole list: every object, then what is left of the kind, then that the topic was told.
+    fn whole(&mut self) -> Vec<Change> {
+        let objects = std::mem::take(&mut self.listed);
+        let keys: BTreeSet<R::Key> = objects.iter().map(|o| self.reading.key(o)).collect();
+        for gone in self.keys.difference(&keys) {
+            self.feed.board.accept(self.source, &self.reading.label(gone));
+        }
+        let mut changes: Vec<Change> = objects.into_iter().map(|o| self.read(o)).collect();
+        self.keys.clone_from(&keys);
+        changes.extend(self.reading.only(keys));
+        changes.push(Change::Ready(self.reading.topic()));
+        changes
+    }
 }

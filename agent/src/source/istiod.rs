@@ -181,9 +181,11 @@ impl Sink for StreamSink {
             self.feed.board.ready(self.name, topic(kind).name());
         }
         self.feed.board.pushed(self.name);
-        self.feed
-            .board
-            .resources(self.name, self.held.values().map(BTreeSet::len).sum());
+        self.feed.board.resources(
+            self.name,
+            topic(kind).name(),
+            self.held.get(&kind).map_or(0, BTreeSet::len),
+        );
         self.feed.news(changes, received);
         refused
     }
