@@ -111,7 +111,9 @@ impl Board {
 
     /// How many resources of a topic it has told.
     pub fn resources(&self, source: &'static str, topic: &str, number: usize) {
-        self.with(source, |e| drop(e.resources.insert(topic.to_owned(), number)));
+        self.with(source, |e| {
+            e.resources.insert(topic.to_owned(), number);
+        });
     }
 
     /// A topic was told whole.

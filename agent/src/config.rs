@@ -1,6 +1,7 @@
 //! What an operator tells the agent: flags over a TOML file over defaults, checked before anything starts.
 //!
-//! Invariant: a `Config` exists only when every value in it was read and makes sense; nothing is guessed later.
+//! Invariant: a `Config` exists only when every value in it was read and makes sense; nothing is guessed
+//! later.
 
 pub mod choice;
 mod settings;

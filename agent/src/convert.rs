@@ -1,7 +1,7 @@
 //! Wire messages to the compiler's model: total, or refused by name.
 //!
-//! Invariant: every field of a message is either carried over or named here as one that can't change a verdict;
-//! nothing is skipped, defaulted or cut.
+//! Invariant: every field of a message is either carried over or named here as one that can't change a
+//! verdict; nothing is skipped, defaulted or cut.
 
 pub mod authorization;
 pub mod mesh;

@@ -1,7 +1,7 @@
 //! Everything the agent has been told, and the `World` that follows from it.
 //!
-//! Invariant: the same news in any order gives the same world; the world is whole (`synced`) only when every awaited
-//! topic was told once.
+//! Invariant: the same news in any order gives the same world; the world is whole (`synced`) only when every
+//! awaited topic was told once.
 
 mod endpoints;
 mod policies;
@@ -189,8 +189,8 @@ pub fn principal(workload: &Workload) -> String {
     )
 }
 
-/// Puts a value; `true` when it differs from what was there. An equal value keeps its old allocation, by which the
-/// compiler's caches know it.
+/// Puts a value; `true` when it differs from what was there. An equal value keeps its old allocation, by
+/// which the compiler's caches know it.
 fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
     if map.get(&key) == Some(&value) {
         return false;

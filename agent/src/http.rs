@@ -19,6 +19,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::chain::chain;
+
 /// How long a client may take to ask, and to be answered.
 const PATIENCE: Duration = Duration::from_secs(10);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,10 +43,7 @@ pub async fn serve(listener: TcpListener, registry: Arc<Registry>, stop: Cancell
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                debug!(
-                    error = &error as &dyn std::error::Error,
-                    "metrics connection not accepted"
-                );
+                debug!(error = chain(&error), "metrics connection not accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -60,10 +59,7 @@ pub async fn serve(listener: TcpListener, registry: Arc<Registry>, stop: Cancell
             let served =
                 tokio::time::timeout(PATIENCE, server.serve_connection(TokioIo::new(stream), answer)).await;
             if let Ok(Err(error)) = served {
-                debug!(
-                    error = &error as &dyn std::error::Error,
-                    "metrics connection ended early"
-                );
+                debug!(error = chain(&error), "metrics connection ended early");
             }
         });
     }

@@ -1,7 +1,8 @@
-//! The node agent: sources tell, the store compiles and commits, the datapath enforces, the admin API answers.
+//! The node agent: sources tell, the store compiles and commits, the datapath enforces, the admin API
+//! answers.
 //!
-//! Invariant: nothing here decides a verdict; the agent only carries what istiod says to the tables in the kernel, and
-//! when it stops, what is enforced stays enforced.
+//! Invariant: nothing here decides a verdict; the agent only carries what istiod says to the tables in the
+//! kernel, and when it stops, what is enforced stays enforced.
 
 pub mod admin;
 pub mod api_server;

@@ -1,6 +1,7 @@
 //! The command `thyra-agent`: flags, logs, signals.
 //!
-//! Invariant: exit 0 after a stop that was asked for, 2 for a configuration that can't be used, 1 for anything else.
+//! Invariant: exit 0 after a stop that was asked for, 2 for a configuration that can't be used, 1 for
+//! anything else.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

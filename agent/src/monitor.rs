@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::admin::verdict;
+use crate::chain::chain;
 use crate::plane::Events;
 use crate::snapshot::Snapshot;
 use crate::store::{SharedPlane, lock};
@@ -69,10 +70,7 @@ impl Hub {
                 Ok(batch) if !batch.is_empty() => self.tell(Seen::Kernel(Arc::new(batch))),
                 Ok(_) => {}
                 Err(error) => {
-                    warn!(
-                        error = &error as &dyn std::error::Error,
-                        "events can't be read any more"
-                    );
+                    warn!(error = chain(&error), "events can't be read any more");
                     return;
                 }
             }

@@ -1,6 +1,7 @@
 //! A pod as its CNI registered it, and the folder that remembers it across restarts.
 //!
-//! Invariant: addresses are canonical and at most one of each family; what can't be read is refused, never dropped.
+//! Invariant: addresses are canonical and at most one of each family; what can't be read is refused, never
+//! dropped.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,8 +12,8 @@ use thyra_proto::thyra::v1 as api;
 
 use crate::state_file::{self, StateError};
 
-/// Annotation under which a registration tells its namespace's labels (a JSON object of strings), used only where no
-/// API server tells them.
+/// Annotation under which a registration tells its namespace's labels (a JSON object of strings), used only
+/// where no API server tells them.
 pub const NAMESPACE_LABELS: &str = "thyra.io/namespace-labels";
 
 /// A pod of this node.

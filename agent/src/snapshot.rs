@@ -1,4 +1,5 @@
-//! What is enforced right now, with everything it follows from; readers take it and keep it as long as they like.
+//! What is enforced right now, with everything it follows from; readers take it and keep it as long as they
+//! like.
 //!
 //! Invariant: `tables` were compiled from `held`, and the datapath carries out `tables` as `generation`.
 

@@ -1,7 +1,7 @@
 //! The Unix socket of the admin API.
 //!
-//! Invariant: a socket that somebody answers on is never taken over, a file that isn't a socket never removed; only
-//! root may connect.
+//! Invariant: a socket that somebody answers on is never taken over, a file that isn't a socket never
+//! removed; only root may connect.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};

@@ -1,7 +1,7 @@
 //! The one owner of what is held, of the compiler and of the order of commits: a thread of its own.
 //!
-//! Invariant: what `Snapshot` shows is what the datapath carries out. What can't be compiled or committed leaves the
-//! last good state in force and is named.
+//! Invariant: what `Snapshot` shows is what the datapath carries out. What can't be compiled or committed
+//! leaves the last good state in force and is named.
 
 mod commit;
 mod endpoint;
@@ -15,6 +15,7 @@ use thyra_policy_compiler::compile::Compiler;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+use crate::chain::chain;
 use crate::change::Change;
 use crate::held::{Basis, Held};
 use crate::metrics::Metrics;
@@ -39,7 +40,8 @@ pub enum Command {
     Del(PodKey, oneshot::Sender<Result<u32, EndpointError>>),
     /// Is it enforced as registered?
     Check(Box<Registration>, oneshot::Sender<Result<u32, EndpointError>>),
-    /// Once a second: finished connections, endpoints that could not be attached, numbers that want to be stored.
+    /// Once a second: finished connections, endpoints that could not be attached, numbers that want to be
+    /// stored.
     Tick,
 }
 
@@ -100,8 +102,8 @@ pub struct Store {
     metrics: Arc<Metrics>,
     hub: Hub,
     attached: BTreeMap<u16, Attached>,
-    /// Ids of pods that left while nothing could be committed: freed after the next commit, so that no new pod takes
-    /// the place of an old one in tables that still name it.
+    /// Ids of pods that left while nothing could be committed: freed after the next commit, so that no new
+    /// pod takes the place of an old one in tables that still name it.
     leaving: Vec<u16>,
     /// Tables of an earlier run are live: they stay until the world is whole.
     inherited: bool,
@@ -109,8 +111,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Reads the state folder, takes the known endpoints up again and starts the thread. The thread ends when all
-    /// handles are gone.
+    /// Reads the state folder, takes the known endpoints up again and starts the thread. The thread ends when
+    /// all handles are gone.
     ///
     /// # Errors
     /// The state folder can't be read, or the thread can't be started.
@@ -226,8 +228,8 @@ impl Store {
         self.store_identities();
     }
 
-    /// What was refused for a cause that may pass, such as a full disk, is tried again; a cause that stays has been
-    /// told already.
+    /// What was refused for a cause that may pass, such as a full disk, is tried again; a cause that stays
+    /// has been told already.
     fn retry_settle(&mut self) {
         let Some(told) = self.published.borrow().problem.clone() else {
             return;
@@ -246,10 +248,7 @@ impl Store {
         }
         match state_file::store(&self.identities, &self.held.world.identities) {
             Ok(()) => self.stored_identities = now,
-            Err(error) => warn!(
-                error = &error as &dyn std::error::Error,
-                "identity numbers can't be stored"
-            ),
+            Err(error) => warn!(error = chain(&error), "identity numbers can't be stored"),
         }
     }
 
@@ -270,8 +269,8 @@ fn identities_file(state: &Path) -> PathBuf {
     state.join("identities.json")
 }
 
-/// The shared datapath's lock. A panic while it was held can't leave it half-changed in a way that matters more than
-/// going on: the datapath's own commit is atomic.
+/// The shared datapath's lock. A panic while it was held can't leave it half-changed in a way that matters
+/// more than going on: the datapath's own commit is atomic.
 pub mod lock {
     use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 

@@ -1,14 +1,14 @@
 //! The way to the node's proxy for verdicts that need L7: its types, and a clear "not yet".
 //!
-//! Invariant: nothing here lets a connection pass. As long as there is no proxy, a cell that needs L7 refuses, and the
-//! agent says so.
+//! Invariant: nothing here lets a connection pass. As long as there is no proxy, a cell that needs L7
+//! refuses, and the agent says so.
 
 use std::num::NonZeroU32;
 
 use thyra_policy_compiler::policy::Unknown;
 
-/// The number of a residual: what is left of an endpoint's policies for one source class and port once everything that
-/// the kernel knows has been put in. 0 is "no residual" and can't be built.
+/// The number of a residual: what is left of an endpoint's policies for one source class and port once
+/// everything that the kernel knows has been put in. 0 is "no residual" and can't be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResidualId(NonZeroU32);
 
@@ -31,9 +31,7 @@ impl ResidualId {
 
 /// Verdicts need L7 and this node has no proxy: their connections are refused with the reason `needs L7`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{verdicts} verdicts depend on HTTP and this build has no L7 proxy: their connections are refused (`needs L7`)"
-)]
+#[error("{verdicts} verdicts depend on HTTP and there is no L7 proxy yet: they are refused (`needs L7`)")]
 pub struct L7Unavailable {
     /// How many distinct verdicts of the live tables.
     pub verdicts: usize,

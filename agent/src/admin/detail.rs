@@ -1,6 +1,7 @@
 //! One endpoint as the admin API tells it.
 //!
-//! Invariant: `ready` is said only of an endpoint whose programs sit at its interface and whose tables are live.
+//! Invariant: `ready` is said only of an endpoint whose programs sit at its interface and whose tables are
+//! live.
 
 use std::collections::BTreeMap;
 

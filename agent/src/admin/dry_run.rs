@@ -129,7 +129,8 @@ fn account_address(snapshot: &Snapshot, namespace: &str, account: &str, v4: bool
     let mut sources = tables.addresses.iter().filter(|s| s.address.is_ipv4() == v4);
     let missing = || {
         Status::not_found(format!(
-            "no workload runs as `{namespace}/{account}` (`thyra dry-run --manifests DIR` answers for one that doesn't run yet)"
+            "no workload runs as `{namespace}/{account}` \
+             (`thyra dry-run --manifests DIR` answers for one that doesn't run yet)"
         ))
     };
     sources

@@ -1,6 +1,7 @@
 //! Identities with the addresses and workloads that have them.
 //!
-//! Invariant: an address is listed under the identity that the tables give it, not the one that a workload claims.
+//! Invariant: an address is listed under the identity that the tables give it, not the one that a workload
+//! claims.
 
 use std::collections::BTreeMap;
 

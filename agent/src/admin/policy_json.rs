@@ -1,6 +1,7 @@
 //! Policies as JSON, in the words of Istio's API, from the model that decides.
 //!
-//! Invariant: it shows what is enforced, not what was written: masked blocks, completed service accounts, unknown terms.
+//! Invariant: it shows what is enforced, not what was written: masked blocks, completed service accounts,
+//! unknown terms.
 
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};

@@ -61,8 +61,8 @@ pub(super) fn status(admin: &Admin) -> api::GetStatusResponse {
     }
 }
 
-/// Endpoints under enforcement. After a restart, until the world is whole again, the tables of the earlier run go on
-/// deciding over every endpoint that is attached; their modes are not known here.
+/// Endpoints under enforcement. After a restart, until the world is whole again, the tables of the earlier
+/// run go on deciding over every endpoint that is attached; their modes are not known here.
 fn enforced(snapshot: &Snapshot) -> usize {
     let attached = |id: &u16| matches!(snapshot.attached.get(id), Some(Attached::At(_)));
     let modes = &snapshot.report.endpoints;

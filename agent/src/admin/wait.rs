@@ -1,6 +1,7 @@
 //! Waiting until named object versions are enforced.
 //!
-//! Invariant: an object counts as enforced only by the snapshot, whose world the live tables were compiled from.
+//! Invariant: an object counts as enforced only by the snapshot, whose world the live tables were compiled
+//! from.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -48,7 +49,8 @@ pub(super) async fn wait(
             }
             () = &mut until => {
                 let problem = snapshot.problem.iter().map(|p| format!(" ({p})")).collect::<String>();
-                return Err(Status::deadline_exceeded(format!("not enforced yet: {}{problem}", missing.join("; "))));
+                let missing = missing.join("; ");
+                return Err(Status::deadline_exceeded(format!("not enforced yet: {missing}{problem}")));
             }
         }
     }
@@ -175,12 +177,12 @@ fn pod(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<String
     if object.deleted && held.pods.contains_key(&key) {
         return Ok(Some("still held".into()));
     }
-    if let (false, Some(pod)) = (object.deleted, held.pods.get(&key)) {
-        if !pod.version.is_empty() && !object.version.is_empty() {
-            if let Some(why) = older(&object.version, &pod.version) {
-                return Ok(Some(why));
-            }
-        }
+    let told = held
+        .pods
+        .get(&key)
+        .filter(|p| !p.version.is_empty() && !object.version.is_empty());
+    if let Some(why) = told.and_then(|p| older(&object.version, &p.version)) {
+        return Ok(Some(why));
     }
     if let (false, Some(content)) = (object.deleted, content(object)?) {
         let endpoint = held
@@ -252,7 +254,8 @@ fn service(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<St
         .iter()
         .map(|p| (u64::from(p.port), u64::from(p.target_port)))
         .collect();
-    // istiod tells a named target port as 0: its number differs from pod to pod. Ports that aren't TCP may be told too.
+    // istiod tells a named target port as 0: its number differs from pod to pod. Ports that aren't TCP may be
+    // told too.
     let agrees = |(port, target): &(u64, u64)| {
         held.iter()
             .any(|(p, t)| p == port && (t == target || *t == 0 || *target == 0))

@@ -1,7 +1,7 @@
 //! istiod's L4 `Authorization` to the model; lossy at istiod, exact here as far as the model goes.
 //!
-//! Invariant: a rule that the model can't say is an unknown term: matched in DENY, not matched in ALLOW. A match
-//! without fields is what istiod leaves of an L7 field: matched in DENY, false in ALLOW.
+//! Invariant: a rule that the model can't say is an unknown term: matched in DENY, not matched in ALLOW. A
+//! match without fields is what istiod leaves of an L7 field: matched in DENY, false in ALLOW.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use super::{ConvertError, reference};
 /// Value of the mark below.
 pub const LISTED: &str = "listed";
 
-/// The label that an endpoint gets for each policy that istiod lists for its workload; it can't be a pod's own, which
-/// has at most one `/`.
+/// The label that an endpoint gets for each policy that istiod lists for its workload; it can't be a pod's
+/// own, which has at most one `/`.
 #[must_use]
 pub fn mark(policy: &str) -> String {
     format!("thyra.io/authorization/{policy}")
@@ -86,8 +86,8 @@ pub fn authorization(
     })
 }
 
-/// AND over clauses: one of several matches on the source becomes `from`, one of several on the port becomes `to`,
-/// a clause with a single match becomes conditions.
+/// AND over clauses: one of several matches on the source becomes `from`, one of several on the port becomes
+/// `to`, a clause with a single match becomes conditions.
 fn rule(index: usize, clauses: Vec<wire::Clause>, action: PolicyAction) -> Result<Rule, ConvertError> {
     let mut rule = Rule::default();
     for (i, wire::Clause { matches }) in clauses.into_iter().enumerate() {

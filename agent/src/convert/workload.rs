@@ -98,8 +98,8 @@ pub fn service(message: wire::Service) -> Result<Service, ConvertError> {
         weighted_waypoints: _,
         visibility: _,
     } = message;
-    // A VIP of another network is a VIP all the same: no address here that is a Service's lends an identity. A
-    // prefix length can only be the whole address for a VIP.
+    // A VIP of another network is a VIP all the same: no address here that is a Service's lends an identity.
+    // A prefix length can only be the whole address for a VIP.
     let vip = |a: &wire::NetworkAddress| address("addresses", &a.address);
     Ok(Service {
         name,

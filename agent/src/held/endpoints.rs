@@ -1,6 +1,7 @@
 //! The endpoints that follow from registrations, from this node's pods and from namespaces.
 //!
-//! Invariant: addresses are the registration's word always; the rest is the API server's where it tells the pod.
+//! Invariant: addresses are the registration's word always; the rest is the API server's where it tells the
+//! pod.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,6 +1,7 @@
 //! The real datapath behind the trait.
 //!
-//! Invariant: errors become sentences with their causes; which of them mean "full" or "not as it must be" is said here.
+//! Invariant: errors become sentences with their causes; which of them mean "full" or "not as it must be" is
+//! said here.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -130,10 +131,7 @@ impl Plane for Datapath {
 
     fn collect(&mut self) {
         if let Err(error) = Datapath::collect(self, Datapath::now_ns()) {
-            debug!(
-                error = &error as &dyn std::error::Error,
-                "finished connections stay for now"
-            );
+            debug!(error = chain(&error), "finished connections stay for now");
         }
     }
 

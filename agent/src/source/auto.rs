@@ -13,6 +13,7 @@ use super::istiod::{CONFIG, StreamSink};
 use super::kubernetes::{self, Policies};
 use super::{Feed, POLICIES, Source};
 use crate::board::State;
+use crate::chain::chain;
 use crate::change::Topic;
 
 /// See the module.
@@ -57,9 +58,7 @@ impl Source for Auto {
                         standing_in = Some((until, task));
                     }
                     (Some(StreamState::Refused { .. }), None) => {
-                        warn!(
-                            "istiod refuses the config stream and no API server is configured: nothing stands in"
-                        );
+                        warn!("istiod refuses the config stream, and no API server stands in");
                     }
                     (Some(StreamState::Synced { .. }), _) => end(standing_in.take(), &feed).await,
                     _ => {}
@@ -79,10 +78,7 @@ async fn end(standing_in: Option<(CancellationToken, JoinHandle<()>)>, feed: &Fe
     info!("istiod serves the config stream again");
     until.cancel();
     if let Err(error) = task.await {
-        warn!(
-            error = &error as &dyn std::error::Error,
-            "the Kubernetes source ended badly"
-        );
+        warn!(error = chain(&error), "the Kubernetes source ended badly");
     }
     feed.board
         .state(kubernetes::NAME, State::Stopped, "istiod serves policies again");

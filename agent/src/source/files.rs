@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::{Feed, POLICIES, Source};
 use crate::board::State;
+use crate::chain::chain;
 use crate::change::{Change, Namespace, Pod, Topic};
 
 /// Status name.
@@ -48,6 +49,9 @@ impl Files {
 
 /// Name, size and time of change of each file: what tells a changed folder.
 type Fingerprint = BTreeSet<(PathBuf, u64, Option<SystemTime>)>;
+
+/// What a folder says, or all that is wrong with it.
+type Read = Result<Vec<Change>, Vec<String>>;
 
 #[async_trait::async_trait]
 impl Source for Files {
@@ -83,10 +87,7 @@ impl Source for Files {
                     this.tell(read, &feed);
                 }
                 Ok(None) => {}
-                Err(error) => warn!(
-                    error = &error as &dyn std::error::Error,
-                    "manifests can't be read"
-                ),
+                Err(error) => warn!(error = chain(&error), "manifests can't be read"),
             }
         }
     }
@@ -94,12 +95,12 @@ impl Source for Files {
 
 impl Files {
     /// The folder's content when it differs from the last time, good or bad.
-    fn look(&self, last: Option<&Fingerprint>) -> Option<(Fingerprint, Result<Vec<Change>, Vec<String>>)> {
+    fn look(&self, last: Option<&Fingerprint>) -> Option<(Fingerprint, Read)> {
         let now = fingerprint(&self.folder);
         (last != Some(&now)).then(|| (now, self.read()))
     }
 
-    fn read(&self) -> Result<Vec<Change>, Vec<String>> {
+    fn read(&self) -> Read {
         let manifests = manifest::read_dir(&self.folder)
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let world =
@@ -107,7 +108,7 @@ impl Files {
         Ok(self.changes(&manifests, world))
     }
 
-    fn tell(&self, read: Result<Vec<Change>, Vec<String>>, feed: &Feed) {
+    fn tell(&self, read: Read, feed: &Feed) {
         match read {
             Ok(changes) => {
                 info!(folder = %self.folder.display(), "manifests read");

@@ -34,11 +34,8 @@ pub(super) trait Reading: Send {
     fn topic(&self) -> Topic;
     /// The object's key.
     fn key(&self, object: &Self::Object) -> Self::Key;
-    /// News of an object, or why it can't be read.
-    ///
-    /// # Errors
-    /// What is wrong, and the change that stands for the object all the same.
-    fn set(&self, object: Self::Object) -> Result<Change, (String, Change)>;
+    /// News of an object; with it what can't be read of the object, if so.
+    fn set(&self, object: Self::Object) -> (Change, Option<String>);
     /// An object is gone.
     fn gone(&self, key: Self::Key) -> Change;
     /// Only these are left; none when that says nothing new.
@@ -58,7 +55,7 @@ pub(super) async fn client(
         match server.client().await {
             Ok(client) => return Some(client),
             Err(error) => {
-                warn!(source, error = &error as &dyn std::error::Error, "no API server");
+                warn!(source, error = chain(&error), "no API server");
                 feed.board.state(source, State::Connecting, chain(&error));
             }
         }
@@ -96,12 +93,7 @@ pub(super) async fn follow<R: Reading>(
         match event {
             None => return,
             Some(Err(error)) => {
-                warn!(
-                    source,
-                    topic,
-                    error = &error as &dyn std::error::Error,
-                    "watch interrupted"
-                );
+                warn!(source, topic, error = chain(&error), "watch interrupted");
                 follower
                     .feed
                     .board
@@ -159,17 +151,15 @@ impl<R: Reading> Follower<R> {
 
     fn read(&self, object: R::Object) -> Change {
         let label = self.reading.label(&self.reading.key(&object));
-        match self.reading.set(object) {
-            Ok(change) => {
-                self.feed.board.accept(self.source, &label);
-                change
-            }
-            Err((why, change)) => {
+        let (change, fault) = self.reading.set(object);
+        match fault {
+            None => self.feed.board.accept(self.source, &label),
+            Some(why) => {
                 warn!(source = self.source, object = label, why, "object can't be read");
                 self.feed.board.reject(self.source, &label, &why);
-                change
             }
         }
+        change
     }
 
     /// A whole list: every object, then what is left of the kind, then that the topic was told.

@@ -1,7 +1,7 @@
 //! istiod's streams: what a push means for what is held.
 //!
-//! Invariant: each resource of a push either becomes news or is refused by name; a policy that is refused counts as one
-//! that can't be read, whatever was held of it before.
+//! Invariant: each resource of a push either becomes news or is refused by name; a policy that is refused
+//! counts as one that can't be read, whatever was held of it before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -118,7 +118,8 @@ impl StreamSink {
     }
 
     fn refuse(&mut self, kind: Kind, rejected: &Rejected, changes: &mut Vec<Change>) {
-        warn!(source = self.name, kind = %kind, name = rejected.name, error = rejected.error, "resource refused");
+        let Rejected { name, error } = rejected;
+        warn!(source = self.name, kind = %kind, name, error, "resource refused");
         self.feed
             .board
             .reject(self.name, &label(kind, &rejected.name), &rejected.error);

@@ -127,12 +127,15 @@ impl Reading for PolicyReading {
         }
     }
 
-    fn set(&self, object: DynamicObject) -> Result<Change, (String, Change)> {
+    fn set(&self, object: DynamicObject) -> (Change, Option<String>) {
         let key = self.key(&object);
-        self.read(&object, &self.label(&key)).map_err(|why| {
-            let unreadable = Change::Unreadable(self.0, key, Arc::from(why.as_str()));
-            (why, unreadable)
-        })
+        match self.read(&object, &self.label(&key)) {
+            Ok(change) => (change, None),
+            Err(why) => (
+                Change::Unreadable(self.0, key, Arc::from(why.as_str())),
+                Some(why),
+            ),
+        }
     }
 
     fn gone(&self, key: PolicyRef) -> Change {
@@ -161,19 +164,24 @@ impl Reading for MeshReading {
 
     fn key(&self, _: &ConfigMap) {}
 
-    /// MeshConfig that can't be read leaves the defaults, which know no alias and no provider: the stricter reading.
-    fn set(&self, map: ConfigMap) -> Result<Change, (String, Change)> {
-        let read = serde_json::to_value(&map)
-            .map_err(|e| e.to_string())
-            .and_then(|mut json| {
-                json["apiVersion"] = "v1".into();
-                json["kind"] = "ConfigMap".into();
-                match body("ConfigMap istio", &json)? {
-                    Body::MeshConfig(mesh) => Ok(Change::Mesh(mesh)),
-                    _ => Err("it holds no MeshConfig".into()),
-                }
-            });
-        read.map_err(|why| (why, Change::Mesh(Mesh::default())))
+    /// MeshConfig that can't be read leaves the defaults, which know no alias and no provider: the stricter
+    /// reading.
+    fn set(&self, map: ConfigMap) -> (Change, Option<String>) {
+        let read: Result<Change, String> =
+            serde_json::to_value(&map)
+                .map_err(|e| e.to_string())
+                .and_then(|mut json| {
+                    json["apiVersion"] = "v1".into();
+                    json["kind"] = "ConfigMap".into();
+                    match body("ConfigMap istio", &json)? {
+                        Body::MeshConfig(mesh) => Ok(Change::Mesh(mesh)),
+                        _ => Err("it holds no MeshConfig".into()),
+                    }
+                });
+        match read {
+            Ok(change) => (change, None),
+            Err(why) => (Change::Mesh(Mesh::default()), Some(why)),
+        }
     }
 
     fn gone(&self, (): ()) -> Change {

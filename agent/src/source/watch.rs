@@ -86,7 +86,7 @@ impl Reading for Pods {
         (pod.namespace().unwrap_or_default(), pod.name_any())
     }
 
-    fn set(&self, pod: core::Pod) -> Result<Change, (String, Change)> {
+    fn set(&self, pod: core::Pod) -> (Change, Option<String>) {
         let (namespace, name) = self.key(&pod);
         let spec = pod.spec.unwrap_or_default();
         let own = spec.containers.into_iter().map(|c| c.name);
@@ -96,7 +96,7 @@ impl Reading for Pods {
             .into_iter()
             .map(|c| c.name);
         let account = spec.service_account_name.filter(|a| !a.is_empty());
-        Ok(Change::Pod(Arc::new(Pod {
+        let pod = Change::Pod(Arc::new(Pod {
             namespace,
             name,
             uid: pod.metadata.uid.unwrap_or_default(),
@@ -105,7 +105,8 @@ impl Reading for Pods {
             annotations: pod.metadata.annotations.unwrap_or_default(),
             service_account: account.unwrap_or_else(|| "default".into()),
             containers: own.chain(init).collect(),
-        })))
+        }));
+        (pod, None)
     }
 
     fn gone(&self, (namespace, name): (String, String)) -> Change {
@@ -135,11 +136,11 @@ impl Reading for Namespaces {
         namespace.name_any()
     }
 
-    fn set(&self, namespace: core::Namespace) -> Result<Change, (String, Change)> {
+    fn set(&self, namespace: core::Namespace) -> (Change, Option<String>) {
         let name = namespace.name_any();
         let version = namespace.metadata.resource_version.unwrap_or_default();
         let labels = namespace.metadata.labels.unwrap_or_default();
-        Ok(Change::Namespace(name, Namespace { version, labels }))
+        (Change::Namespace(name, Namespace { version, labels }), None)
     }
 
     fn gone(&self, name: String) -> Change {
@@ -170,7 +171,7 @@ impl Reading for Nodes {
     }
 
     /// What can't be read of a node is named; what can be read counts.
-    fn set(&self, node: core::Node) -> Result<Change, (String, Change)> {
+    fn set(&self, node: core::Node) -> (Change, Option<String>) {
         let name = node.name_any();
         let mut bad = Vec::new();
         let told = node.status.unwrap_or_default().addresses.unwrap_or_default();
@@ -196,11 +197,8 @@ impl Reading for Nodes {
             }
         }
         let change = Change::Node(name, Node { addresses, ranges });
-        if bad.is_empty() {
-            Ok(change)
-        } else {
-            Err((format!("neither address nor CIDR: {}", bad.join(", ")), change))
-        }
+        let fault = (!bad.is_empty()).then(|| format!("neither address nor CIDR: {}", bad.join(", ")));
+        (change, fault)
     }
 
     fn gone(&self, name: String) -> Change {

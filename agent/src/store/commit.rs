@@ -11,6 +11,7 @@ use thyra_policy_compiler::compile::CompileError;
 use tracing::{debug, info, warn};
 
 use super::{Store, lock};
+use crate::chain::chain;
 use crate::plane::PlaneError;
 use crate::registration::Registration;
 use crate::snapshot::{Attached, Snapshot};
@@ -27,7 +28,8 @@ pub(super) enum SettleError {
 }
 
 impl Store {
-    /// Compiles and commits; `false` when tables of an earlier run stay live because the world isn't whole yet.
+    /// Compiles and commits; `false` when tables of an earlier run stay live because the world isn't whole
+    /// yet.
     pub(super) fn settle(&mut self) -> Result<bool, SettleError> {
         self.held.derive();
         if self.holds_back() {
@@ -123,11 +125,7 @@ impl Store {
                     self.held.registrations.insert(id, registration);
                 }
                 Err(error) => {
-                    warn!(
-                        pod = registration.pod(),
-                        error = &error as &dyn std::error::Error,
-                        "endpoint lost"
-                    )
+                    warn!(pod = registration.pod(), error = chain(&error), "endpoint lost")
                 }
             }
         }
@@ -164,7 +162,7 @@ impl Store {
             {
                 debug!(
                     pod = registration.pod(),
-                    error = &error as &dyn std::error::Error,
+                    error = chain(&error),
                     "its interface has gone"
                 );
                 self.held.registrations.remove(&id);
@@ -173,7 +171,7 @@ impl Store {
             Err(error) => {
                 warn!(
                     pod = registration.pod(),
-                    error = &error as &dyn std::error::Error,
+                    error = chain(&error),
                     "endpoint not attached"
                 );
                 self.attached.insert(id, Attached::Failed(error.to_string()));
@@ -197,21 +195,14 @@ impl Store {
     fn free_leaving(&mut self) {
         for id in std::mem::take(&mut self.leaving) {
             if let Err(error) = lock::write(&self.plane).detach(id) {
-                warn!(
-                    id,
-                    error = &error as &dyn std::error::Error,
-                    "endpoint not detached"
-                );
+                warn!(id, error = chain(&error), "endpoint not detached");
             }
         }
     }
 
     pub(super) fn persist_quietly(&mut self) {
         if let Err(error) = self.register.store(&self.held.registrations) {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "endpoints can't be stored"
-            );
+            warn!(error = chain(&error), "endpoints can't be stored");
         }
     }
 }

@@ -142,8 +142,8 @@ impl Store {
         Ok(added(self))
     }
 
-    /// Forgets endpoints that the new one replaces: its own uid elsewhere, and those whose interface has gone. An
-    /// address or an interface that a living endpoint has is refused.
+    /// Forgets endpoints that the new one replaces: its own uid elsewhere, and those whose interface has
+    /// gone. An address or an interface that a living endpoint has is refused.
     fn make_room(&mut self, new: &Registration) -> Result<(), EndpointError> {
         let mut stale = Vec::new();
         for (id, old) in &self.held.registrations {
@@ -196,7 +196,8 @@ impl Store {
         self.held.registrations.remove(&id);
         self.attached.remove(&id);
         self.leaving.push(id);
-        // Fewer endpoints always fit; should it fail all the same, the endpoint's place stays until a commit succeeds.
+        // Fewer endpoints always fit; should it fail all the same, the endpoint's place stays until a commit
+        // succeeds.
         if let Err(error) = self.settle() {
             self.refuse(&error.to_string());
         }

@@ -25,7 +25,10 @@ metadata: {name: shop, labels: {thyra.io/mode: enforce}}
 apiVersion: v1
 kind: Pod
 metadata: {name: cart, namespace: shop, labels: {app: cart}}
-spec: {serviceAccountName: cart, nodeName: n0, containers: [{name: main, image: x, ports: [{containerPort: 8080, name: tcp-main}]}]}
+spec:
+  serviceAccountName: cart
+  nodeName: n0
+  containers: [{name: main, image: x, ports: [{containerPort: 8080, name: tcp-main}]}]
 status: {podIPs: [{ip: 10.0.0.2}]}
 ---
 apiVersion: v1
@@ -205,7 +208,10 @@ async fn a_file_that_cant_be_read_leaves_the_last_good_state_and_is_named() {
     let mut admin = AdminServiceClient::new(agent.channel().await);
     agent.add_cart().await;
     admin.wait_enforced(version("1")).await.expect("enforced");
-    agent.write("policy.yaml", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only, namespace: shop}\nspec: {acton: DENY}\n");
+    agent.write(
+        "policy.yaml",
+        &allow("2", "front").replace("selector:", "acton: DENY\n  selector:"),
+    );
     let mut said = String::new();
     for _ in 0..300 {
         let status = admin

@@ -225,7 +225,8 @@ fn a_restart_changes_nothing_before_everything_was_told_again() {
         Some(&Attached::At(7)),
         "taken up again"
     );
-    // A pod that leaves now keeps its id until tables without it are live, so that no new pod inherits its place.
+    // A pod that leaves now keeps its id until tables without it are live, so that no new pod inherits its
+    // place.
     bench.del(PodKey::Uid("uid-cart".into())).expect("deleted");
     bench.plane.interface("veth-new", 8);
     let new = bench.add(pod("new", "veth-new", "10.0.0.3")).expect("added");

@@ -11,33 +11,33 @@ use thyra_datapath_abi::tables::{Tables, Verdict};
 
 /// What it was told; outlives the agent as the kernel does.
 #[derive(Debug, Default)]
-pub struct Told {
-    pub interfaces: BTreeMap<String, u32>,
-    pub ids: BTreeMap<String, u16>,
-    pub attached: BTreeMap<u16, Registration>,
-    pub tables: Tables,
-    pub generation: u32,
-    pub commits: u32,
+pub(crate) struct Told {
+    pub(crate) interfaces: BTreeMap<String, u32>,
+    pub(crate) ids: BTreeMap<String, u16>,
+    pub(crate) attached: BTreeMap<u16, Registration>,
+    pub(crate) tables: Tables,
+    pub(crate) generation: u32,
+    pub(crate) commits: u32,
     /// The next commits fail with this.
-    pub full: Option<String>,
+    pub(crate) full: Option<String>,
     /// The next attachments fail with this.
-    pub hook: Option<PlaneError>,
+    pub(crate) hook: Option<PlaneError>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Remembering(pub Arc<Mutex<Told>>);
+pub(crate) struct Remembering(pub(crate) Arc<Mutex<Told>>);
 
 impl Remembering {
-    pub fn with<T>(&self, f: impl FnOnce(&mut Told) -> T) -> T {
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Told) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub fn interface(&self, name: &str, index: u32) {
+    pub(crate) fn interface(&self, name: &str, index: u32) {
         self.with(|t| t.interfaces.insert(name.into(), index));
     }
 
     /// What the live tables say.
-    pub fn judge(&self, endpoint: u16, source: &str, port: u16) -> Option<Verdict> {
+    pub(crate) fn judge(&self, endpoint: u16, source: &str, port: u16) -> Option<Verdict> {
         let source: IpAddr = source.parse().expect("an address");
         self.with(|t| {
             let placed = t.tables.endpoints.iter().find(|e| e.endpoint == endpoint)?;

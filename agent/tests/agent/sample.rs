@@ -1,7 +1,7 @@
 //! Small worlds.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use thyra_agent::change::{Change, Topic};
 use thyra_agent::held::Basis;
@@ -19,14 +19,14 @@ use tokio::sync::oneshot;
 use crate::plane::Remembering;
 
 /// An agent's store on a remembering datapath; the state folder lives as long as this.
-pub struct Bench {
-    pub plane: Remembering,
-    pub state: tempfile::TempDir,
-    pub handle: Handle,
+pub(crate) struct Bench {
+    pub(crate) plane: Remembering,
+    pub(crate) state: tempfile::TempDir,
+    pub(crate) handle: Handle,
     thread: std::thread::JoinHandle<()>,
 }
 
-pub fn basis(awaited: &[Topic]) -> Basis {
+pub(crate) fn basis(awaited: &[Topic]) -> Basis {
     let node = NodeOptions {
         name: "n0".into(),
         default_mode: Mode::Enforce,
@@ -40,7 +40,7 @@ pub fn basis(awaited: &[Topic]) -> Basis {
 }
 
 impl Bench {
-    pub fn new(awaited: &[Topic]) -> Self {
+    pub(crate) fn new(awaited: &[Topic]) -> Self {
         Self::on(
             Remembering::default(),
             tempfile::tempdir().expect("a folder"),
@@ -48,7 +48,7 @@ impl Bench {
         )
     }
 
-    pub fn on(plane: Remembering, state: tempfile::TempDir, awaited: &[Topic]) -> Self {
+    pub(crate) fn on(plane: Remembering, state: tempfile::TempDir, awaited: &[Topic]) -> Self {
         let (handle, thread) = Store::start(Parts {
             plane: Arc::new(std::sync::RwLock::new(Box::new(plane.clone()))),
             state: state.path().to_owned(),
@@ -66,7 +66,7 @@ impl Bench {
     }
 
     /// Stops the store, as a restart does; what the datapath and the folder hold stays.
-    pub fn stop(self) -> (Remembering, tempfile::TempDir) {
+    pub(crate) fn stop(self) -> (Remembering, tempfile::TempDir) {
         let Self {
             plane,
             state,
@@ -78,26 +78,26 @@ impl Bench {
         (plane, state)
     }
 
-    pub fn add(&self, registration: Registration) -> Result<Added, EndpointError> {
+    pub(crate) fn add(&self, registration: Registration) -> Result<Added, EndpointError> {
         let (reply, answer) = oneshot::channel();
         assert!(self.handle.send(Command::Add(Box::new(registration), reply)));
         answer.blocking_recv().expect("answered")
     }
 
-    pub fn del(&self, key: PodKey) -> Result<u32, EndpointError> {
+    pub(crate) fn del(&self, key: PodKey) -> Result<u32, EndpointError> {
         let (reply, answer) = oneshot::channel();
         assert!(self.handle.send(Command::Del(key, reply)));
         answer.blocking_recv().expect("answered")
     }
 
-    pub fn check(&self, registration: Registration) -> Result<u32, EndpointError> {
+    pub(crate) fn check(&self, registration: Registration) -> Result<u32, EndpointError> {
         let (reply, answer) = oneshot::channel();
         assert!(self.handle.send(Command::Check(Box::new(registration), reply)));
         answer.blocking_recv().expect("answered")
     }
 
     /// Tells news and waits until the store has dealt with it.
-    pub fn tell(&self, changes: Vec<Change>) -> Arc<Snapshot> {
+    pub(crate) fn tell(&self, changes: Vec<Change>) -> Arc<Snapshot> {
         assert!(self.handle.send(Command::News(changes, Instant::now())));
         // Commands are served in order: an answer to this one means that the news was dealt with.
         drop(self.check(pod("nobody", "veth-none", "10.255.255.1")));
@@ -105,7 +105,7 @@ impl Bench {
     }
 }
 
-pub fn pod(name: &str, interface: &str, address: &str) -> Registration {
+pub(crate) fn pod(name: &str, interface: &str, address: &str) -> Registration {
     Registration {
         uid: format!("uid-{name}"),
         namespace: "shop".into(),
@@ -121,7 +121,7 @@ pub fn pod(name: &str, interface: &str, address: &str) -> Registration {
     }
 }
 
-pub fn workload(name: &str, address: &str) -> Change {
+pub(crate) fn workload(name: &str, address: &str) -> Change {
     Change::Workload(Arc::new(Workload {
         uid: format!("Kubernetes//Pod/shop/{name}").into(),
         kind: WorkloadKind::Pod,
@@ -140,7 +140,12 @@ pub fn workload(name: &str, address: &str) -> Change {
 }
 
 /// A policy of namespace `shop` that matches sources with these principals.
-pub fn policy(name: &str, version: &str, action: PolicyAction, principals: &[&str]) -> AuthorizationPolicy {
+pub(crate) fn policy(
+    name: &str,
+    version: &str,
+    action: PolicyAction,
+    principals: &[&str],
+) -> AuthorizationPolicy {
     let values = principals
         .iter()
         .map(|p| StringMatch::Exact((*p).to_owned()))
@@ -168,14 +173,5 @@ pub fn policy(name: &str, version: &str, action: PolicyAction, principals: &[&st
             ..Rule::default()
         }],
         unknown: Vec::new(),
-    }
-}
-
-/// Polls until `done`, two seconds at most.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(2);
-    while !done() {
-        assert!(Instant::now() < until, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
