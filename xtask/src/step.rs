@@ -62,20 +62,29 @@ pub(crate) struct Report {
     steps: Vec<Step>,
     /// On CI a check that could not run counts as failed: nobody reads a skip there.
     strict: bool,
+    /// Steps whose name holds one of these run; all, when there are none.
+    only: Vec<String>,
 }
 
 impl Report {
-    pub(crate) fn new(strict: bool) -> Self {
+    pub(crate) fn new(strict: bool, only: &[String]) -> Self {
         Self {
             steps: Vec::new(),
             strict,
+            only: only.to_vec(),
         }
+    }
+
+    fn selects(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
     }
 
     /// Runs one step; an error in it is a failed check, and the next step runs all the same.
     pub(crate) fn step(&mut self, name: &str, run: impl FnOnce() -> Result<Tally>) {
-        let step = Step::run(name, self.strict, run);
-        self.steps.push(step);
+        if self.selects(name) {
+            let step = Step::run(name, self.strict, run);
+            self.steps.push(step);
+        }
     }
 
     /// Runs independent steps, some at once; they are reported in the order given.
@@ -85,6 +94,7 @@ impl Report {
         work: &[(String, T)],
         run: impl Fn(&T) -> Result<Tally> + Sync,
     ) {
+        let work: Vec<_> = work.iter().filter(|(name, _)| self.selects(name)).collect();
         let waiting = Mutex::new(work.iter().enumerate());
         let done = Mutex::new(Vec::new());
         let strict = self.strict;
@@ -203,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_last_line_is_the_sum() {
-        let mut report = Report::new(false);
+        let mut report = Report::new(false, &[]);
         report.step("one", || Ok(Tally::counts(3, 0)));
         report.step("two", || bail!("broke"));
         report.step("three", || Ok(Tally::of(true)));
@@ -212,7 +222,7 @@ mod tests {
 
     #[test]
     fn steps_at_once_are_reported_in_order_and_none_is_lost() {
-        let mut report = Report::new(false);
+        let mut report = Report::new(false, &[]);
         let work: Vec<_> = (0..20_u64)
             .map(|index| (format!("step {index}"), index))
             .collect();
@@ -229,9 +239,19 @@ mod tests {
     }
 
     #[test]
+    fn only_the_steps_asked_for_run() {
+        let mut report = Report::new(true, &["lab".to_owned()]);
+        report.step("setup", || bail!("ran"));
+        report.steps(2, &[("lab a".to_owned(), 1), ("bench".to_owned(), 2)], |index| {
+            Ok(Tally::counts(*index, 0))
+        });
+        assert_eq!(report.total(), Tally::counts(1, 0));
+    }
+
+    #[test]
     fn a_skip_fails_on_ci_and_is_shown_elsewhere() {
         for (strict, failed) in [(true, 1), (false, 0)] {
-            let mut report = Report::new(strict);
+            let mut report = Report::new(strict, &[]);
             report.step("lab", || Ok(Tally::skip("no root".to_owned())));
             assert_eq!(report.total().failed, failed);
             assert!(report.to_string().contains("SKIPPED lab: no root"));
