@@ -5,6 +5,10 @@
 //! ```text
 //! bit 15..13 action   12..0 verdict id (index into the counters and the verdict names)
 //! ```
+#![expect(
+    clippy::as_conversions,
+    reason = "widening and masked numbers in const functions, which have no `From`"
+)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

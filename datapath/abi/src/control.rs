@@ -7,6 +7,10 @@
 //! ```text
 //! bit 63..40 flags   39..33 unused   32 bank   31..0 generation (0: nothing was ever committed)
 //! ```
+#![expect(
+    clippy::as_conversions,
+    reason = "widening and masked numbers in const functions, which have no `From`"
+)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

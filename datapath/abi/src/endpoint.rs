@@ -2,6 +2,10 @@
 //!
 //! `EndpointRecord` is written when the endpoint is attached and belongs to no bank; `EndpointSets` is the
 //! policy side of it and is switched with the bank.
+#![expect(
+    clippy::as_conversions,
+    reason = "widening and masked numbers in const functions, which have no `From`"
+)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -2,6 +2,10 @@
 //!
 //! Invariant: an all-zero slot is empty (no source is 0.0.0.0 or ::). A slot also says which local endpoint
 //! owns the address, so that one look-up serves the verdict and the spoof check.
+#![expect(
+    clippy::as_conversions,
+    reason = "widening and masked numbers in const functions, which have no `From`"
+)]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -27,20 +27,20 @@ const INGRESS: usize = 36;
 const IFINDEX: usize = 40;
 
 /// Loaded programs with their own maps.
-pub struct Kernel {
+pub(crate) struct Kernel {
     ebpf: Ebpf,
 }
 
 /// What the kernel did with a packet.
-pub struct Run {
+pub(crate) struct Run {
     /// What the program returned.
-    pub code: i32,
+    pub(crate) code: i32,
     /// The packet afterwards.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Moves this thread into a network namespace of its own, with the interfaces of the world.
-pub fn enter_namespace() {
+pub(crate) fn enter_namespace() {
     // SAFETY: no pointers; the thread alone moves.
     let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     assert_eq!(0, moved, "unshare: {}", std::io::Error::last_os_error());
@@ -57,7 +57,7 @@ pub fn enter_namespace() {
 
 impl Kernel {
     /// Loads the object that ships with this build, with room for `outbound` connections of each family.
-    pub fn load(outbound: Option<usize>) -> Self {
+    pub(crate) fn load(outbound: Option<usize>) -> Self {
         let mut loader = EbpfLoader::new();
         if let Some(limit) = outbound {
             for map in [maps::OUTBOUND4, maps::OUTBOUND6] {
@@ -81,7 +81,7 @@ impl Kernel {
     }
 
     /// Writes `image` into one bank and makes it live, with the flags of `control`.
-    pub fn fill(&mut self, image: &BankImage, bank: u32, control: Control) {
+    pub(crate) fn fill(&mut self, image: &BankImage, bank: u32, control: Control) {
         for table in Table::BANKED {
             let words = image.words(table);
             match table {
@@ -106,7 +106,7 @@ impl Kernel {
     }
 
     /// Stores the control word.
-    pub fn control(&mut self, control: Control) {
+    pub(crate) fn control(&mut self, control: Control) {
         self.array::<u64>(maps::CONTROL).set(0, control.0, 0).unwrap();
     }
 
@@ -124,7 +124,7 @@ impl Kernel {
     }
 
     /// Writes the records of a node's endpoints.
-    pub fn attach(&mut self, node: &HostNode) {
+    pub(crate) fn attach(&mut self, node: &HostNode) {
         for endpoint in 1..8 {
             let record = (&node).record(endpoint).unwrap();
             let bytes = <[u8; size_of::<EndpointRecord>()]>::read_from_bytes(record.as_bytes()).unwrap();
@@ -139,7 +139,7 @@ impl Kernel {
     }
 
     /// Replaces what is remembered of connections.
-    pub fn remember(&mut self, lines: &[String]) {
+    pub(crate) fn remember(&mut self, lines: &[String]) {
         for name in [maps::OUTBOUND4, maps::HOST_FLOWS4] {
             let mut map = self.hash::<[u8; size_of::<Flow4>()]>(name);
             let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
@@ -181,7 +181,7 @@ impl Kernel {
     }
 
     /// What is remembered of connections, as cases write it.
-    pub fn flows(&mut self) -> Vec<String> {
+    pub(crate) fn flows(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         for (table, name) in [
             (FlowTable::Outbound, maps::OUTBOUND4),
@@ -208,7 +208,7 @@ impl Kernel {
     }
 
     /// Runs a packet in the place of a case's own.
-    pub fn run(&mut self, case: &Case, frame: &[u8], mark: u32) -> Run {
+    pub(crate) fn run(&mut self, case: &Case, frame: &[u8], mark: u32) -> Run {
         let name = match case.program {
             Program::ToPod => maps::TO_POD,
             Program::FromPod => maps::FROM_POD,
@@ -234,7 +234,7 @@ impl Kernel {
     }
 
     /// Takes everything that was counted and reported since the last call.
-    pub fn take_ledger(&mut self) -> Ledger {
+    pub(crate) fn take_ledger(&mut self) -> Ledger {
         let verdicts = self.take::<24>(maps::VERDICT_COUNTERS, 0..16);
         let reasons = self.take::<16>(maps::REASON_COUNTERS, 0..256);
         let endpoints = self.take::<32>(maps::ENDPOINT_COUNTERS, 0..16);

@@ -29,7 +29,7 @@ struct File {
 /// Which program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Program {
+pub(crate) enum Program {
     ToPod,
     FromPod,
 }
@@ -37,44 +37,44 @@ pub enum Program {
 /// One case.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Case {
+pub(crate) struct Case {
     /// A claim.
-    pub name: String,
+    pub(crate) name: String,
     /// `to_pod` or `from_pod`.
-    pub program: Program,
+    pub(crate) program: Program,
     /// Interface of the program.
     #[serde(default = "two")]
-    pub at: u32,
+    pub(crate) at: u32,
     /// Interface that the packet came in by; the uplink (9), or the pod's own for `from_pod`, when not said.
-    pub ingress: Option<u32>,
+    pub(crate) ingress: Option<u32>,
     /// Whether it belongs to a socket of the node. BPF test-run can't have a packet without one.
     #[serde(default)]
-    pub socket: bool,
+    pub(crate) socket: bool,
     /// Carries the mark of Thyra's own packets.
     #[serde(default)]
-    pub own: bool,
+    pub(crate) own: bool,
     /// `deny-drop`, `enforce-host`, `report-new`.
     #[serde(default)]
-    pub control: Vec<String>,
+    pub(crate) control: Vec<String>,
     /// See `frame`.
-    pub packet: String,
+    pub(crate) packet: String,
     /// Connections that are remembered before: `outbound|host pod:port remote:port [flags]`.
     #[serde(default)]
-    pub before: Vec<String>,
+    pub(crate) before: Vec<String>,
     /// The same after; as before when not said.
-    pub after: Option<Vec<String>>,
+    pub(crate) after: Option<Vec<String>>,
     /// How many connections of their own pods may have open.
-    pub outbound_limit: Option<usize>,
+    pub(crate) outbound_limit: Option<usize>,
     /// `pass`, `pass-own`, `drop`, `refuse`, `revoke`.
-    pub end: String,
+    pub(crate) end: String,
     /// Verdict that is counted.
     #[serde(default)]
-    pub verdict: u16,
+    pub(crate) verdict: u16,
     /// Reason (its number) that is counted.
     #[serde(default)]
-    pub reason: u8,
+    pub(crate) reason: u8,
     /// Event that is reported.
-    pub event: Option<String>,
+    pub(crate) event: Option<String>,
 }
 
 fn two() -> u32 {
@@ -83,14 +83,14 @@ fn two() -> u32 {
 
 /// What a packet changed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Change {
-    pub end: End,
-    pub ledger: Ledger,
-    pub flows: Vec<String>,
+pub(crate) struct Change {
+    pub(crate) end: End,
+    pub(crate) ledger: Ledger,
+    pub(crate) flows: Vec<String>,
 }
 
 /// All cases below `testdata/packets`, with their file.
-pub fn all() -> Vec<(String, Case)> {
+pub(crate) fn all() -> Vec<(String, Case)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
         .map(|folder| folder.join("testdata/packets"))
@@ -112,7 +112,7 @@ pub fn all() -> Vec<(String, Case)> {
 
 impl Case {
     /// Interface that the packet came in by.
-    pub fn ingress(&self) -> u32 {
+    pub(crate) fn ingress(&self) -> u32 {
         self.ingress.unwrap_or(match self.program {
             Program::ToPod => 9,
             Program::FromPod => self.at,
@@ -120,7 +120,7 @@ impl Case {
     }
 
     /// The node before the packet.
-    pub fn node(&self) -> HostNode {
+    pub(crate) fn node(&self) -> HostNode {
         let mut node = world::node(self.flags());
         if let Some(limit) = self.outbound_limit {
             node.outbound_limit = limit;
@@ -144,7 +144,7 @@ impl Case {
     }
 
     /// Runs the case on the host.
-    pub fn run(&self) -> Change {
+    pub(crate) fn run(&self) -> Change {
         let node = self.node();
         let end = self.end_on(&node, &frame(&self.packet));
         Change {
@@ -155,7 +155,7 @@ impl Case {
     }
 
     /// Runs a packet in the place of the case's own.
-    pub fn end_on(&self, node: &HostNode, bytes: &[u8]) -> End {
+    pub(crate) fn end_on(&self, node: &HostNode, bytes: &[u8]) -> End {
         let arrival = Arrival {
             ifindex: self.at,
             ingress_ifindex: self.ingress(),
@@ -173,7 +173,7 @@ impl Case {
     }
 
     /// Fails unless the change is what the case says, all of it.
-    pub fn check(&self, change: &Change) {
+    pub(crate) fn check(&self, change: &Change) {
         let end = match self.end.as_str() {
             "pass" => End::Pass,
             "pass-own" => End::PassOwn,
@@ -264,16 +264,16 @@ const FLAGS: [(&str, u32); 5] = [
 ];
 
 /// A remembered connection, parsed.
-pub struct Remembered {
-    pub table: FlowTable,
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
-    pub flags: u32,
+pub(crate) struct Remembered {
+    pub(crate) table: FlowTable,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) flags: u32,
 }
 
 impl Remembered {
     /// Reads `outbound 10.0.0.1:1 10.0.0.2:2 answered`.
-    pub fn parse(line: &str) -> Self {
+    pub(crate) fn parse(line: &str) -> Self {
         let words: Vec<_> = line.split_whitespace().collect();
         let table = match words[0] {
             "outbound" => FlowTable::Outbound,
@@ -297,7 +297,7 @@ impl Remembered {
     }
 
     /// The id of the world's endpoint that owns the local address.
-    pub fn endpoint(&self) -> u16 {
+    pub(crate) fn endpoint(&self) -> u16 {
         let last = match self.local.ip() {
             IpAddr::V4(a) => a.octets()[3],
             IpAddr::V6(a) => a.octets()[15],
@@ -316,13 +316,13 @@ fn remember(node: &HostNode, line: &str) {
 }
 
 /// A key of either family.
-pub enum Key {
+pub(crate) enum Key {
     V4(Flow4),
     V6(Flow6),
 }
 
 /// The map key of a connection.
-pub fn key(flow: &Remembered) -> Key {
+pub(crate) fn key(flow: &Remembered) -> Key {
     let (local_port, remote_port) = (flow.local.port().to_be_bytes(), flow.remote.port().to_be_bytes());
     let endpoint = flow.endpoint();
     match (flow.local.ip(), flow.remote.ip()) {
@@ -371,7 +371,7 @@ fn flows(node: &HostNode) -> Vec<String> {
 }
 
 /// A remembered connection as cases write it.
-pub fn line4(table: FlowTable, key: &Flow4, state: &FlowState) -> String {
+pub(crate) fn line4(table: FlowTable, key: &Flow4, state: &FlowState) -> String {
     let side = |address: [u8; 4], port| SocketAddr::from((address, u16::from_be_bytes(port)));
     line(
         table,
@@ -382,7 +382,7 @@ pub fn line4(table: FlowTable, key: &Flow4, state: &FlowState) -> String {
 }
 
 /// The same for IPv6.
-pub fn line6(table: FlowTable, key: &Flow6, state: &FlowState) -> String {
+pub(crate) fn line6(table: FlowTable, key: &Flow6, state: &FlowState) -> String {
     let side = |address: [u8; 16], port| SocketAddr::from((address, u16::from_be_bytes(port)));
     line(
         table,

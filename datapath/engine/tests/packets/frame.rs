@@ -65,7 +65,7 @@ impl Line<'_> {
 }
 
 /// The bytes of the frame.
-pub fn frame(text: &str) -> Vec<u8> {
+pub(crate) fn frame(text: &str) -> Vec<u8> {
     let mut bytes = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
     if let Some(kind) = text.strip_prefix("ether=") {
         bytes.extend(u16::from_str_radix(kind, 16).unwrap().to_be_bytes());

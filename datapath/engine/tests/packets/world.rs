@@ -27,7 +27,7 @@ use thyra_datapath_engine::BankImage;
 use thyra_datapath_engine::host::HostNode;
 
 /// Verdict ids are the index plus one: 2 denies, 3 holds.
-pub const ALLOW: u16 = 1;
+pub(crate) const ALLOW: u16 = 1;
 
 /// Classes.
 const FRIEND: u16 = 1;
@@ -43,10 +43,10 @@ const LOCAL: [(u16, u32, Option<Mode>); 5] = [
 ];
 
 /// Index of the bridge that endpoint 5 is a port of.
-pub const BRIDGE: u32 = 8;
+pub(crate) const BRIDGE: u32 = 8;
 
 /// The node, with these flags of `Control`.
-pub fn node(flags: u64) -> HostNode {
+pub(crate) fn node(flags: u64) -> HostNode {
     let mut node = HostNode::new(image(), flags);
     for (endpoint, ifindex, _) in LOCAL {
         let record = EndpointRecord {
@@ -62,7 +62,7 @@ pub fn node(flags: u64) -> HostNode {
 }
 
 /// The bank that the node's tables make.
-pub fn image() -> BankImage {
+pub(crate) fn image() -> BankImage {
     static IMAGE: LazyLock<BankImage> =
         LazyLock::new(|| BankImage::build(&tables(), &|index| u16::try_from(index).unwrap() + 1).unwrap());
     IMAGE.clone()
