@@ -1,2 +1,116 @@
-//! Placeholder.
-fn main() {}
+//! `thyra-bench`: the figures that the project promises, as ratios in one run.
+//!
+//! Invariant: the exit code is 0 only when every promised figure was measured and keeps its goal.
+
+mod added;
+mod bpffs;
+mod control_plane;
+mod load;
+mod mesh;
+mod netns;
+mod policed;
+mod progress;
+mod propagation;
+mod ratios;
+mod report;
+mod stats;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::policed::Policed;
+use crate::progress::Steps;
+use crate::report::{INFORMATION, PROMISES, Promise};
+use crate::stats::Estimate;
+
+/// Measures what policy costs, prints a table and writes the results as JSON.
+#[derive(Debug, Parser)]
+#[command(after_help = "Example: thyra-bench --short\nExit code: 0 when every figure keeps its goal, 1 otherwise.")]
+struct Arguments {
+    /// Shorter slices and fewer changes, for CI; the number of pairs stays.
+    #[arg(long)]
+    short: bool,
+    /// The agent to measure; by default the one beside this program.
+    #[arg(long)]
+    agent: Option<PathBuf>,
+    /// Where the results go.
+    #[arg(long, default_value = "target/bench/results.json")]
+    results: PathBuf,
+}
+
+/// How long things are measured.
+struct Effort {
+    slice: Duration,
+    repeat: u32,
+    changes: usize,
+}
+
+impl Effort {
+    fn of(short: bool) -> Self {
+        if short {
+            Self { slice: Duration::from_millis(300), repeat: 100_000, changes: 100 }
+        } else {
+            Self { slice: Duration::from_secs(1), repeat: 1_000_000, changes: 400 }
+        }
+    }
+}
+
+type Found = Vec<(&'static str, Estimate)>;
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let effort = Effort::of(arguments.short);
+    let agent = match arguments.agent {
+        Some(path) => path,
+        None => std::env::current_exe()?.with_file_name("thyra-agent"),
+    };
+    let steps = Steps::new(ratios::steps() + added::steps() + propagation::steps(effort.changes));
+    let mut found = Found::new();
+    // A part that fails leaves its figures missing, which fails the run; the other parts are still worth having.
+    std::thread::scope(|scope| {
+        let parts: [(&str, Box<dyn FnOnce() -> Result<Found> + Send>); 2] = [
+            ("traffic and packets", Box::new(|| on_policed_node(&effort, &steps))),
+            ("propagation", Box::new(|| propagation::measure(&agent, effort.changes, &steps))),
+        ];
+        for (name, part) in parts {
+            // A thread of its own, since it moves into a network namespace.
+            match scope.spawn(part).join() {
+                Ok(Ok(figures)) => found.extend(figures),
+                Ok(Err(error)) => eprintln!("{name}: {error:#}"),
+                Err(_) => eprintln!("{name}: panicked"),
+            }
+        }
+    });
+    drop(steps);
+    let commit = commit();
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let line = |promise: &Promise| {
+        let estimate = found.iter().find(|(name, _)| *name == promise.name).map(|(_, e)| *e);
+        report::figure(promise, estimate, &commit, cpus)
+    };
+    let promised: Vec<_> = PROMISES.iter().map(line).collect();
+    let all: Vec<_> = promised.iter().cloned().chain(INFORMATION.iter().map(line)).collect();
+    print!("{}", report::table(&all));
+    report::write(&arguments.results, &all).with_context(|| format!("write `{}`", arguments.results.display()))?;
+    Ok(if report::all_hold(&promised) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn on_policed_node(effort: &Effort, steps: &Steps) -> Result<Found> {
+    let mut policed = Policed::new()?;
+    let mut found = ratios::measure(&mut policed, effort.slice, steps)?;
+    found.extend(added::measure(&policed, effort.repeat, steps)?);
+    Ok(found)
+}
+
+/// The commit that is measured, `unknown` outside a checkout.
+fn commit() -> String {
+    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    output.ok().filter(|o| o.status.success()).map_or_else(
+        || "unknown".to_owned(),
+        |o| String::from_utf8_lossy(&o.stdout).trim().to_owned(),
+    )
+}

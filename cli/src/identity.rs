@@ -15,7 +15,7 @@ pub(crate) enum Command {
     /// All identities
     List,
     /// One identity
-    #[command(after_help = "Example: thyra identity get 3")]
+    #[command(after_help = "Example: thyra identity get 256")]
     Get {
         /// Its number, or its principal
         identity: String,

@@ -129,7 +129,9 @@ impl Status {
     }
 
     fn headline(&self) -> String {
+        let stale = self.sources.iter().any(|s| s.state == "stale");
         let word = match (self.is_well(), self.synced) {
+            (true, _) if stale => coloured("OK, BUT STALE", YELLOW),
             (true, _) => coloured("OK", GREEN),
             (_, true) => coloured("PROBLEMS", YELLOW),
             _ => coloured("NOT SYNCED", RED),

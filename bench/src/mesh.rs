@@ -1,0 +1,145 @@
+//! The mesh that is measured: many identities, many policies that all select the pods, the last one decides.
+//!
+//! Invariant: every endpoint is under default-deny, and exactly the last policy lets pod 0 reach the others.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use thyra_datapath_abi::Mode;
+use thyra_datapath_abi::tables::PolicyRef;
+use thyra_policy_compiler::policy::{
+    AuthorizationPolicy, Field, Operation, PolicyAction, Rule, Source, StringMatch,
+};
+use thyra_policy_compiler::world::{Endpoint, NodeOptions, Workload, WorkloadKind, World};
+
+use crate::netns::Node;
+
+/// Namespace of everything.
+pub(crate) const NAMESPACE: &str = "bench";
+
+/// How large the mesh is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    /// Pods of this node; pod `i` has endpoint id `i + 1`.
+    pub(crate) endpoints: u16,
+    /// Workloads with an identity of their own each, the endpoints' included.
+    pub(crate) identities: u32,
+    /// ALLOW policies, all of which select every endpoint.
+    pub(crate) policies: u32,
+}
+
+/// A world of this size.
+#[must_use]
+pub(crate) fn world(size: Size, ports: &[u16]) -> World {
+    let mut world = World {
+        synced: true,
+        ..World::default()
+    };
+    world.node = NodeOptions {
+        name: "bench".into(),
+        default_mode: Mode::Enforce,
+        ..NodeOptions::default()
+    };
+    for i in 0..size.identities {
+        let workload = workload(i, address(i, size.endpoints));
+        world.workloads.insert(workload.uid.clone(), Arc::new(workload));
+    }
+    for i in 0..size.endpoints {
+        world.endpoints.insert(i + 1, Arc::new(endpoint(i)));
+    }
+    for i in 0..size.policies {
+        let policy = policy(i, size, ports);
+        world
+            .authorization
+            .insert(policy.reference.clone(), Arc::new(policy));
+    }
+    world
+}
+
+/// Address of workload `i`: the node's pods first, the rest of the mesh elsewhere.
+#[must_use]
+pub(crate) fn address(i: u32, endpoints: u16) -> Ipv4Addr {
+    if i < u32::from(endpoints) {
+        return Node::address(usize::try_from(i).unwrap_or(usize::MAX));
+    }
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 32, 0, 0)) + i)
+}
+
+/// Principal of workload `i`.
+#[must_use]
+pub(crate) fn principal(i: u32) -> String {
+    format!("cluster.local/ns/{NAMESPACE}/sa/sa-{i}")
+}
+
+fn workload(i: u32, address: Ipv4Addr) -> Workload {
+    Workload {
+        uid: format!("Kubernetes//Pod/{NAMESPACE}/w-{i}").into(),
+        kind: WorkloadKind::Pod,
+        name: format!("w-{i}"),
+        namespace: NAMESPACE.into(),
+        addresses: vec![IpAddr::V4(address)],
+        network: String::new(),
+        trust_domain: "cluster.local".into(),
+        service_account: format!("sa-{i}"),
+        node: "bench".into(),
+        host_network: false,
+        hbone: false,
+        services: BTreeMap::new(),
+        authorization_policies: Vec::new(),
+    }
+}
+
+fn endpoint(i: u16) -> Endpoint {
+    Endpoint {
+        id: i + 1,
+        uid: format!("uid-{i}"),
+        namespace: NAMESPACE.into(),
+        name: format!("w-{i}"),
+        service_account: format!("sa-{i}"),
+        addresses: vec![IpAddr::V4(address(u32::from(i), u16::MAX))],
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        containers: Vec::new(),
+    }
+}
+
+/// Policy `i` allows its share of the identities; workload 0 is in the last one's share alone.
+fn policy(i: u32, size: Size, ports: &[u16]) -> AuthorizationPolicy {
+    let last = i + 1 == size.policies;
+    let share = (1..size.identities).filter(|w| w % size.policies == i);
+    let values = share
+        .chain(last.then_some(0))
+        .map(|w| StringMatch::Exact(principal(w)))
+        .collect();
+    AuthorizationPolicy {
+        reference: PolicyRef {
+            namespace: NAMESPACE.into(),
+            name: format!("allow-{i:04}").into(),
+        },
+        version: "1".into(),
+        action: PolicyAction::Allow,
+        provider: None,
+        selector: None,
+        has_target_refs: false,
+        dry_run: false,
+        rules: vec![Rule {
+            from: vec![Source {
+                principals: Field {
+                    values,
+                    not_values: Vec::new(),
+                },
+                ..Source::default()
+            }],
+            to: vec![Operation {
+                ports: Field {
+                    values: ports.to_vec(),
+                    not_values: Vec::new(),
+                },
+                ..Operation::default()
+            }],
+            ..Rule::default()
+        }],
+        unknown: Vec::new(),
+    }
+}

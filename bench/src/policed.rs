@@ -1,0 +1,97 @@
+//! A node with a pair of pods under policy by the real datapath, and a pair without any program beside it.
+//!
+//! Invariant: tables are the real compiler's, programs are the shipped object's; nothing is prepared by hand.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic};
+use thyra_policy_compiler::compile::Compiler;
+
+use crate::bpffs::Bpffs;
+use crate::load;
+use crate::mesh::{self, Size};
+use crate::netns::{self, Node};
+
+/// The mesh of the speed goals: 100 policies select both pods, the last decides, 10,000 identities.
+pub(crate) const SIZE: Size = Size {
+    endpoints: 2,
+    identities: 10_000,
+    policies: 100,
+};
+
+/// The node, its tables committed: pods 0 and 1 are under policy once attached, pods 2 and 3 never are.
+pub(crate) struct Policed {
+    // Fields are dropped in this order: the datapath before its file system, the namespaces last.
+    datapath: Datapath,
+    /// Where its maps and programs are pinned.
+    pub(crate) bpffs: Bpffs,
+    /// The namespaces.
+    pub(crate) node: Node,
+}
+
+impl Policed {
+    /// Makes it all. The calling thread is in the node's namespace afterwards.
+    ///
+    /// # Errors
+    /// Without root, or when a part refuses.
+    pub(crate) fn new() -> Result<Self> {
+        let node = Node::new(usize::from(SIZE.endpoints) * 2)?;
+        netns::enter(&node.name())?;
+        let bpffs = Bpffs::mount()?;
+        let mut datapath = Datapath::open(Config {
+            bpffs: bpffs.path().join("thyra"),
+            state_dir: bpffs.files().join("state"),
+            deny: Deny::Reset,
+            host_traffic: HostTraffic::Allow,
+            report_new: true,
+        })
+        .context("open the datapath")?;
+        for pod in 0..SIZE.endpoints {
+            let id = datapath.reserve(&uid(pod))?;
+            anyhow::ensure!(
+                id == pod + 1,
+                "endpoint ids of a fresh datapath begin at 1, this one is {id}"
+            );
+        }
+        let world = mesh::world(SIZE, &[load::RR_PORT, load::STREAM_PORT]);
+        let tables = Compiler::new().compile(&world).context("compile the mesh")?;
+        datapath.commit(&tables, 1).context("commit the mesh")?;
+        Ok(Self {
+            datapath,
+            bpffs,
+            node,
+        })
+    }
+
+    /// Puts the programs at both pods.
+    ///
+    /// # Errors
+    /// When an interface can't be attached.
+    pub(crate) fn attach(&mut self) -> Result<()> {
+        for pod in 0..SIZE.endpoints {
+            self.datapath.attach(&EndpointSpec {
+                uid: uid(pod),
+                host_interface: Node::interface(usize::from(pod)),
+                addresses: vec![IpAddr::V4(Node::address(usize::from(pod)))],
+                mac: None,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is remembered of finished connections, as the agent does every second.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub(crate) fn collect(&mut self) -> Result<()> {
+        self.datapath
+            .collect(Datapath::now_ns())
+            .context("collect finished connections")?;
+        Ok(())
+    }
+}
+
+fn uid(pod: u16) -> String {
+    format!("uid-{pod}")
+}

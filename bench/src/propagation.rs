@@ -1,0 +1,335 @@
+//! How long a policy change takes from istiod's response to the kernel: a real agent, a real stream, real veths.
+//!
+//! Invariant: the clock starts before the server hands the response to the stream and stops when the kernel's own
+//! control word has moved, so everything in between counts.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{Array, Map, MapData};
+use prost_types::Timestamp;
+use thyra_datapath::abi::{Control, maps};
+use thyra_proto::istio::mcp::v1alpha1 as mcp;
+use thyra_proto::istio::security::v1beta1 as security;
+use thyra_proto::istio::workload as wire;
+use thyra_proto::thyra::v1 as admin;
+use thyra_proto::thyra::v1::endpoint_service_client::EndpointServiceClient;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::bpffs::Bpffs;
+use crate::control_plane::{ControlPlane, any, resource};
+use crate::mesh;
+use crate::netns::{self, Node};
+use crate::progress::Steps;
+use crate::stats::{Estimate, bootstrap, quantile};
+
+const PODS: u16 = 50;
+const IDENTITIES: u32 = 1_000;
+const POLICIES: u32 = 100;
+const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+const AUTHORIZATION: &str = "security.istio.io/v1/AuthorizationPolicy";
+const CONFIG_TYPES: [&str; 3] = [
+    "security.istio.io/v1/PeerAuthentication",
+    "security.istio.io/v1/RequestAuthentication",
+    "core/v1alpha1/MeshConfig",
+];
+const START: Duration = Duration::from_secs(30);
+const CHANGE: Duration = Duration::from_secs(5);
+/// Between two changes, as an operator's would come: the last one is over and done.
+const PAUSE: Duration = Duration::from_millis(60);
+const POLL: Duration = Duration::from_micros(50);
+
+/// A change of the last policy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// Names or no longer names an identity.
+    Identity,
+    /// Names or no longer names a CIDR block that splits source classes.
+    Split,
+}
+
+/// `propagation_p99_ms` and `propagation_split_p99_ms` over `changes` changes each.
+///
+/// # Errors
+/// When the agent doesn't come up or a change is not enforced within seconds.
+pub(crate) fn measure(agent: &Path, changes: usize, steps: &Steps) -> Result<Vec<(&'static str, Estimate)>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let node = Node::new(usize::from(PODS))?;
+    netns::enter(&node.name())?;
+    runtime.block_on(async {
+        let bench = Bench::start(agent).await?;
+        let mut found = Vec::new();
+        for (name, change) in [
+            ("propagation_p99_ms", Change::Identity),
+            ("propagation_split_p99_ms", Change::Split),
+        ] {
+            let mut samples = Vec::with_capacity(changes);
+            for i in 0..changes {
+                samples.push(bench.change(change, i).await?.as_secs_f64() * 1e3);
+                steps.step(name);
+                tokio::time::sleep(PAUSE).await;
+            }
+            found.extend(bootstrap(&samples, |s| quantile(s, 0.99)).map(|e| (name, e)));
+        }
+        Ok(found)
+    })
+}
+
+/// Number of steps that `measure` reports.
+#[must_use]
+pub(crate) const fn steps(changes: usize) -> usize {
+    2 * changes
+}
+
+struct Agent(Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It is a child of this process: the kill reaches it, or it is gone already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+struct Bench {
+    // The agent goes first, then its file system.
+    agent: Agent,
+    control: Array<MapData, u64>,
+    plane: ControlPlane,
+    _bpffs: Bpffs,
+}
+
+impl Bench {
+    async fn start(program: &Path) -> Result<Self> {
+        let bpffs = Bpffs::mount()?;
+        let plane = ControlPlane::start().await?;
+        plane.push(ADDRESS, (0..IDENTITIES).map(workload).collect());
+        plane.push(
+            AUTHORIZATION,
+            (0..POLICIES).map(|i| policy(i, 1, false, false)).collect(),
+        );
+        for type_url in CONFIG_TYPES {
+            plane.push(type_url, Vec::new());
+        }
+        let socket = bpffs.files().join("agent.sock");
+        let mut agent = Agent(spawn(program, &bpffs, &socket, &plane)?);
+        register(&socket, &mut agent).await?;
+        let control = open_control(&bpffs)?;
+        let bench = Self {
+            agent,
+            control,
+            plane,
+            _bpffs: bpffs,
+        };
+        bench.settle().await?;
+        Ok(bench)
+    }
+
+    /// Waits until nothing moves any more.
+    async fn settle(&self) -> Result<()> {
+        let (mut last, mut since) = (self.generation()?, Instant::now());
+        while since.elapsed() < Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let now = self.generation()?;
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        ensure!(
+            last != 0,
+            "the agent (process {}) has committed nothing",
+            self.agent.0.id()
+        );
+        Ok(())
+    }
+
+    async fn change(&self, change: Change, i: usize) -> Result<Duration> {
+        let on = i % 2 == 0;
+        let version = u64::try_from(i)? + 2 + if change == Change::Split { 1_000_000 } else { 0 };
+        let (identity, split) = (on && change == Change::Identity, on && change == Change::Split);
+        let before = self.generation()?;
+        let sent = self.plane.push(
+            AUTHORIZATION,
+            vec![policy(POLICIES - 1, version, identity, split)],
+        );
+        loop {
+            // Lets the server's task write; a sleep of 50 µs is what the poll adds at most.
+            tokio::time::sleep(POLL).await;
+            if self.generation()? != before {
+                return Ok(sent.elapsed());
+            }
+            if sent.elapsed() > CHANGE {
+                bail!("change {i} was not enforced within {CHANGE:?}");
+            }
+        }
+    }
+
+    fn generation(&self) -> Result<u32> {
+        Ok(Control(self.control.get(&0, 0)?).generation())
+    }
+}
+
+fn spawn(program: &Path, bpffs: &Bpffs, socket: &Path, plane: &ControlPlane) -> Result<Child> {
+    let log = std::fs::File::create(bpffs.files().join("agent.log"))?;
+    Command::new(program)
+        .arg("--node=bench")
+        .arg(format!("--socket={}", socket.display()))
+        .arg(format!("--bpffs={}", bpffs.path().join("thyra").display()))
+        .arg(format!("--state={}", bpffs.files().join("state").display()))
+        .arg(format!("--xds-address=http://{}", plane.address))
+        .args([
+            "--metrics=off",
+            "--policy-source=istiod",
+            "--default-mode=enforce",
+            "--log=warn",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(log.try_clone()?))
+        .stderr(Stdio::from(log))
+        .spawn()
+        .with_context(|| format!("start `{}`", program.display()))
+}
+
+async fn register(socket: &Path, agent: &mut Agent) -> Result<()> {
+    let start = Instant::now();
+    let mut client = loop {
+        if let Ok(channel) = connect(socket.to_owned()).await {
+            break EndpointServiceClient::new(channel);
+        }
+        if let Some(status) = agent.0.try_wait()? {
+            let log = std::fs::read_to_string(socket.with_file_name("agent.log")).unwrap_or_default();
+            bail!("the agent ended with {status}: {log}");
+        }
+        ensure!(
+            start.elapsed() < START,
+            "the agent's socket did not appear within {START:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    for pod in 0..PODS {
+        let endpoint = admin::Endpoint {
+            pod_uid: format!("uid-{pod}"),
+            namespace: mesh::NAMESPACE.into(),
+            name: format!("w-{pod}"),
+            host_interface: Node::interface(usize::from(pod)),
+            addresses: vec![Node::address(usize::from(pod)).to_string()],
+            service_account: format!("sa-{pod}"),
+            ..admin::Endpoint::default()
+        };
+        client
+            .add(admin::AddRequest {
+                endpoint: Some(endpoint),
+            })
+            .await
+            .context("register a pod")?;
+    }
+    Ok(())
+}
+
+async fn connect(socket: PathBuf) -> Result<Channel> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move {
+            tokio::net::UnixStream::connect(socket)
+                .await
+                .map(hyper_util::rt::TokioIo::new)
+        }
+    });
+    Ok(Endpoint::from_static("http://agent")
+        .connect_with_connector(connector)
+        .await?)
+}
+
+fn open_control(bpffs: &Bpffs) -> Result<Array<MapData, u64>> {
+    let pin = bpffs.find(maps::CONTROL)?;
+    let map =
+        Map::from_map_data(MapData::from_pin(&pin).with_context(|| format!("open `{}`", pin.display()))?)?;
+    Array::try_from(map).context("the control map is an array of one word")
+}
+
+fn workload(i: u32) -> thyra_proto::envoy::service::discovery::v3::Resource {
+    let uid = format!("Kubernetes//Pod/{}/w-{i}", mesh::NAMESPACE);
+    let body = wire::Workload {
+        uid: uid.clone(),
+        name: format!("w-{i}"),
+        namespace: mesh::NAMESPACE.into(),
+        addresses: vec![mesh::address(i, PODS).octets().to_vec()],
+        service_account: format!("sa-{i}"),
+        cluster_id: "Kubernetes".into(),
+        ..wire::Workload::default()
+    };
+    resource(
+        &uid,
+        "1",
+        ADDRESS,
+        &wire::Address {
+            r#type: Some(wire::address::Type::Workload(body)),
+        },
+    )
+}
+
+/// Policy `i` allows its share of the identities; the changes add one more of each kind.
+fn policy(
+    i: u32,
+    version: u64,
+    identity: bool,
+    split: bool,
+) -> thyra_proto::envoy::service::discovery::v3::Resource {
+    let share = (1..IDENTITIES)
+        .filter(|w| w % POLICIES == i)
+        .chain(identity.then_some(0));
+    let principals = share.map(mesh::principal).collect();
+    let mut from = vec![source(security::Source {
+        principals,
+        ..security::Source::default()
+    })];
+    if split {
+        let ip_blocks = vec!["10.32.0.0/17".to_owned()];
+        from.push(source(security::Source {
+            ip_blocks,
+            ..security::Source::default()
+        }));
+    }
+    let operation = security::Operation {
+        ports: vec!["9000".into(), "9001".into()],
+        ..security::Operation::default()
+    };
+    let to = vec![security::rule::To {
+        operation: Some(operation),
+    }];
+    let spec = security::AuthorizationPolicy {
+        rules: vec![security::Rule {
+            from,
+            to,
+            when: Vec::new(),
+        }],
+        ..security::AuthorizationPolicy::default()
+    };
+    let name = format!("{}/allow-{i:04}", mesh::NAMESPACE);
+    let envelope = mcp::Resource {
+        metadata: Some(mcp::Metadata {
+            name: name.clone(),
+            version: version.to_string(),
+            create_time: Some(Timestamp::default()),
+            ..mcp::Metadata::default()
+        }),
+        body: Some(any(
+            "type.googleapis.com/istio.security.v1beta1.AuthorizationPolicy",
+            &spec,
+        )),
+    };
+    resource(
+        &name,
+        &version.to_string(),
+        "type.googleapis.com/istio.mcp.v1alpha1.Resource",
+        &envelope,
+    )
+}
+
+fn source(source: security::Source) -> security::rule::From {
+    security::rule::From { source: Some(source) }
+}
