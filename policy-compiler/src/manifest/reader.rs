@@ -48,7 +48,7 @@ impl<'a> Reader<'a> {
         if self.errors.len() < MAX_ERRORS {
             self.errors.push(ManifestError {
                 at: Location::new(self.file, at),
-                text: text.into(),
+                text: cut(text.into()),
             });
         }
     }
@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
         if self.warnings.len() < MAX_ERRORS {
             self.warnings.push(ManifestError {
                 at: Location::new(self.file, at),
-                text: text.into(),
+                text: cut(text.into()),
             });
         }
     }
