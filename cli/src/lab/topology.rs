@@ -103,6 +103,10 @@ impl Network {
         fabric.sysctls(NO_DAD)?;
         fabric.sysctls(FABRIC)?;
         self.outside.sysctls(NO_DAD)?;
+        // An interface takes the default at birth, and the nodes' uplinks are born here.
+        for node in &self.nodes {
+            node.sysctls(NO_DAD)?;
+        }
         let mut batch = String::from("link set lo up\n");
         add_line(
             &mut batch,
@@ -157,7 +161,6 @@ impl Network {
     }
 
     fn build_node(&self, index: usize, node: &Netns) -> Result<(), ToolError> {
-        node.sysctls(NO_DAD)?;
         node.sysctls(NODE)?;
         let own = NodeAddresses::of(index);
         let mut batch = format!(
