@@ -1,9 +1,9 @@
 //! Puts the BPF object at `OUT_DIR/thyra.bpf.o` and says in `BUILT_BY` where it came from.
 //!
-//! Three ways: `THYRA_BPF_OBJECT=<path>` takes a prebuilt object, `THYRA_BPF=stub` builds without (an empty file,
-//! for checks and docs), else it is built here. `BPF_TOOLCHAIN` picks the compiler: `nightly` (rustup, with
-//! rust-src), `system` (the distribution's cargo, rustc and library source) or a toolchain that rustup knows;
-//! unset, the first of `nightly` and `system` that has the library source.
+//! Three ways: `THYRA_BPF_OBJECT=<path>` takes a prebuilt object, `THYRA_BPF=stub` builds without (an empty
+//! file, for checks and docs), else it is built here. `BPF_TOOLCHAIN` picks the compiler: `nightly` (rustup,
+//! with rust-src), `system` (the distribution's cargo, rustc and library source) or a toolchain that rustup
+//! knows; unset, the first of `nightly` and `system` that has the library source.
 //!
 //! Invariant: nothing of the outer build's compiler, flags or target directory reaches the inner one.
 

@@ -1,7 +1,7 @@
 //! What the shipped programs cost per packet: BPF test-run minus an empty program, nanoseconds.
 //!
-//! Invariant: the pinned programs run on the live tables of a whole mesh; the empty program runs right before and
-//! after, on the same packet, so that a frequency change of the machine cancels out.
+//! Invariant: the pinned programs run on the live tables of a whole mesh; the empty program runs right before
+//! and after, on the same packet, so that a frequency change of the machine cancels out.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -35,7 +35,11 @@ struct Programs {
 ///
 /// # Errors
 /// When a packet that policy allows is refused, or test-run fails.
-pub(crate) fn measure(policed: &Policed, repeat: u32, steps: &Steps) -> Result<Vec<(&'static str, Estimate)>> {
+pub(crate) fn measure(
+    policed: &Policed,
+    repeat: u32,
+    steps: &Steps,
+) -> Result<Vec<(&'static str, Estimate)>> {
     load::pin(1)?;
     let mut ebpf = aya::Ebpf::load(thyra_datapath::object()).context("load the shipped object")?;
     let empty: &mut SchedClassifier = ebpf

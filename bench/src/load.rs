@@ -1,6 +1,7 @@
 //! The traffic: one TCP request/response loop, one connect loop, one stream, between two pods on one CPU.
 //!
-//! Invariant: both ends run on the same pinned CPU, so a ratio compares the work per packet and not the scheduler's luck.
+//! Invariant: both ends run on the same pinned CPU, so a ratio compares the work per packet and not the
+//! scheduler's luck.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

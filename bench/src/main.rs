@@ -29,7 +29,9 @@ use crate::stats::Estimate;
 
 /// Measures what policy costs, prints a table and writes the results as JSON.
 #[derive(Debug, Parser)]
-#[command(after_help = "Example: thyra-bench --short\nExit code: 0 when every figure keeps its goal, 1 otherwise.")]
+#[command(
+    after_help = "Example: thyra-bench --short\nExit code: 0 when every figure keeps its goal, 1 otherwise."
+)]
 struct Arguments {
     /// Shorter slices and fewer changes, for CI; the number of pairs stays.
     #[arg(long)]
@@ -52,9 +54,17 @@ struct Effort {
 impl Effort {
     fn of(short: bool) -> Self {
         if short {
-            Self { slice: Duration::from_millis(300), repeat: 100_000, changes: 100 }
+            Self {
+                slice: Duration::from_millis(300),
+                repeat: 100_000,
+                changes: 100,
+            }
         } else {
-            Self { slice: Duration::from_secs(1), repeat: 1_000_000, changes: 400 }
+            Self {
+                slice: Duration::from_secs(1),
+                repeat: 1_000_000,
+                changes: 400,
+            }
         }
     }
 }
@@ -70,11 +80,18 @@ fn main() -> Result<ExitCode> {
     };
     let steps = Steps::new(ratios::steps() + added::steps() + propagation::steps(effort.changes));
     let mut found = Found::new();
-    // A part that fails leaves its figures missing, which fails the run; the other parts are still worth having.
+    // A part that fails leaves its figures missing, which fails the run; the other parts are still worth
+    // having.
     std::thread::scope(|scope| {
         let parts: [(&str, Box<dyn FnOnce() -> Result<Found> + Send>); 2] = [
-            ("traffic and packets", Box::new(|| on_policed_node(&effort, &steps))),
-            ("propagation", Box::new(|| propagation::measure(&agent, effort.changes, &steps))),
+            (
+                "traffic and packets",
+                Box::new(|| on_policed_node(&effort, &steps)),
+            ),
+            (
+                "propagation",
+                Box::new(|| propagation::measure(&agent, effort.changes, &steps)),
+            ),
         ];
         for (name, part) in parts {
             // A thread of its own, since it moves into a network namespace.
@@ -89,14 +106,26 @@ fn main() -> Result<ExitCode> {
     let commit = commit();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let line = |promise: &Promise| {
-        let estimate = found.iter().find(|(name, _)| *name == promise.name).map(|(_, e)| *e);
+        let estimate = found
+            .iter()
+            .find(|(name, _)| *name == promise.name)
+            .map(|(_, e)| *e);
         report::figure(promise, estimate, &commit, cpus)
     };
     let promised: Vec<_> = PROMISES.iter().map(line).collect();
-    let all: Vec<_> = promised.iter().cloned().chain(INFORMATION.iter().map(line)).collect();
+    let all: Vec<_> = promised
+        .iter()
+        .cloned()
+        .chain(INFORMATION.iter().map(line))
+        .collect();
     print!("{}", report::table(&all));
-    report::write(&arguments.results, &all).with_context(|| format!("write `{}`", arguments.results.display()))?;
-    Ok(if report::all_hold(&promised) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    report::write(&arguments.results, &all)
+        .with_context(|| format!("write `{}`", arguments.results.display()))?;
+    Ok(if report::all_hold(&promised) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn on_policed_node(effort: &Effort, steps: &Steps) -> Result<Found> {
@@ -108,7 +137,9 @@ fn on_policed_node(effort: &Effort, steps: &Steps) -> Result<Found> {
 
 /// The commit that is measured, `unknown` outside a checkout.
 fn commit() -> String {
-    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    let output = Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .output();
     output.ok().filter(|o| o.status.success()).map_or_else(
         || "unknown".to_owned(),
         |o| String::from_utf8_lossy(&o.stdout).trim().to_owned(),

@@ -86,7 +86,8 @@ impl Node {
                 format!("route add default via 10.244.255.1 src {address}"),
             ],
         )?;
-        // A connect loop leaves tens of thousands of connections in TIME_WAIT; their ports must be usable again.
+        // A connect loop leaves tens of thousands of connections in TIME_WAIT; their ports must be usable
+        // again.
         for setting in [
             "net.ipv4.tcp_tw_reuse=1",
             "net.ipv4.ip_local_port_range=10240 65000",

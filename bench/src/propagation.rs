@@ -1,7 +1,8 @@
-//! How long a policy change takes from istiod's response to the kernel: a real agent, a real stream, real veths.
+//! How long a policy change takes from istiod's response to the kernel: a real agent, a real stream, real
+//! veths.
 //!
-//! Invariant: the clock starts before the server hands the response to the stream and stops when the kernel's own
-//! control word has moved, so everything in between counts.
+//! Invariant: the clock starts before the server hands the response to the stream and stops when the kernel's
+//! own control word has moved, so everything in between counts.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

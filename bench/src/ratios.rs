@@ -1,7 +1,7 @@
 //! Traffic between two pods with policy ÷ between two pods without any program, in interleaved pairs.
 //!
-//! Invariant: the two halves of a pair differ in the programs alone (all pods are alike), run back to back, and take
-//! turns in going first.
+//! Invariant: the two halves of a pair differ in the programs alone (all pods are alike), run back to back,
+//! and take turns in going first.
 
 use std::time::Duration;
 
@@ -79,6 +79,8 @@ fn rate(policed: &mut Policed, kind: Kind, span: Duration, policy: bool) -> Resu
         load::run(kind, Node::address(server), span / 8)?;
         load::run(kind, Node::address(server), span)
     });
-    let rate = thread.join().map_err(|_| anyhow::anyhow!("the client panicked"))?;
+    let rate = thread
+        .join()
+        .map_err(|_| anyhow::anyhow!("the client panicked"))?;
     rate.with_context(|| format!("{kind:?} {} policy", if policy { "with" } else { "without" }))
 }

@@ -1,6 +1,7 @@
 //! `thyra dry-run`: what policy says of a connection, from files or from a running agent, without sending it.
 //!
-//! Invariant: offline, the answer is read from the compiled tables by the engine, as the kernel would read them.
+//! Invariant: offline, the answer is read from the compiled tables by the engine, as the kernel would read
+//! them.
 
 mod offline;
 

@@ -1,6 +1,7 @@
 //! `thyra lab`: a whole node out of network namespaces, with its control plane, its agents and its probes.
 //!
-//! Invariant: the machine's own network is never touched, and whatever a lab made is found again and removed by its id.
+//! Invariant: the machine's own network is never touched, and whatever a lab made is found again and removed
+//! by its id.
 
 mod agent;
 mod cluster;
@@ -27,7 +28,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// A whole node on this machine: pods, Services, control plane and agent, for trying policies without a cluster.
+/// A whole node on this machine: pods, Services, control plane and agent, for trying policies without a
+/// cluster.
 ///
 /// Needs root. Exit codes: 0 everything as expected, 1 not, 2 a mistake in the input.
 #[derive(clap::Args)]

@@ -16,7 +16,8 @@ use crate::verdict::Verdict;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: thyra monitor -t drop --to shop/cart")]
 pub(crate) struct Args {
-    /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, agent (may be repeated); all by default
+    /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, agent (may be repeated); all by
+    /// default
     #[arg(short = 't', long = "type", value_name = "KIND", value_delimiter = ',',
           value_parser = ["new", "drop", "revoke", "spoof", "malformed", "audit", "outbound", "agent", "policy-verdict"])]
     kinds: Vec<String>,
@@ -87,7 +88,8 @@ impl From<v1::MonitorEvent> for Event {
 }
 
 impl Event {
-    /// `xx drop (policy denied by shop/deny-legacy#0) to endpoint 256, identity 31028->29898: A:1 -> B:2 tcp SYN`
+    /// `xx drop (policy denied by shop/deny-legacy#0) to endpoint 256, identity 31028->29898: A:1 -> B:2 tcp
+    /// SYN`
     fn line(&self) -> String {
         let (mark, colour) = match self.kind.as_str() {
             "new" | "outbound" => ("->", GREEN),

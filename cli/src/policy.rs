@@ -25,7 +25,8 @@ pub(crate) enum Command {
         /// namespace/name
         policy: String,
     },
-    /// Check files: unknown fields, bad values, with file, line and the mend; exit code 2 when there are mistakes
+    /// Check files: unknown fields, bad values, with file, line and the mend; exit code 2 when there are
+    /// mistakes
     #[command(after_help = "Example: thyra policy validate -f policies/ -f more.yaml")]
     Validate {
         /// A file, a folder, or - for stdin; may be repeated

@@ -1,7 +1,7 @@
 //! The lab by itself: its network, Services, servers and probes without an agent, and what it leaves behind.
 //!
-//! Invariant: these tests need root; without it they say so, and fail on CI, since an ordinary user can't try a
-//! lab.
+//! Invariant: these tests need root; without it they say so, and fail on CI, since an ordinary user can't try
+//! a lab.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

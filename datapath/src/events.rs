@@ -53,7 +53,8 @@ impl EventReader {
         })
     }
 
-    /// The next events, at least one, oldest first. Cancel-safe: events are taken only when they are returned.
+    /// The next events, at least one, oldest first. Cancel-safe: events are taken only when they are
+    /// returned.
     pub async fn next_batch(&mut self) -> io::Result<Vec<Event>> {
         loop {
             // Looking again at once would find an event or two and burn a CPU on a steady trickle.

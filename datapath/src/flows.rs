@@ -14,8 +14,10 @@ use crate::sys::{self, Cursor};
 
 /// After a reset, stragglers may still arrive.
 const RESET_LINGER: Duration = Duration::from_secs(2);
-/// Linux keeps TIME_WAIT for 60 s (`TCP_TIMEWAIT_LEN`), in which the last ACK may be asked for again.
-const CLOSED_LINGER: Duration = Duration::from_secs(60);
+/// After both sides have closed, the last ACK may still be asked for again; a FIN that comes later is
+/// answered with a reset, which hurts nobody. Kept short, since each entry takes the place of a new
+/// connection.
+const CLOSED_LINGER: Duration = Duration::from_secs(2);
 /// Linux gives up on a SYN after 127 s (`tcp_syn_retries` = 6).
 const UNANSWERED_LINGER: Duration = Duration::from_secs(130);
 

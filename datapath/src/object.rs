@@ -123,7 +123,8 @@ fn describe(shapes: &[MapShape]) -> String {
     text
 }
 
-/// Offsets of every field, then the size; destructured without `..`, so that a new field stops the build here.
+/// Offsets of every field, then the size; destructured without `..`, so that a new field stops the build
+/// here.
 fn records() -> Vec<(&'static str, Vec<usize>)> {
     macro_rules! offsets {
         ($($record:ident { $($field:ident),* $(,)? })*) => {

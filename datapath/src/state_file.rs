@@ -1,8 +1,8 @@
 //! Small JSON files in the state folder.
 //!
 //! Invariant: a file is the old one or the new one, whole, whenever this process dies. They are about pinned
-//! maps, which a power cut takes too, so nothing waits for the disk: that would cost more than all the rest of
-//! a policy change.
+//! maps, which a power cut takes too, so nothing waits for the disk: that would cost more than all the rest
+//! of a policy change.
 
 use std::fs::File;
 use std::io::{self, Write};

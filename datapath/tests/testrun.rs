@@ -1,7 +1,7 @@
 //! Every case of `testdata/packets` in the kernel, against the same case on the host. Needs root.
 //!
-//! Test-run gives every packet a socket, so that "no interface and no socket" is tested on the host alone; the lab
-//! shows it with real packets.
+//! Test-run gives every packet a socket, so that "no interface and no socket" is tested on the host alone;
+//! the lab shows it with real packets.
 
 #[path = "../engine/tests/packets/case.rs"]
 mod case;
@@ -24,7 +24,8 @@ const NEXT: i32 = -1;
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
 
-/// Runs `test` in a thread with a network namespace of its own; says so loudly when there is no root to do it.
+/// Runs `test` in a thread with a network namespace of its own; says so loudly when there is no root to do
+/// it.
 fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
     // SAFETY: no arguments, cannot fail.
     if unsafe { libc::geteuid() } != 0 {

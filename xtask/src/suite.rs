@@ -42,7 +42,8 @@ enum ControlPlane {
     Istiod,
 }
 
-/// Runs every step (or those whose name holds one of the arguments), prints the table and, last, `N passed, N failed`.
+/// Runs every step (or those whose name holds one of the arguments), prints the table and, last, `N passed, N
+/// failed`.
 pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
     let tree = call.tree;
     let mut report = Report::new(on_ci(), call.args);

@@ -97,7 +97,8 @@ impl Agent {
                 return Ok(());
             }
             if let Err(error) = self.process.check().with_context(|| origin(flags)) {
-                // The scenario's flags are a user's input; what the agent can't use of it is the user's to mend.
+                // The scenario's flags are a user's input; what the agent can't use of it is the user's to
+                // mend.
                 let mistake = !flags.is_empty() && self.process.ended_with(BAD_INPUT);
                 return Err(if mistake {
                     BadInput(format!("{error:#}")).into()

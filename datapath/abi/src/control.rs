@@ -26,7 +26,8 @@ impl Control {
     pub const DENY_DROP: u64 = 1 << 40;
     /// Connections made by the node itself are judged by policy like any other.
     pub const ENFORCE_HOST: u64 = 1 << 41;
-    /// Some IPv4 CIDR block exists in the live bank: a source that is not in the exact table is looked up there.
+    /// Some IPv4 CIDR block exists in the live bank: a source that is not in the exact table is looked up
+    /// there.
     pub const BLOCKS4: u64 = 1 << 42;
     /// The same for IPv6.
     pub const BLOCKS6: u64 = 1 << 43;

@@ -1,7 +1,8 @@
-//! Keys and states of the connections that are remembered: those that the pod opened and those that the node made.
+//! Keys and states of the connections that are remembered: those that the pod opened and those that the node
+//! made.
 //!
-//! Addresses and ports are in network byte order; "local" is the pod's side, so one key serves both directions.
-//! Keys are aligned to eight bytes so that the programs write them by whole words.
+//! Addresses and ports are in network byte order; "local" is the pod's side, so one key serves both
+//! directions. Keys are aligned to eight bytes so that the programs write them by whole words.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -1,6 +1,7 @@
 //! Everything that the kernel programs and user space must agree on: limits, maps, records, reasons, events.
 //!
-//! Invariant: a type here has one layout, no padding and no pointer; what it means is said once, in this crate.
+//! Invariant: a type here has one layout, no padding and no pointer; what it means is said once, in this
+//! crate.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]
 

@@ -4,7 +4,8 @@
 
 /// Endpoint ids are 1 to 255; 0 means "no endpoint".
 pub const MAX_ENDPOINTS: usize = 256;
-/// Slots of the table from interface index to endpoint id; indices that fall into one slot are refused at attach.
+/// Slots of the table from interface index to endpoint id; indices that fall into one slot are refused at
+/// attach.
 pub const IFINDEX_SLOTS: usize = 65_536;
 /// Source classes, class 0 (the outsider that no policy's CIDR holds) included.
 pub const MAX_CLASSES: usize = 16_384;

@@ -1,7 +1,8 @@
 //! The names and shapes of the maps; a bank-wise map holds bank 0 first, then bank 1.
 //!
-//! The elements of an array map are whole 64-bit words, because the kernel rounds each up to eight bytes: a u16
-//! table packs four entries into one, entry `i` in word `i / 4` at bit `16 × (i % 4)`. A bucket is one element.
+//! The elements of an array map are whole 64-bit words, because the kernel rounds each up to eight bytes: a
+//! u16 table packs four entries into one, entry `i` in word `i / 4` at bit `16 × (i % 4)`. A bucket is one
+//! element.
 //!
 //! | map | kind | index → value |
 //! | --- | --- | --- |

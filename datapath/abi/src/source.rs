@@ -43,7 +43,8 @@ impl Slot4 {
     }
 }
 
-/// An IPv6 slot; the address as two numbers whose big-endian bytes are on the wire, then `class | local << 16`.
+/// An IPv6 slot; the address as two numbers whose big-endian bytes are on the wire, then `class | local <<
+/// 16`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Slot6 {

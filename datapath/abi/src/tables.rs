@@ -1,7 +1,7 @@
 //! The compiler's output: exact tables in plain collections, numbered only within themselves.
 //!
-//! Invariant: every index is in range (`Tables::check`). Numbers of classes, columns, rows and sets mean nothing
-//! outside one `Tables`; what outlives it is the content of a `Verdict` and the endpoint id.
+//! Invariant: every index is in range (`Tables::check`). Numbers of classes, columns, rows and sets mean
+//! nothing outside one `Tables`; what outlives it is the content of a `Verdict` and the endpoint id.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ impl core::fmt::Display for PolicyRef {
     }
 }
 
-/// A rule of a policy: `ns/name#index`; `index` is the position in `spec.rules`, none where the policy as a whole decides.
+/// A rule of a policy: `ns/name#index`; `index` is the position in `spec.rules`, none where the policy as a
+/// whole decides.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleRef {
     /// The policy.
@@ -59,9 +60,11 @@ pub struct Verdict {
     pub action: Action,
     /// Why.
     pub reason: Reason,
-    /// The rule that decided; of several that match: root namespace first, then name, then index. None where none did.
+    /// The rule that decided; of several that match: root namespace first, then name, then index. None where
+    /// none did.
     pub rule: Option<RuleRef>,
-    /// All rules that make the verdict depend on L7 (reason `NeedsL7`, `NeedsCustom`), with the field that does; else empty.
+    /// All rules that make the verdict depend on L7 (reason `NeedsL7`, `NeedsCustom`), with the field that
+    /// does; else empty.
     pub because: Vec<(RuleRef, Arc<str>)>,
     /// Set only where dry-run policies would change the verdict.
     pub would: Option<Would>,

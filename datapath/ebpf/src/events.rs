@@ -1,6 +1,7 @@
 //! The event ring: who may write to it how often, and when its reader is woken.
 //!
-//! Invariant: an event that is not written is counted in `LOST`; a flood of refusals spends only its own budget.
+//! Invariant: an event that is not written is counted in `LOST`; a flood of refusals spends only its own
+//! budget.
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::bpf_ktime_get_ns;

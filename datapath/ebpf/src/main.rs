@@ -1,7 +1,7 @@
 //! The programs at the host end of a pod's veth: `to_pod` at its egress, `from_pod` at its ingress.
 //!
-//! Invariant: nothing is decided here. This crate loads bytes, looks up maps and carries out what the engine says;
-//! off the BPF target it is an empty program, so that the whole workspace builds with one compiler.
+//! Invariant: nothing is decided here. This crate loads bytes, looks up maps and carries out what the engine
+//! says; off the BPF target it is an empty program, so that the whole workspace builds with one compiler.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics, asm_experimental_arch))]
 #![cfg_attr(

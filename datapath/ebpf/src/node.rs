@@ -80,8 +80,8 @@ impl Tables for Node {
 /// Adds `mark` to a state and gives what it was.
 #[inline(always)]
 fn mark_state(state: *mut FlowState, mark: u32) -> u32 {
-    // SAFETY: the kernel gave out the element, and keeps its memory until the program ends. Another CPU may write
-    // it too: the flags are read and written by single 32-bit operations, the time is a hint.
+    // SAFETY: the kernel gave out the element, and keeps its memory until the program ends. Another CPU may
+    // write it too: the flags are read and written by single 32-bit operations, the time is a hint.
     unsafe {
         let before = core::ptr::read_volatile(&raw const (*state).flags);
         if before & mark != mark {

@@ -1,7 +1,7 @@
 //! Turning a refused packet into the segments that say so (`thyra_datapath_engine::reset`).
 //!
-//! Invariant: what leaves here carries Thyra's mark, so that the other program lets it pass and takes the mark
-//! off; a segment that could not be written whole is dropped.
+//! Invariant: what leaves here carries Thyra's mark, so that the other program lets it pass and takes the
+//! mark off; a segment that could not be written whole is dropped.
 #![expect(
     clippy::as_conversions,
     reason = "helpers take lengths and flags as raw numbers of their own width"
@@ -99,9 +99,9 @@ fn try_write<F: Family>(skb: Skb, segment: &Segment<F>) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Whether the device still has to add the checksum (`CHECKSUM_PARTIAL`): then, and only then, a change that is
-/// not in the pseudo-header leaves the checksum field as it is.
-/// `bpf_l4_csum_replace` → `inet_proto_csum_replace2(pseudohdr = false)`, net/core/utils.c.
+/// Whether the device still has to add the checksum (`CHECKSUM_PARTIAL`): then, and only then, a change that
+/// is not in the pseudo-header leaves the checksum field as it is. `bpf_l4_csum_replace` →
+/// `inet_proto_csum_replace2(pseudohdr = false)`, net/core/utils.c.
 #[inline(always)]
 fn is_partial(skb: Skb, l4: u32) -> Result<bool, Refused> {
     let before = load::<2>(skb, l4 + CHECKSUM)?;

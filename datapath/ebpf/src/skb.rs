@@ -35,8 +35,8 @@ impl Skb {
     }
 }
 
-/// A number of the packet, read in one piece wherever it lies: the kernel allows that on all its 64-bit targets
-/// (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS), the compiler, left alone, reads single bytes.
+/// A number of the packet, read in one piece wherever it lies: the kernel allows that on all its 64-bit
+/// targets (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS), the compiler, left alone, reads single bytes.
 macro_rules! load {
     ($type:ty, $instruction:literal, $head:expr, $at:expr) => {{
         let number: u64;

@@ -1,8 +1,8 @@
 //! The exact content of one bank, built from the compiler's tables.
 //!
-//! Invariant: an image is whole or it is not built; what does not fit is named (`Overflow`). Equal tables give
-//! equal images, and a small change of the tables changes few words, since every address takes the first of its
-//! two buckets that has room.
+//! Invariant: an image is whole or it is not built; what does not fit is named (`Overflow`). Equal tables
+//! give equal images, and a small change of the tables changes few words, since every address takes the first
+//! of its two buckets that has room.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

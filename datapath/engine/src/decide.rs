@@ -5,8 +5,8 @@
 //! from_pod  own mark → endpoint → shape → source → not TCP → SYN → self → reverse cell → own connection → node's
 //! ```
 //!
-//! Invariant: the control word is read once per packet; nothing but an `Allow` cell, an exemption by origin or a
-//! connection that the pod opened lets a packet of an enforced endpoint pass.
+//! Invariant: the control word is read once per packet; nothing but an `Allow` cell, an exemption by origin
+//! or a connection that the pod opened lets a packet of an enforced endpoint pass.
 
 mod from_pod;
 mod to_pod;
@@ -31,8 +31,8 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Made by the node itself. The interface alone is not enough: the node loses it when it fragments a pod's
-    /// IPv6 packet again or answers for it (SYNPROXY), but such packets have no socket.
+    /// Made by the node itself. The interface alone is not enough: the node loses it when it fragments a
+    /// pod's IPv6 packet again or answers for it (SYNPROXY), but such packets have no socket.
     #[must_use]
     #[inline(always)]
     pub fn is_from_node(&self) -> bool {
@@ -50,7 +50,8 @@ pub enum Act {
     Drop,
     /// A SYN: its sender gets a reset.
     Refuse,
-    /// Of an established connection: its sender gets a reset, the far end a bare ACK whose answer will get one.
+    /// Of an established connection: its sender gets a reset, the far end a bare ACK whose answer will get
+    /// one.
     Revoke,
 }
 

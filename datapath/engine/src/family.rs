@@ -84,7 +84,8 @@ impl Address6 {
         }
     }
 
-    /// The bytes on the wire. Made of two words, since the compiler keeps sixteen single bytes in sixteen places.
+    /// The bytes on the wire. Made of two words, since the compiler keeps sixteen single bytes in sixteen
+    /// places.
     #[must_use]
     #[inline(always)]
     pub fn to_bytes(self) -> [u8; 16] {
@@ -92,6 +93,7 @@ impl Address6 {
     }
 }
 
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP6: u8 = 58;
 /// UDP ports 68 → 67: a DHCP client that has no address yet (RFC 2131).
@@ -164,6 +166,12 @@ impl Family for V4 {
     }
 }
 
+/// fe80::/10.
+#[inline(always)]
+fn is_link_local(address: Address6) -> bool {
+    address.high >> 54 == 0x3fa
+}
+
 impl Family for V6 {
     const VERSION: u8 = 6;
     const HEADER: u32 = 40;
@@ -212,16 +220,17 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn may_send(source: Address6, protocol: u8, _: [u8; 4]) -> bool {
-        // fe80::/10: a router never forwards it, and no table gives it an identity.
-        let link_local = source.high >> 54 == 0x3fa;
+        // fe80::/10 has no identity and crosses a bridge, so it may carry what a link needs but no
+        // connection.
+        let link_local = is_link_local(source) && protocol != TCP;
         // Duplicate address detection and multicast listener reports (RFC 4862, RFC 3810).
         let unspecified = source.high == 0 && source.low == 0 && protocol == ICMP6;
         link_local || unspecified
     }
     #[inline(always)]
     fn is_never_source(address: Address6) -> bool {
-        // v4-mapped; Linux refuses it on the wire too.
-        address.high == 0 && address.low >> 32 == 0xffff
+        // v4-mapped, which Linux refuses on the wire too; and link-local, whose owner no table knows.
+        (address.high == 0 && address.low >> 32 == 0xffff) || is_link_local(address)
     }
     #[inline(always)]
     fn mapped(address: Address6) -> [u8; 16] {

@@ -16,7 +16,8 @@ pub enum FlowTable {
 
 /// The memory of connections of both families.
 pub trait Flows {
-    /// The flags of an entry before `mark` (bits of `FlowState`) was added to them; none when there is no entry.
+    /// The flags of an entry before `mark` (bits of `FlowState`) was added to them; none when there is no
+    /// entry.
     fn find4(&self, table: FlowTable, key: &Flow4, mark: u32) -> Option<u32>;
     /// The same for IPv6.
     fn find6(&self, table: FlowTable, key: &Flow6, mark: u32) -> Option<u32>;

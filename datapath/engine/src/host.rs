@@ -1,7 +1,7 @@
 //! A node's maps in memory: the same packet path on the host, for tests, dry-run and read-back.
 //!
-//! Invariant: what the kernel's maps would hold, and nothing else; two banks, of which `control` names the live
-//! one.
+//! Invariant: what the kernel's maps would hold, and nothing else; two banks, of which `control` names the
+//! live one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};

@@ -1,8 +1,8 @@
 //! The packet path as pure functions: parse, look up, decide, account, and what a reset looks like.
 //!
-//! Invariant: the kernel programs and the host (tests, dry-run, read-back) run this same code; what differs is
-//! only who loads bytes (`Load`), who holds the tables (`Tables`), the connections (`Flows`) and the counters
-//! (`Counters`), and who carries out the end (`Hook`).
+//! Invariant: the kernel programs and the host (tests, dry-run, read-back) run this same code; what differs
+//! is only who loads bytes (`Load`), who holds the tables (`Tables`), the connections (`Flows`) and the
+//! counters (`Counters`), and who carries out the end (`Hook`).
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
 //! Reading the bytes of a packet, wherever they are.
 //!
-//! Invariant: a read that is not wholly inside the packet gives zero, and the parser compares lengths before it
-//! believes a number. (An option would be safer, but what it leaves unset the compiler may spill, and the verifier
-//! refuses to read that.) Numbers are read whole, never put together from bytes: the BPF target has no unaligned loads of its own, and sixteen byte loads
-//! for an address cost more than its look-up.
+//! Invariant: a read that is not wholly inside the packet gives zero, and the parser compares lengths before
+//! it believes a number. (An option would be safer, but what it leaves unset the compiler may spill, and the
+//! verifier refuses to read that.) Numbers are read whole, never put together from bytes: the BPF target has
+//! no unaligned loads of its own, and sixteen byte loads for an address cost more than its look-up.
 
 /// A packet's bytes, from the link header on. Numbers are in host byte order.
 pub trait Load {

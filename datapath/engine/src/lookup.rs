@@ -1,7 +1,7 @@
 //! From a source address and a port to the cell: class, column, port class, row, cell.
 //!
-//! Invariant: a way that leads to a word nobody wrote ends in an all-zero cell, which drops; rows and columns are
-//! stored plus one for that.
+//! Invariant: a way that leads to a word nobody wrote ends in an all-zero cell, which drops; rows and columns
+//! are stored plus one for that.
 
 use thyra_datapath_abi::limits::{BUCKETS, MAX_COLUMNS, MAX_PORT_CLASSES};
 use thyra_datapath_abi::source::{Block4, Block6};

@@ -125,15 +125,16 @@ pub enum Kind {
 
 /// A packet after parsing.
 ///
-/// Flat, not an enum with contents: every field is set whatever the kind. What an enum leaves unset the compiler
-/// may copy around, and the verifier refuses a program that reads it.
+/// Flat, not an enum with contents: every field is set whatever the kind. What an enum leaves unset the
+/// compiler may copy around, and the verifier refuses a program that reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed<F: Family> {
     /// Which fields mean something.
     pub kind: Kind,
     /// IP protocol number; 0 when the kind is `Invalid` or `Unsupported`.
     pub protocol: u8,
-    /// All of it when the kind is `Tcp`; the addresses (and the ports of UDP) when it is `Other` or `Fragment`.
+    /// All of it when the kind is `Tcp`; the addresses (and the ports of UDP) when it is `Other` or
+    /// `Fragment`.
     pub packet: Packet<F>,
 }
 

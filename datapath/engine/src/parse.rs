@@ -5,8 +5,9 @@
 //!                       IPv6 [extension headers]  TCP
 //! ```
 //!
-//! Invariant: a packet that is judged is judged by the ports that its receiver will read. Whatever leaves a doubt
-//! (a header that ends outside the packet, a chain that is too long) is `Invalid`, `Unsupported` or a `Fragment`.
+//! Invariant: a packet that is judged is judged by the ports that its receiver will read. Whatever leaves a
+//! doubt (a header that ends outside the packet, a chain that is too long) is `Invalid`, `Unsupported` or a
+//! `Fragment`.
 
 pub mod ipv4;
 pub mod ipv6;

@@ -1,10 +1,10 @@
 //! The two programs, from the packet's bytes to its end.
 //!
-//! Invariant: this is all that runs per packet, in the kernel and in the tests alike; the kernel's part is to load
-//! bytes, to look up maps and to carry out the `Hook`.
+//! Invariant: this is all that runs per packet, in the kernel and in the tests alike; the kernel's part is to
+//! load bytes, to look up maps and to carry out the `Hook`.
 //!
-//! Each way from parsing to the end is a function of its own: the usual shapes stay in registers, and none of them
-//! needs more than the 512 bytes of stack that a program has together with what it calls.
+//! Each way from parsing to the end is a function of its own: the usual shapes stay in registers, and none of
+//! them needs more than the 512 bytes of stack that a program has together with what it calls.
 
 use thyra_datapath_abi::Reason;
 

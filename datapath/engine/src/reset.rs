@@ -1,4 +1,5 @@
-//! What a refusal looks like on the wire: bare TCP segments in the place of the refused packet (RFC 9293 3.5.2).
+//! What a refusal looks like on the wire: bare TCP segments in the place of the refused packet (RFC 9293
+//! 3.5.2).
 //!
 //! ```text
 //! SYN            → sender: RST|ACK  SEQ 0         ACK SEG.SEQ + SEG.LEN
@@ -6,8 +7,8 @@
 //!                → far end: ACK     SEQ SEG.SEQ−1 ACK SEG.ACK   (its answer is judged and gets the exact RST)
 //! ```
 //!
-//! The far end gets no direct reset: SEG.SEQ is not what it expects when the packet is a keepalive or was sent
-//! again, while an ACK outside the window is always answered with the right numbers.
+//! The far end gets no direct reset: SEG.SEQ is not what it expects when the packet is a keepalive or was
+//! sent again, while an ACK outside the window is always answered with the right numbers.
 
 use crate::family::Address6;
 use crate::packet::{ACK, Packet, RST};
@@ -98,8 +99,9 @@ pub fn fits<F: Family>(packet: &Packet<F>) -> bool {
     packet.l4 == packet.l3 + F::HEADER
 }
 
-/// The IP header and the TCP header of `segment`. With `partial`, the checksum field holds the pseudo-header's sum
-/// alone, as the kernel keeps it in a packet whose checksum the device will add (`CHECKSUM_PARTIAL`).
+/// The IP header and the TCP header of `segment`. With `partial`, the checksum field holds the
+/// pseudo-header's sum alone, as the kernel keeps it in a packet whose checksum the device will add
+/// (`CHECKSUM_PARTIAL`).
 #[must_use]
 #[inline(always)]
 pub fn bytes<F: Family>(segment: &Segment<F>, partial: bool) -> (F::Header, [u8; 20]) {

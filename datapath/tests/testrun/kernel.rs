@@ -1,4 +1,5 @@
-//! The programs as the kernel runs them on single packets (`BPF_PROG_TEST_RUN`), with maps filled as the host's.
+//! The programs as the kernel runs them on single packets (`BPF_PROG_TEST_RUN`), with maps filled as the
+//! host's.
 
 use std::collections::BTreeMap;
 use std::process::Command;

@@ -55,7 +55,8 @@ pub(crate) fn protocols(
     declared
 }
 
-/// What a Service declares of a port that it has on a pod. istiod tells it with the Service, not with the pod.
+/// What a Service declares of a port that it has on a pod. istiod tells it with the Service, not with the
+/// pod.
 fn declaration(world: &World, service: &str, port: &ServicePort) -> AppProtocol {
     if port.protocol != AppProtocol::Unknown {
         return port.protocol;

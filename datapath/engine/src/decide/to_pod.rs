@@ -129,8 +129,8 @@ fn note<F: Family, N: Flows + ?Sized>(node: &N, packet: &Packet<F>, endpoint: u1
     }
 }
 
-/// Whether the packet came out of this very pod. Behind a bridge the packet shows the bridge's index, and then
-/// only the pod's own address tells (which `from_pod` lets nobody else use).
+/// Whether the packet came out of this very pod. Behind a bridge the packet shows the bridge's index, and
+/// then only the pod's own address tells (which `from_pod` lets nobody else use).
 #[inline(always)]
 fn is_own_interface<F: Family>(arrival: &Arrival, record: &EndpointRecord, packet: &Packet<F>) -> bool {
     let ingress = arrival.ingress_ifindex;

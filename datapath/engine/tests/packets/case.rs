@@ -1,7 +1,7 @@
 //! A case of `testdata/packets`: one packet at one program, and everything that it changes.
 //!
-//! Invariant: the whole ledger and the whole memory of connections are compared, so that what a case doesn't name
-//! must not have happened.
+//! Invariant: the whole ledger and the whole memory of connections are compared, so that what a case doesn't
+//! name must not have happened.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
