@@ -115,6 +115,7 @@ fn make_state(config: &Config) -> Result<(), RunError> {
 ///
 /// # Errors
 /// It can't start, or its API fails.
+// long: parts are started in the order in which they need each other, and stopped in reverse
 pub async fn run_on(
     plane: Box<dyn Plane>,
     config: Config,

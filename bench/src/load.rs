@@ -22,6 +22,9 @@ const STREAM_CHUNK: usize = 128 * 1024;
 /// A connection that doesn't come up in this time means that policy refuses what it should allow.
 const CONNECT: Duration = Duration::from_secs(2);
 
+/// What a server does with a connection.
+type Serve = fn(TcpStream) -> std::io::Result<()>;
+
 /// A kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -48,7 +51,7 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
 /// # Errors
 /// When the namespace can't be entered or a port is taken.
 pub(crate) fn serve(pod: &str, cpu: usize) -> Result<Vec<JoinHandle<Result<()>>>> {
-    let servers: [(u16, fn(TcpStream) -> std::io::Result<()>); 2] = [(RR_PORT, echo), (STREAM_PORT, swallow)];
+    let servers: [(u16, Serve); 2] = [(RR_PORT, echo), (STREAM_PORT, swallow)];
     servers
         .into_iter()
         .map(|(port, serve)| {

@@ -70,6 +70,8 @@ impl Effort {
 }
 
 type Found = Vec<(&'static str, Estimate)>;
+/// A measurement that can fail by itself.
+type Part<'a> = Box<dyn FnOnce() -> Result<Found> + Send + 'a>;
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
@@ -83,7 +85,7 @@ fn main() -> Result<ExitCode> {
     // A part that fails leaves its figures missing, which fails the run; the other parts are still worth
     // having.
     std::thread::scope(|scope| {
-        let parts: [(&str, Box<dyn FnOnce() -> Result<Found> + Send>); 2] = [
+        let parts: [(&str, Part<'_>); 2] = [
             (
                 "traffic and packets",
                 Box::new(|| on_policed_node(&effort, &steps)),

@@ -149,7 +149,7 @@ impl Bench {
     }
 
     async fn change(&self, change: Change, i: usize) -> Result<Duration> {
-        let on = i % 2 == 0;
+        let on = i.is_multiple_of(2);
         let version = u64::try_from(i)? + 2 + if change == Change::Split { 1_000_000 } else { 0 };
         let (identity, split) = (on && change == Change::Identity, on && change == Change::Split);
         let before = self.generation()?;

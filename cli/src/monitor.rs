@@ -12,6 +12,19 @@ use crate::client::{Agent, refused};
 use crate::output::{Format, GREEN, RED, YELLOW, coloured, write};
 use crate::verdict::Verdict;
 
+/// What `-t` takes.
+const KINDS: [&str; 9] = [
+    "new",
+    "drop",
+    "revoke",
+    "spoof",
+    "malformed",
+    "audit",
+    "outbound",
+    "agent",
+    "policy-verdict",
+];
+
 /// `thyra monitor`
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: thyra monitor -t drop --to shop/cart")]
@@ -19,7 +32,7 @@ pub(crate) struct Args {
     /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, agent (may be repeated); all by
     /// default
     #[arg(short = 't', long = "type", value_name = "KIND", value_delimiter = ',',
-          value_parser = ["new", "drop", "revoke", "spoof", "malformed", "audit", "outbound", "agent", "policy-verdict"])]
+          value_parser = KINDS)]
     kinds: Vec<String>,
     /// Only from this address or namespace/pod
     #[arg(long)]

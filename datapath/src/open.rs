@@ -41,7 +41,10 @@ pub enum OpenError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The kernel has no memory for the maps.
-    #[error("no memory for the tables, they need {} MiB; free memory or raise the control group's limit", limits::map_bytes(2) >> 20)]
+    #[error(
+        "no memory for the tables, they need {} MiB; free memory or raise the control group's limit",
+        limits::map_bytes(2) >> 20
+    )]
     NoMemory {
         /// Which map.
         #[source]
@@ -77,7 +80,8 @@ pub enum OpenError {
     },
     /// Pods are under programs whose map is gone from the folder.
     #[error(
-        "endpoints are attached but the pinned map `{missing}` is gone; remove all pins with `--cleanup` and start again"
+        "endpoints are attached but the pinned map `{missing}` is gone; \
+         remove all pins with `--cleanup` and start again"
     )]
     Incomplete {
         /// Path of the missing pin.

@@ -146,6 +146,7 @@ fn rule(at: &str, message: wire::Rule, namespace: &str, unknown: &[String]) -> R
     })
 }
 
+// long: every field of the message is named once, so that a new one breaks the build
 fn source(
     at: &str,
     message: wire::Source,

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Finding, Source};
 
 /// Columns; a line with a link may be longer, since a link can't be broken.
-const WIDTH: usize = 110;
+const WIDTH: usize = 120;
 /// Lines of a file without its tests.
 const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 70;
