@@ -18,7 +18,8 @@ Try next (as root, here in the repository):
   target/debug/thyra lab up testdata/lab/quickstart     # the same node, and it stays
   target/debug/thyra endpoint list                      # its pods, and whether they are enforced
   target/debug/thyra endpoint policy get shop/cart      # what the kernel holds for it, by rule
-  target/debug/thyra monitor                            # verdicts as they are made
+  target/debug/thyra lab exec shop/front -- curl -s http://10.244.0.3:8080/     # front may talk to cart
+  target/debug/thyra lab exec ops/monitor -- curl -s http://10.244.0.3:8080/    # monitor may not
   target/debug/thyra lab down                           # gone without a trace
   target/debug/thyra lab run testdata/lab/bookinfo      # the mesh of Istio's own tutorial
   make test                                             # the proof, also against a production istiod
