@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use thyra_datapath_abi::maps::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event, Reason};
 

@@ -20,7 +20,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::policed::Policed;
 use crate::progress::Steps;
@@ -39,9 +39,23 @@ struct Arguments {
     /// The agent to measure; by default the one beside this program.
     #[arg(long)]
     agent: Option<PathBuf>,
+    /// Only one part, while working on it; the figures of the others are missing, which fails the run.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// Where the results go.
     #[arg(long, default_value = "target/bench/results.json")]
     results: PathBuf,
+}
+
+/// A part of the measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Ratios of live traffic to that without programs.
+    Traffic,
+    /// Nanoseconds a packet, by test-run.
+    Packets,
+    /// From istiod's response to the kernel.
+    Propagation,
 }
 
 /// How long things are measured.
@@ -71,7 +85,7 @@ impl Effort {
 
 type Found = Vec<(&'static str, Estimate)>;
 /// A measurement that can fail by itself.
-type Part<'a> = Box<dyn FnOnce() -> Result<Found> + Send + 'a>;
+type Measurement<'a> = Box<dyn FnOnce() -> Result<Found> + Send + 'a>;
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
@@ -82,19 +96,19 @@ fn main() -> Result<ExitCode> {
     };
     let steps = Steps::new(ratios::steps() + added::steps() + propagation::steps(effort.changes));
     let mut found = Found::new();
+    let wanted = |part| arguments.only.is_none_or(|only| only == part);
     // A part that fails leaves its figures missing, which fails the run; the other parts are still worth
     // having.
     std::thread::scope(|scope| {
-        let parts: [(&str, Part<'_>); 2] = [
-            (
-                "traffic and packets",
-                Box::new(|| on_policed_node(&effort, &steps)),
-            ),
-            (
-                "propagation",
-                Box::new(|| propagation::measure(&agent, effort.changes, &steps)),
-            ),
-        ];
+        let mut parts: Vec<(&str, Measurement<'_>)> = Vec::new();
+        if wanted(Part::Traffic) || wanted(Part::Packets) {
+            let node = || on_policed_node(&wanted, &effort, &steps);
+            parts.push(("traffic and packets", Box::new(node)));
+        }
+        if wanted(Part::Propagation) {
+            let propagation = || propagation::measure(&agent, effort.changes, &steps);
+            parts.push(("propagation", Box::new(propagation)));
+        }
         for (name, part) in parts {
             // A thread of its own, since it moves into a network namespace.
             match scope.spawn(part).join() {
@@ -130,10 +144,16 @@ fn main() -> Result<ExitCode> {
     })
 }
 
-fn on_policed_node(effort: &Effort, steps: &Steps) -> Result<Found> {
+fn on_policed_node(wanted: &(dyn Fn(Part) -> bool + Sync), effort: &Effort, steps: &Steps) -> Result<Found> {
     let mut policed = Policed::new()?;
-    let mut found = ratios::measure(&mut policed, effort.slice, steps)?;
-    found.extend(added::measure(&policed, effort.repeat, steps)?);
+    policed.attach()?;
+    let mut found = Found::new();
+    if wanted(Part::Traffic) {
+        found.extend(ratios::measure(&mut policed, effort.slice, steps)?);
+    }
+    if wanted(Part::Packets) {
+        found.extend(added::measure(&policed, effort.repeat, steps)?);
+    }
     Ok(found)
 }
 

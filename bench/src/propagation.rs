@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
 use prost_types::Timestamp;
-use thyra_datapath::abi::{Control, maps};
+use thyra_datapath::abi::{Control, State, maps};
 use thyra_proto::istio::mcp::v1alpha1 as mcp;
 use thyra_proto::istio::security::v1beta1 as security;
 use thyra_proto::istio::workload as wire;
@@ -99,7 +99,7 @@ impl Drop for Agent {
 struct Bench {
     // The agent goes first, then its file system.
     agent: Agent,
-    control: Array<MapData, u64>,
+    state: Array<MapData, [u8; size_of::<State>()]>,
     plane: ControlPlane,
     _bpffs: Bpffs,
 }
@@ -119,10 +119,10 @@ impl Bench {
         let socket = bpffs.files().join("agent.sock");
         let mut agent = Agent(spawn(program, &bpffs, &socket, &plane)?);
         register(&socket, &mut agent).await?;
-        let control = open_control(&bpffs)?;
+        let state = open_state(&bpffs)?;
         let bench = Self {
             agent,
-            control,
+            state,
             plane,
             _bpffs: bpffs,
         };
@@ -170,7 +170,11 @@ impl Bench {
     }
 
     fn generation(&self) -> Result<u32> {
-        Ok(Control(self.control.get(&0, 0)?).generation())
+        let state = self.state.get(&0, 0)?;
+        let word = state
+            .first_chunk()
+            .context("a state begins with its control word")?;
+        Ok(Control(u64::from_ne_bytes(*word)).generation())
     }
 }
 
@@ -245,11 +249,11 @@ async fn connect(socket: PathBuf) -> Result<Channel> {
         .await?)
 }
 
-fn open_control(bpffs: &Bpffs) -> Result<Array<MapData, u64>> {
-    let pin = bpffs.find(maps::CONTROL)?;
+fn open_state(bpffs: &Bpffs) -> Result<Array<MapData, [u8; size_of::<State>()]>> {
+    let pin = bpffs.find(maps::STATE)?;
     let map =
         Map::from_map_data(MapData::from_pin(&pin).with_context(|| format!("open `{}`", pin.display()))?)?;
-    Array::try_from(map).context("the control map is an array of one word")
+    Array::try_from(map).context("the state is an array of one element")
 }
 
 fn workload(i: u32) -> thyra_proto::envoy::service::discovery::v3::Resource {

@@ -28,7 +28,6 @@ pub(crate) fn measure(
     steps: &Steps,
 ) -> Result<Vec<(&'static str, Estimate)>> {
     load::pin(CPU)?;
-    policed.attach()?;
     let _policed = load::serve(&policed.node.pod(1), CPU)?;
     let _plain = load::serve(&policed.node.pod(3), CPU)?;
     let kinds = [

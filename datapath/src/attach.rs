@@ -113,9 +113,7 @@ impl Datapath {
         }
         let fresh = self.memory.record(id).ifindex == 0;
         if fresh {
-            self.counters
-                .reset_endpoint(id)
-                .map_err(|e| AttachError::Leftover(id, io::Error::other(e)))?;
+            self.counters.reset_endpoint(id);
             self.flows.forget(id).map_err(|e| AttachError::Leftover(id, e))?;
         }
         if let Some(other) = other {

@@ -239,7 +239,7 @@ mod tests {
     fn only_our_names_are_pins() {
         assert_eq!(parse("link-12-to"), Some(Pin::Link(12, Direction::To)));
         assert_eq!(parse("link-12-from"), Some(Pin::Link(12, Direction::From)));
-        assert_eq!(parse("ROWS"), Some(Pin::Map));
+        assert_eq!(parse("BANKS"), Some(Pin::Map));
         assert_eq!(
             parse("program-0f-to_pod"),
             Some(Pin::Program { content: "0f".into() })

@@ -85,11 +85,7 @@ impl Datapath {
         }
         let waited = self.grace.wait().map_err(CommitError::Grace)?;
         for id in assignment.fresh.keys() {
-            let reset = self.counters.reset_verdict(*id);
-            reset.map_err(|source| CommitError::Map {
-                map: maps::VERDICT_COUNTERS,
-                source,
-            })?;
+            self.counters.reset_verdict(*id);
         }
         let dead = 1 - live;
         let written = self.write_bank(&wanted, dead)?;
@@ -142,7 +138,7 @@ impl Datapath {
     /// Makes a bank that no program reads hold what is wanted. Returns how many words and entries changed.
     fn write_bank(&mut self, wanted: &Wanted, bank: u32) -> Result<usize, CommitError> {
         let mut written = 0;
-        for table in Table::BANKED {
+        for table in Table::ALL {
             written += self.memory.write(table, bank, wanted.image.words(table));
         }
         let blocks4 = self.memory.blocks4.write(bank, &wanted.blocks4);
@@ -177,7 +173,7 @@ impl Wanted {
     }
 
     fn same_words(&self, memory: &Memory, bank: u32) -> bool {
-        Table::BANKED
+        Table::ALL
             .into_iter()
             .all(|table| memory.holds(table, bank, self.image.words(table)))
     }

@@ -4,10 +4,14 @@
 //! gets another one.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use thyra_datapath_abi::Reason;
-use thyra_datapath_abi::maps::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::{CpuCounters, Reason, maps};
+
+use crate::mapping::Mapping;
+use crate::object::possible_cpus;
+use crate::open::{OpenError, Source};
 
 /// All counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,54 +26,48 @@ pub struct Counters {
     pub lost_events: u64,
 }
 
-pub(crate) struct CounterMaps {
-    pub(crate) verdicts: PerCpuArray<MapData, [u64; 3]>,
-    pub(crate) reasons: PerCpuArray<MapData, [u64; 2]>,
-    pub(crate) endpoints: PerCpuArray<MapData, [u64; 4]>,
-    pub(crate) lost: PerCpuArray<MapData, u64>,
+const WORD: usize = size_of::<u64>();
+const CPU_WORDS: usize = size_of::<CpuCounters>() / WORD;
+const VERDICTS: usize = offset_of!(CpuCounters, verdicts) / WORD;
+const REASONS: usize = offset_of!(CpuCounters, reasons) / WORD;
+const ENDPOINTS: usize = offset_of!(CpuCounters, endpoints) / WORD;
+const LOST: usize = offset_of!(CpuCounters, lost) / WORD;
+
+/// The programs' counters, in this process's memory.
+pub(crate) struct CounterMemory {
+    words: Mapping,
 }
 
-impl CounterMaps {
-    pub(crate) fn new(
-        verdicts: MapData,
-        reasons: MapData,
-        endpoints: MapData,
-        lost: MapData,
-    ) -> Result<Self, MapError> {
-        Ok(Self {
-            verdicts: PerCpuArray::try_from(Map::PerCpuArray(verdicts))?,
-            reasons: PerCpuArray::try_from(Map::PerCpuArray(reasons))?,
-            endpoints: PerCpuArray::try_from(Map::PerCpuArray(endpoints))?,
-            lost: PerCpuArray::try_from(Map::PerCpuArray(lost))?,
-        })
+impl CounterMemory {
+    pub(crate) fn open(source: &Source<'_>) -> Result<Self, OpenError> {
+        let words = source.memory(maps::COUNTERS, possible_cpus() * CPU_WORDS)?;
+        Ok(Self { words })
     }
 
     pub(crate) fn read(
         &self,
         verdicts: impl Iterator<Item = u16>,
         endpoints: impl Iterator<Item = u16>,
-    ) -> Result<Counters, MapError> {
+    ) -> Counters {
         let mut counters = Counters::default();
         for id in verdicts {
-            let [packets, bytes, connections] = sum(&self.verdicts.get(&u32::from(id), 0)?);
-            counters.verdicts.insert(
-                id,
-                VerdictCounter {
-                    packets,
-                    bytes,
-                    connections,
-                },
-            );
+            let [packets, bytes, connections] = self.sum(VERDICTS, id);
+            let counter = VerdictCounter {
+                packets,
+                bytes,
+                connections,
+            };
+            counters.verdicts.insert(id, counter);
         }
         for reason in Reason::ALL {
-            let [packets, bytes] = sum(&self.reasons.get(&u32::from(reason_number(*reason)), 0)?);
+            let [packets, bytes] = self.sum(REASONS, u16::from(reason_number(*reason)));
             if packets != 0 {
                 counters.reasons.insert(*reason, ReasonCounter { packets, bytes });
             }
         }
         for id in endpoints {
             let [to_pod_packets, from_pod_packets, to_pod_dropped, from_pod_dropped] =
-                sum(&self.endpoints.get(&u32::from(id), 0)?);
+                self.sum(ENDPOINTS, id);
             let counter = EndpointCounter {
                 to_pod_packets,
                 from_pod_packets,
@@ -78,22 +76,43 @@ impl CounterMaps {
             };
             counters.endpoints.insert(id, counter);
         }
-        counters.lost_events = self.lost.get(&0, 0)?.iter().copied().fold(0, u64::wrapping_add);
-        Ok(counters)
+        [counters.lost_events] = self.sum(LOST, 0);
+        counters
     }
 
     /// Sets a verdict's counter to zero. No program may still count under the id.
-    pub(crate) fn reset_verdict(&mut self, id: u16) -> Result<(), MapError> {
-        let cpus = self.verdicts.get(&u32::from(id), 0)?.len();
-        self.verdicts
-            .set(u32::from(id), PerCpuValues::try_from(vec![[0; 3]; cpus])?, 0)
+    pub(crate) fn reset_verdict(&self, id: u16) {
+        self.reset::<3>(VERDICTS, id);
     }
 
-    /// Sets an endpoint's counter to zero.
-    pub(crate) fn reset_endpoint(&mut self, id: u16) -> Result<(), MapError> {
-        let cpus = self.endpoints.get(&u32::from(id), 0)?.len();
-        self.endpoints
-            .set(u32::from(id), PerCpuValues::try_from(vec![[0; 4]; cpus])?, 0)
+    /// Sets an endpoint's counter to zero. No program may still run for it.
+    pub(crate) fn reset_endpoint(&self, id: u16) {
+        self.reset::<4>(ENDPOINTS, id);
+    }
+
+    /// The sum over the CPUs of entry `index` of the table that begins at word `table`; entries are `N` words.
+    fn sum<const N: usize>(&self, table: usize, index: u16) -> [u64; N] {
+        let mut sum = [0_u64; N];
+        for first in self.places::<N>(table, index) {
+            for (i, sum) in sum.iter_mut().enumerate() {
+                *sum = sum.wrapping_add(self.words.load(first + i));
+            }
+        }
+        sum
+    }
+
+    fn reset<const N: usize>(&self, table: usize, index: u16) {
+        for first in self.places::<N>(table, index) {
+            for i in 0..N {
+                self.words.store(first + i, 0);
+            }
+        }
+    }
+
+    /// Where an entry begins, for each CPU.
+    fn places<const N: usize>(&self, table: usize, index: u16) -> impl Iterator<Item = usize> {
+        let cpus = (0..self.words.words().len()).step_by(CPU_WORDS);
+        cpus.map(move |cpu| cpu + table + usize::from(index) * N)
     }
 }
 
@@ -103,14 +122,4 @@ impl CounterMaps {
 )]
 pub(crate) const fn reason_number(reason: Reason) -> u8 {
     reason as u8
-}
-
-fn sum<const N: usize>(cpus: &PerCpuValues<[u64; N]>) -> [u64; N] {
-    let mut total = [0_u64; N];
-    for cpu in cpus.iter() {
-        for (sum, value) in total.iter_mut().zip(cpu) {
-            *sum = sum.wrapping_add(*value);
-        }
-    }
-    total
 }

@@ -12,7 +12,7 @@ use thyra_datapath_abi::maps;
 use thyra_datapath_abi::tables::Verdict;
 
 use crate::bpffs::{self, BpffsError, Lock, Pins};
-use crate::counters::{CounterMaps, Counters};
+use crate::counters::{CounterMemory, Counters};
 use crate::endpoint_ids::{EndpointIds, ReserveError};
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
@@ -77,7 +77,7 @@ pub struct Datapath {
     pub(crate) _lock: Lock,
     pub(crate) memory: Memory,
     pub(crate) programs: Programs,
-    pub(crate) counters: CounterMaps,
+    pub(crate) counters: CounterMemory,
     pub(crate) flows: FlowMaps,
     pub(crate) grace: Grace,
     pub(crate) names: VerdictNames,
@@ -131,13 +131,10 @@ impl Datapath {
     }
 
     /// All counters, summed over the CPUs. They grow as long as the maps live, across restarts.
-    pub fn counters(&self) -> Result<Counters, ReadError> {
+    #[must_use]
+    pub fn counters(&self) -> Counters {
         let attached = endpoint_numbers().filter(|id| self.memory.record(*id).ifindex != 0);
-        let read = self.counters.read(self.names.known(), attached);
-        read.map_err(|source| ReadError {
-            map: maps::VERDICT_COUNTERS,
-            source,
-        })
+        self.counters.read(self.names.known(), attached)
     }
 
     /// The ring of events. There should be one reader; two would share the events. Needs a tokio runtime.

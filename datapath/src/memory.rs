@@ -1,69 +1,64 @@
-//! The maps that user space writes: control word, endpoint records, and the banks of policy tables.
+//! The maps that user space writes: the state (control word, endpoint records) and the banks of policy tables.
 //!
 //! Invariant: outside `Datapath::commit` only the control word's bank is read and never written, except that
 //! an endpoint that is detached loses its place in both banks by one store each.
 
 use std::iter::repeat_n;
-use std::os::fd::AsFd;
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::MapData;
-use thyra_datapath_abi::{Control, EndpointRecord, EndpointSets, limits, maps};
-use thyra_datapath_engine::Table;
+use thyra_datapath_abi::{Control, EndpointRecord, EndpointSets, State, limits, maps};
+use thyra_datapath_engine::{BANK_WORDS, Table};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::blocks::Blocks;
 use crate::mapping::Mapping;
 use crate::open::{OpenError, Source};
 
-const RECORD_WORDS: usize = size_of::<EndpointRecord>() / size_of::<u64>();
-const _: () = assert!(RECORD_WORDS * size_of::<u64>() == size_of::<EndpointRecord>());
+const WORD: usize = size_of::<u64>();
+const STATE_WORDS: usize = size_of::<State>() / WORD;
+const CONTROL: usize = offset_of!(State, control) / WORD;
+const RECORDS: usize = offset_of!(State, endpoints) / WORD;
+const RECORD_WORDS: usize = size_of::<EndpointRecord>() / WORD;
+/// Where the table of interfaces begins, in entries of 16 bits.
+const INTERFACES: usize = offset_of!(State, ifindex) / size_of::<u16>();
+const _: () = assert!(RECORD_WORDS * WORD == size_of::<EndpointRecord>());
 
 /// The maps.
 pub(crate) struct Memory {
-    control: Mapping,
-    ifindex: Mapping,
-    endpoints: Mapping,
-    /// In the order of `Table::BANKED`.
-    banked: Vec<Mapping>,
-    /// By bank and table: words from here on are known to be zero.
-    extents: [[usize; Table::BANKED.len()]; 2],
+    state: Mapping,
+    banks: Mapping,
+    /// By bank, in the order of `Table::ALL`: words from here on are known to be zero.
+    extents: [[usize; Table::ALL.len()]; 2],
     pub(crate) blocks4: Blocks<4, 8>,
     pub(crate) blocks6: Blocks<16, 20>,
 }
 
 impl Memory {
     pub(crate) fn open(source: &Source<'_>) -> Result<Self, OpenError> {
-        let banked = Table::BANKED
-            .iter()
-            .map(|table| map_words(source, table.name(), 2 * table.words()))
-            .collect::<Result<_, _>>()?;
         let blocks = |name: &'static str| source.map(name);
         Ok(Self {
-            control: map_words(source, maps::CONTROL, 1)?,
-            ifindex: map_words(source, maps::IFINDEX, Table::Ifindex.words())?,
-            endpoints: map_words(source, maps::ENDPOINTS, limits::MAX_ENDPOINTS * RECORD_WORDS)?,
-            banked,
-            extents: [Table::BANKED.map(Table::words); 2],
+            state: source.memory(maps::STATE, STATE_WORDS)?,
+            banks: source.memory(maps::BANKS, 2 * BANK_WORDS)?,
+            extents: [Table::ALL.map(Table::words); 2],
             blocks4: Blocks::new(blocks(maps::BLOCKS4)?).map_err(|e| OpenError::map(maps::BLOCKS4, e))?,
             blocks6: Blocks::new(blocks(maps::BLOCKS6)?).map_err(|e| OpenError::map(maps::BLOCKS6, e))?,
         })
     }
 
     pub(crate) fn control(&self) -> Control {
-        Control(self.control.load(0))
+        Control(self.state.load(CONTROL))
     }
 
     /// Makes everything that was written before the live state.
     pub(crate) fn set_control(&self, control: Control) {
-        self.control.publish(0, control.0);
+        self.state.publish(CONTROL, control.0);
     }
 
     /// The words of one bank of a table.
     pub(crate) fn bank(&self, table: Table, bank: u32) -> &[AtomicU64] {
-        let words = table.words();
-        let start = if bank == 0 { 0 } else { words };
-        &self.mapping(table).words()[start..start + words]
+        let first = if bank == 0 { 0 } else { BANK_WORDS } + table.start();
+        &self.banks.words()[first..first + table.words()]
     }
 
     /// Makes a bank of a table hold `wanted` and zeros. Returns how many words changed.
@@ -80,9 +75,7 @@ impl Memory {
                 written += 1;
             }
         }
-        if let Some(i) = place(table) {
-            self.extents[usize::from(bank != 0)][i] = wanted.len();
-        }
+        self.extents[usize::from(bank != 0)][place(table)] = wanted.len();
         written
     }
 
@@ -98,34 +91,34 @@ impl Memory {
 
     /// How many words may be other than zero.
     fn used(&self, table: Table, bank: u32) -> usize {
-        place(table).map_or(0, |i| self.extents[usize::from(bank != 0)][i])
+        self.extents[usize::from(bank != 0)][place(table)]
     }
 
     pub(crate) fn record(&self, endpoint: u16) -> EndpointRecord {
         let mut record = EndpointRecord::default();
-        let start = usize::from(endpoint) * RECORD_WORDS;
+        let start = RECORDS + usize::from(endpoint) * RECORD_WORDS;
         for (i, bytes) in record.as_mut_bytes().chunks_exact_mut(8).enumerate() {
-            bytes.copy_from_slice(&self.endpoints.load(start + i).to_ne_bytes());
+            bytes.copy_from_slice(&self.state.load(start + i).to_ne_bytes());
         }
         record
     }
 
     /// Writes an endpoint's record, the word with its interface last.
     pub(crate) fn set_record(&self, endpoint: u16, record: &EndpointRecord) {
-        let start = usize::from(endpoint) * RECORD_WORDS;
+        let start = RECORDS + usize::from(endpoint) * RECORD_WORDS;
         for (i, bytes) in record.as_bytes().chunks_exact(8).enumerate().rev() {
             let word = u64::read_from_bytes(bytes).expect("a chunk of eight bytes");
-            self.endpoints.publish(start + i, word);
+            self.state.publish(start + i, word);
         }
     }
 
     /// The endpoint that an interface index leads to, whatever its record says; 0 for none.
     pub(crate) fn endpoint_at(&self, ifindex: u32) -> u16 {
-        self.ifindex.load16(slot(ifindex))
+        self.state.load16(INTERFACES + slot(ifindex))
     }
 
     pub(crate) fn set_endpoint_at(&self, ifindex: u32, endpoint: u16) {
-        self.ifindex.store16(slot(ifindex), endpoint);
+        self.state.store16(INTERFACES + slot(ifindex), endpoint);
     }
 
     pub(crate) fn sets(&self, endpoint: u16) -> EndpointSets {
@@ -139,23 +132,14 @@ impl Memory {
             self.bank(Table::EndpointSets, bank)[usize::from(endpoint)].store(0, Ordering::Relaxed);
         }
     }
-
-    fn mapping(&self, table: Table) -> &Mapping {
-        match place(table) {
-            Some(i) => &self.banked[i],
-            None => &self.ifindex,
-        }
-    }
 }
 
-/// Where a table stands among the banked ones.
-fn place(table: Table) -> Option<usize> {
-    Table::BANKED.iter().position(|banked| *banked == table)
-}
-
-fn map_words(source: &Source<'_>, name: &'static str, words: usize) -> Result<Mapping, OpenError> {
-    let map: MapData = source.map(name)?;
-    Mapping::new(map.fd().as_fd(), words).map_err(|source| OpenError::Memory { map: name, source })
+/// Where a table stands in `Table::ALL`.
+fn place(table: Table) -> usize {
+    Table::ALL
+        .iter()
+        .position(|other| *other == table)
+        .expect("all tables are in `ALL`")
 }
 
 fn slot(ifindex: u32) -> usize {

@@ -7,7 +7,11 @@ use std::fmt::Write as _;
 use std::mem::offset_of;
 
 use aya_obj::Object;
-use thyra_datapath_abi::{EndpointRecord, Event, Flow4, Flow6, FlowState, Slot6, limits, maps};
+use thyra_datapath_abi::count::{EndpointCounter, EventBudget, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::{
+    Bank, CpuCounters, EndpointRecord, Event, Flow4, Flow6, FlowState, Slot6, State, limits, maps,
+};
+use thyra_datapath_engine::Table;
 use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::lookup::{buckets4, buckets6};
 
@@ -86,7 +90,7 @@ impl ShippedObject {
                 kind: map.map_type(),
                 key_bytes: map.key_size(),
                 value_bytes: map.value_size(),
-                entries: map.max_entries(),
+                entries: entries(name, map.max_entries()),
                 flags: map.map_flags(),
             });
         }
@@ -99,6 +103,20 @@ impl ShippedObject {
     }
 }
 
+/// CPUs that this machine may ever have; each has an element of its own in `COUNTERS`.
+pub(crate) fn possible_cpus() -> usize {
+    // Without `/sys` there is no BPF file system either, which preflight names; one CPU is right or refuses all.
+    aya::util::nr_cpus().unwrap_or(1)
+}
+
+/// What the object leaves to whoever loads it.
+fn entries(map: &str, declared: u32) -> u32 {
+    match map {
+        maps::COUNTERS => u32::try_from(possible_cpus()).unwrap_or(u32::MAX),
+        _ => declared,
+    }
+}
+
 /// Everything that both sides must agree on, as text.
 fn describe(shapes: &[MapShape]) -> String {
     let mut text = String::new();
@@ -107,6 +125,9 @@ fn describe(shapes: &[MapShape]) -> String {
         let _ = writeln!(text, "{shape:?}");
     }
     for (name, bytes) in records() {
+        let _ = writeln!(text, "{name} {bytes:?}");
+    }
+    for (name, bytes) in elements() {
         let _ = writeln!(text, "{name} {bytes:?}");
     }
     for (name, limit) in table_limits() {
@@ -134,7 +155,6 @@ fn records() -> Vec<(&'static str, Vec<usize>)> {
             }),*]
         };
     }
-    use maps::{EndpointCounter, ReasonCounter, VerdictCounter};
     offsets! {
         EndpointRecord { ifindex, bridge_ifindex, address4, flags, address6, mac, pad }
         Slot6 { high, low, value }
@@ -148,7 +168,35 @@ fn records() -> Vec<(&'static str, Vec<usize>)> {
         VerdictCounter { packets, bytes, connections }
         ReasonCounter { packets, bytes }
         EndpointCounter { to_pod_packets, from_pod_packets, to_pod_dropped, from_pod_dropped }
+        EventBudget { credit_ns, filled_ns }
     }
+}
+
+/// The same for the elements too large to make one.
+fn elements() -> [(&'static str, Vec<usize>); 3] {
+    let counters = [
+        offset_of!(CpuCounters, verdicts),
+        offset_of!(CpuCounters, reasons),
+        offset_of!(CpuCounters, endpoints),
+        offset_of!(CpuCounters, lost),
+        offset_of!(CpuCounters, budget),
+        size_of::<CpuCounters>(),
+    ];
+    let state = [
+        offset_of!(State, control),
+        offset_of!(State, endpoints),
+        offset_of!(State, ifindex),
+        size_of::<State>(),
+    ];
+    let bank = Table::ALL
+        .map(Table::start)
+        .into_iter()
+        .chain([size_of::<Bank>()]);
+    [
+        ("State", state.to_vec()),
+        ("Bank", bank.collect()),
+        ("CpuCounters", counters.to_vec()),
+    ]
 }
 
 fn table_limits() -> [(&'static str, usize); 12] {
@@ -182,7 +230,7 @@ mod tests {
 
     fn shape(entries: u32) -> MapShape {
         MapShape {
-            name: "ROWS".into(),
+            name: "BANKS".into(),
             kind: 2,
             key_bytes: 4,
             value_bytes: 8,

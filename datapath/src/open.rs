@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use aya::EbpfError;
@@ -15,11 +16,12 @@ use thyra_datapath_abi::{Cell, limits, maps};
 use thyra_datapath_engine::Table;
 
 use crate::bpffs::{self, BpffsError, Direction, Lock, Pin, Pins};
-use crate::counters::CounterMaps;
+use crate::counters::CounterMemory;
 use crate::datapath::{Config, Datapath, Origin};
 use crate::endpoint_ids::EndpointIds;
 use crate::flow_maps::FlowMaps;
 use crate::grace::Grace;
+use crate::mapping::Mapping;
 use crate::memory::Memory;
 use crate::object::ShippedObject;
 use crate::preflight::{PreflightError, preflight};
@@ -175,10 +177,16 @@ impl Source<'_> {
         }
     }
 
+    /// The memory of an mmap-able map, `words` 64-bit words of it.
+    pub(crate) fn memory(&self, name: &'static str, words: usize) -> Result<Mapping, OpenError> {
+        let map = self.map(name)?;
+        Mapping::new(map.fd().as_fd(), words).map_err(|source| OpenError::Memory { map: name, source })
+    }
+
     /// A name for this set of maps that no other set ever has: the boot, and the kernel's id of one map.
     fn instance(&self) -> Result<String, OpenError> {
-        let control = self.map(maps::CONTROL)?;
-        let id = control.info().map_err(|e| OpenError::map(maps::CONTROL, e))?.id();
+        let state = self.map(maps::STATE)?;
+        let id = state.info().map_err(|e| OpenError::map(maps::STATE, e))?.id();
         // Without a boot id (no /proc) names are at worst not recognised after a restart of the machine,
         // when the maps are gone anyway.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -223,7 +231,7 @@ impl Datapath {
         let ids = EndpointIds::read(&config.state_dir, attached, &mut notes)?;
         let live = live_verdicts(&memory);
         let names = VerdictNames::read(&config.state_dir, source.instance()?, live, &mut notes)?;
-        let counters = open_counters(&source)?;
+        let counters = CounterMemory::open(&source)?;
         let mut grace = Grace::new().map_err(OpenError::Grace)?;
         grace.start();
         let origin = if memory.control().generation() == 0 && links.is_empty() {
@@ -324,16 +332,6 @@ fn older(base: &Path, own: &Pins) -> Result<Vec<Pins>, BpffsError> {
         }
     }
     Ok(older)
-}
-
-fn open_counters(source: &Source<'_>) -> Result<CounterMaps, OpenError> {
-    CounterMaps::new(
-        source.map(maps::VERDICT_COUNTERS)?,
-        source.map(maps::REASON_COUNTERS)?,
-        source.map(maps::ENDPOINT_COUNTERS)?,
-        source.map(maps::LOST)?,
-    )
-    .map_err(|e| OpenError::map(maps::VERDICT_COUNTERS, e))
 }
 
 /// Verdict ids in the cells of the live bank.

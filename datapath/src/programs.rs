@@ -183,16 +183,17 @@ pub(crate) fn retire(pins: &Pins, content: &str) -> Result<(), bpffs::BpffsError
 
 /// Whether the pinned program of this object exists and works on the pinned maps.
 fn is_current(object: &ShippedObject, pins: &Pins, direction: Direction) -> bool {
-    let control = aya::maps::MapInfo::from_pin(pins.map(maps::CONTROL)).map(|map| map.id());
+    let state = aya::maps::MapInfo::from_pin(pins.map(maps::STATE)).map(|map| map.id());
     let program = ProgramInfo::from_pin(pins.program(&object.content, direction.program()));
     let used = program.and_then(|program| program.map_ids());
-    matches!((control, used), (Ok(control), Ok(Some(used))) if used.contains(&control))
+    matches!((state, used), (Ok(state), Ok(Some(used))) if used.contains(&state))
 }
 
 fn load(object: &ShippedObject, pins: &Pins) -> Result<Ebpf, OpenError> {
     let mut loader = EbpfLoader::new();
     for map in &object.maps {
         loader.map_pin_path(&map.name, pins.map(&map.name));
+        loader.map_max_entries(&map.name, map.entries);
     }
     loader
         .load(object.bytes)

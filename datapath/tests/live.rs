@@ -116,7 +116,7 @@ fn an_allowed_pod_gets_in_and_another_is_reset_at_once() {
         assert_eq!(datapath.verdict(sight(FRIEND).verdict), Some(&allow("allow")));
         let denied = sight(STRANGER).verdict;
         assert_eq!(datapath.verdict(denied), Some(&deny("deny")));
-        assert_eq!(datapath.counters().unwrap().verdicts[&denied].connections, 3);
+        assert_eq!(datapath.counters().verdicts[&denied].connections, 3);
         let status = datapath.status();
         assert_eq!(problems(&status), Vec::<&String>::new());
         assert_eq!(status.endpoints[0].mode, Some(Mode::Enforce));
@@ -638,10 +638,10 @@ fn a_missing_pinned_map_is_named_and_nothing_is_touched() {
         let mut datapath = open();
         enforce(&mut datapath);
         drop(datapath);
-        run("rm /run/bpf/thyra/*/ROWS");
+        run("rm /run/bpf/thyra/*/BANKS");
         let refused = Datapath::open(config()).unwrap_err();
         assert!(
-            matches!(&refused, OpenError::Incomplete { missing } if missing.ends_with("ROWS")),
+            matches!(&refused, OpenError::Incomplete { missing } if missing.ends_with("BANKS")),
             "{refused}"
         );
         only_the_friend_gets_in();

@@ -9,6 +9,8 @@ mod case;
 mod frame;
 #[path = "testrun/kernel.rs"]
 mod kernel;
+#[path = "testrun/memory.rs"]
+mod memory;
 #[path = "../engine/tests/packets/world.rs"]
 mod world;
 

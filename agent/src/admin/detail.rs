@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use thyra_datapath_abi::maps::EndpointCounter;
+use thyra_datapath_abi::count::EndpointCounter;
 use thyra_proto::thyra::v1 as api;
 
 use crate::registration::Registration;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use thyra_datapath_abi::maps::VerdictCounter;
+use thyra_datapath_abi::count::VerdictCounter;
 use thyra_datapath_abi::tables::{ClassInfo, EndpointTables, Tables, Verdict};
 use thyra_policy_compiler::explain::{self, Line};
 use thyra_proto::thyra::v1 as api;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use thyra_datapath_abi::tables::{EndpointTables, Tables};
-use thyra_datapath_abi::{Control, Mode};
+use thyra_datapath_abi::Mode;
 use thyra_datapath_engine::host::HostNode;
-use thyra_datapath_engine::{BankImage, Tables as _, lookup};
+use thyra_datapath_engine::{BankImage, lookup};
 use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::manifest::{self, Manifests};
 use thyra_policy_compiler::oracle::{self, Connection};
@@ -89,15 +89,14 @@ impl<'a> Kernel<'a> {
         let placed = self.tables.endpoints.iter().find(|e| e.endpoint == endpoint);
         let EndpointTables { set4, set6, .. } = *placed.context("the compiler left out an endpoint")?;
         let node = &self.node;
-        let control: Control = node.control();
         let (class, set) = match connection.source {
-            IpAddr::V4(address) => (lookup::source4(&node, control, address.to_bits()).class, set4),
+            IpAddr::V4(address) => (lookup::source4(&node, address.to_bits()).class, set4),
             IpAddr::V6(address) => {
                 let address = thyra_datapath_engine::family::Address6::from_bytes(address.octets());
-                (lookup::source6(&node, control, address).class, set6)
+                (lookup::source6(&node, address).class, set6)
             }
         };
-        let cell = lookup::cell(&node, control, set, class, connection.port.to_be_bytes());
+        let cell = lookup::cell(&node, set, class, connection.port.to_be_bytes());
         let index = usize::from(cell.verdict()).checked_sub(1);
         let verdict = index
             .and_then(|i| self.tables.verdicts.get(i))

@@ -5,8 +5,10 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]
 
+pub mod bank;
 pub mod cell;
 pub mod control;
+pub mod count;
 pub mod endpoint;
 pub mod event;
 pub mod flow;
@@ -17,8 +19,10 @@ pub mod source;
 #[cfg(not(target_arch = "bpf"))]
 pub mod tables;
 
+pub use bank::{Bank, State};
 pub use cell::{Action, Cell};
 pub use control::Control;
+pub use count::CpuCounters;
 pub use endpoint::{EndpointRecord, EndpointSets, Mode};
 pub use event::{Event, EventKind};
 pub use flow::{Flow4, Flow6, FlowState};

@@ -1,6 +1,8 @@
 //! The sizes of every table, in one place; what does not fit is refused by name, never cut.
 //!
-//! All tables marked "bank" exist twice: see `control`. Their sum is asserted below.
+//! The policy tables exist twice: see `control`. The sum of all maps is asserted below.
+
+use crate::{Bank, CpuCounters, State};
 
 /// Endpoint ids are 1 to 255; 0 means "no endpoint".
 pub const MAX_ENDPOINTS: usize = 256;
@@ -40,14 +42,8 @@ pub const EVENT_COST_NS: u64 = 20_000;
 /// Refusals that a CPU may report in one burst.
 pub const EVENT_BURST: u64 = 4_096;
 
-/// Bytes of one bank of the mmap-able tables.
-pub const BANK_BYTES: usize = MAX_ROWS * MAX_COLUMNS * 2
-    + MAX_SETS * MAX_PORT_CLASSES * 2
-    + 65_536 * 2
-    + MAX_CLASSES * 2
-    + BUCKETS * SLOTS4 * 8
-    + BUCKETS * SLOTS6 * 24
-    + MAX_ENDPOINTS * 8;
+/// Bytes of one bank of the policy tables.
+pub const BANK_BYTES: usize = size_of::<Bank>();
 
 /// An upper estimate of a hash entry's own cost in the kernel (element header and bucket), bytes.
 const HASH_ENTRY_BYTES: usize = 64;
@@ -57,11 +53,7 @@ const FLOW_BYTES: usize = (MAX_OUTBOUND + MAX_HOST_FLOWS) * (16 + 40 + 2 * 16 + 
 /// Bytes of all maps on a machine with `cpus` CPUs, the LPM tables (allocated as they fill) left out.
 #[must_use]
 pub const fn map_bytes(cpus: usize) -> usize {
-    2 * BANK_BYTES
-        + FLOW_BYTES
-        + EVENT_RING_BYTES
-        + IFINDEX_SLOTS * 2
-        + cpus * (MAX_VERDICTS * 24 + 256 * 16 + MAX_ENDPOINTS * 32 + 24)
+    2 * BANK_BYTES + FLOW_BYTES + EVENT_RING_BYTES + size_of::<State>() + cpus * size_of::<CpuCounters>()
 }
 
 const _: () = assert!(

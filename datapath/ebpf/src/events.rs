@@ -1,6 +1,6 @@
 //! The event ring: who may write to it how often, and when its reader is woken.
 //!
-//! Invariant: an event that is not written is counted in `LOST`; a flood of refusals spends only its own
+//! Invariant: an event that is not written is counted as lost; a flood of refusals spends only its own
 //! budget.
 
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_NO_WAKEUP};
@@ -9,18 +9,18 @@ use thyra_datapath_abi::limits::{EVENT_BURST, EVENT_COST_NS, EVENT_RING_BYTES};
 use thyra_datapath_abi::{Event, EventKind};
 
 use crate::maps;
+use crate::node::counters;
 
 /// The reader polls by a timer; it is woken early when this much waits for it.
 #[expect(clippy::as_conversions, reason = "a constant of `limits` in a const context")]
 const WAKE_BYTES: u64 = EVENT_RING_BYTES as u64 / 4;
 
-/// Writes an event, or counts it as lost. A function of its own, because a program's stack is 512 bytes.
-#[inline(never)]
+/// Writes an event, or counts it as lost. Inlined, so that it is made in the ring and not on the stack.
+#[inline(always)]
 pub fn report(kind: EventKind, event: &Event) {
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if is_refusal(kind) && !spend(now) {
-        return lost();
+    let now = time_to_report(is_refusal(kind));
+    if now == 0 {
+        return;
     }
     let Some(mut entry) = maps::EVENTS.reserve::<Event>(0) else {
         return lost();
@@ -29,12 +29,30 @@ pub fn report(kind: EventKind, event: &Event) {
         time_ns: now,
         ..*event
     });
+    entry.submit(wake());
+}
+
+/// The time, if there is budget to report; else 0, and one more is lost.
+#[inline(never)]
+fn time_to_report(refusal: bool) -> u64 {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if refusal && !spend(now) {
+        lost();
+        return 0;
+    }
+    now
+}
+
+/// Flags of a submit.
+#[inline(never)]
+fn wake() -> u64 {
     let waiting = maps::EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
-    entry.submit(if waiting > WAKE_BYTES {
+    if waiting > WAKE_BYTES {
         0
     } else {
         u64::from(BPF_RB_NO_WAKEUP)
-    });
+    }
 }
 
 /// What an outsider can cause at will.
@@ -49,11 +67,12 @@ fn is_refusal(kind: EventKind) -> bool {
 /// Takes one refusal out of this CPU's budget, which fills with time.
 #[inline(always)]
 fn spend(now: u64) -> bool {
-    let Some(budget) = maps::EVENT_BUDGET.get_ptr_mut(0) else {
+    let Some(counters) = counters() else {
         return false;
     };
     // SAFETY: this CPU's own element.
     unsafe {
+        let budget = &raw mut (*counters).budget;
         let credit = (*budget)
             .credit_ns
             .wrapping_add(now.wrapping_sub((*budget).filled_ns));
@@ -68,8 +87,8 @@ fn spend(now: u64) -> bool {
 
 #[inline(always)]
 fn lost() {
-    if let Some(count) = maps::LOST.get_ptr_mut(0) {
+    if let Some(counters) = counters() {
         // SAFETY: this CPU's own element.
-        unsafe { *count += 1 }
+        unsafe { (*counters).lost += 1 }
     }
 }

@@ -1,79 +1,181 @@
 //! The kernel's maps as the engine's `Tables`, `Flows` and `Counters`.
 //!
-//! Invariant: a look-up that misses gives zero or none, which the engine never takes for permission.
+//! Invariant: every index is masked to its table, whose size is a power of two (`abi::bank`), so that each access
+//! stays inside its element; a look-up that misses gives zero or none, which the engine never takes for
+//! permission.
+#![expect(
+    clippy::as_conversions,
+    reason = "indices are widened to the width of an address, after they were masked; classes fit 16 bits"
+)]
 
 use core::intrinsics::{AtomicOrdering, atomic_or};
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, lpm_trie::Key};
-use thyra_datapath_abi::limits::{SLOTS4, SLOTS6};
-use thyra_datapath_abi::source::{Block4, Block6};
-use thyra_datapath_abi::{
-    Control, EndpointRecord, Event, EventKind, Flow4, Flow6, FlowState, Reason, Slot4, Slot6,
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::maps::{HashMap, LruHashMap, lpm_trie::Key};
+use thyra_datapath_abi::count::{CpuCounters, EndpointCounter, REASONS, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::limits::{
+    BUCKETS, IFINDEX_SLOTS, MAX_CLASSES, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES, MAX_ROWS, MAX_SETS,
+    MAX_VERDICTS, SLOTS4, SLOTS6,
 };
+use thyra_datapath_abi::{
+    Bank, Cell, Control, EndpointRecord, EndpointSets, Event, EventKind, Flow4, Flow6, FlowState, Reason,
+    Slot4, Slot6, State,
+};
+use thyra_datapath_engine::Tables;
 use thyra_datapath_engine::account::{Counters, Direction, reason_number};
+use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::flows::{FlowTable, Flows};
-use thyra_datapath_engine::{Table, Tables};
+use thyra_datapath_engine::program::Maps;
 
 use crate::{events, maps};
 
-/// The maps of this node.
+/// The maps of this node, not yet looked at.
 #[derive(Clone, Copy)]
-pub struct Node;
+pub struct ThisNode;
 
-#[inline(always)]
-fn read<T: Copy + Default>(map: &Array<T>, index: u32) -> T {
-    match map.get_ptr(index) {
-        // SAFETY: the kernel gave out the element, which user space writes by whole aligned words.
-        Some(element) => unsafe { core::ptr::read_volatile(element) },
-        None => T::default(),
+/// The elements that a packet needs, found once.
+#[derive(Clone, Copy)]
+pub struct Node {
+    state: *const State,
+    bank: *const Bank,
+    counters: *mut CpuCounters,
+    control: Control,
+}
+
+impl Maps for ThisNode {
+    type Node = Node;
+
+    #[inline(always)]
+    fn open(self) -> Option<Node> {
+        let state = maps::STATE.get_ptr(0)?;
+        // SAFETY: the kernel gave out the element, whose words user space stores whole.
+        let control = unsafe { core::ptr::read_volatile(&raw const (*state).control) };
+        let bank = maps::BANKS.get_ptr(control.bank())?;
+        Some(Node {
+            state,
+            bank,
+            counters: counters()?,
+            control,
+        })
     }
+}
+
+/// This CPU's own counters.
+#[inline(always)]
+pub fn counters() -> Option<*mut CpuCounters> {
+    // SAFETY: a helper without arguments.
+    maps::COUNTERS.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })
+}
+
+/// A function of its own: the key would take room on every packet's stack.
+#[inline(never)]
+fn block4(bank: u32, address: u32) -> u16 {
+    let address = address.to_be_bytes();
+    let key = Key::new(u32::BITS + 32, maps::Banked { bank, address });
+    maps::BLOCKS4.get(key).map_or(0, |class| *class as u16)
+}
+
+/// As `block4`; the address in registers.
+#[inline(never)]
+fn block6(bank: u32, high: u64, low: u64) -> u16 {
+    let address = Address6 { high, low }.to_bytes();
+    let key = Key::new(u32::BITS + 128, maps::Banked { bank, address });
+    maps::BLOCKS6.get(key).map_or(0, |class| *class as u16)
+}
+
+/// An entry of a table that begins at `table`; `LENGTH` is a power of two.
+///
+/// # Safety
+/// `table` has `LENGTH` entries.
+#[inline(always)]
+unsafe fn at<T: Copy, const LENGTH: usize>(table: *const T, index: u32) -> T {
+    // SAFETY: the mask keeps the index below the length; entries are aligned words that user space stores whole.
+    unsafe { core::ptr::read_volatile(table.add(index as usize & (LENGTH - 1))) }
 }
 
 impl Tables for Node {
     #[inline(always)]
     fn control(&self) -> Control {
-        Control(read(&maps::CONTROL, 0))
+        self.control
     }
     #[inline(always)]
-    fn record(&self, endpoint: u16) -> Option<&EndpointRecord> {
-        maps::ENDPOINTS.get(u32::from(endpoint))
+    fn endpoint_in(&self, slot: u32) -> u16 {
+        // SAFETY: the element that the kernel gave out; so are the others below.
+        unsafe { at::<u16, IFINDEX_SLOTS>((&raw const (*self.state).ifindex).cast(), slot) }
     }
     #[inline(always)]
-    fn word(&self, table: Table, index: u32) -> u64 {
-        match table {
-            Table::Ifindex => read(&maps::IFINDEX, index),
-            Table::EndpointSets => read(&maps::ENDPOINT_SETS, index),
-            Table::ClassColumn => read(&maps::CLASS_COLUMN, index),
-            Table::PortClass => read(&maps::PORT_CLASS, index),
-            Table::Sets => read(&maps::SETS, index),
-            Table::Rows => read(&maps::ROWS, index),
-            Table::Sources4 | Table::Sources6 => 0,
+    fn record(&self, endpoint: u16) -> &EndpointRecord {
+        // SAFETY: masked to the table.
+        unsafe {
+            let records: *const EndpointRecord = (&raw const (*self.state).endpoints).cast();
+            &*records.add(endpoint as usize & (MAX_ENDPOINTS - 1))
         }
     }
     #[inline(always)]
-    fn bucket4(&self, index: u32) -> Option<&[Slot4; SLOTS4]> {
-        maps::SOURCES4.get(index)
+    fn sets(&self, endpoint: u16) -> EndpointSets {
+        // SAFETY: the table's own length.
+        unsafe {
+            let sets: *const EndpointSets = (&raw const (*self.bank).endpoint_sets).cast();
+            at::<EndpointSets, MAX_ENDPOINTS>(sets, u32::from(endpoint))
+        }
     }
     #[inline(always)]
-    fn bucket6(&self, index: u32) -> Option<&[Slot6; SLOTS6]> {
-        maps::SOURCES6.get(index)
+    fn bucket4(&self, index: u32) -> &[Slot4; SLOTS4] {
+        // SAFETY: masked to the table.
+        unsafe {
+            let buckets: *const [Slot4; SLOTS4] = (&raw const (*self.bank).sources4).cast();
+            &*buckets.add(index as usize & (BUCKETS - 1))
+        }
     }
     #[inline(always)]
-    fn block4(&self, key: &Block4) -> Option<u32> {
-        let data = maps::Banked {
-            bank: key.bank,
-            address: key.address,
-        };
-        maps::BLOCKS4.get(Key::new(key.prefix_len, data)).copied()
+    fn bucket6(&self, index: u32) -> &[Slot6; SLOTS6] {
+        // SAFETY: masked to the table.
+        unsafe {
+            let buckets: *const [Slot6; SLOTS6] = (&raw const (*self.bank).sources6).cast();
+            &*buckets.add(index as usize & (BUCKETS - 1))
+        }
     }
     #[inline(always)]
-    fn block6(&self, key: &Block6) -> Option<u32> {
-        let data = maps::Banked {
-            bank: key.bank,
-            address: key.address,
-        };
-        maps::BLOCKS6.get(Key::new(key.prefix_len, data)).copied()
+    fn block4(&self, address: u32) -> u16 {
+        block4(self.control.bank(), address)
+    }
+    #[inline(always)]
+    fn block6(&self, address: Address6) -> u16 {
+        block6(self.control.bank(), address.high, address.low)
+    }
+    #[inline(always)]
+    fn column(&self, class: u16) -> u16 {
+        // SAFETY: the table's own length.
+        unsafe {
+            let columns = (&raw const (*self.bank).class_column).cast();
+            at::<u16, MAX_CLASSES>(columns, u32::from(class))
+        }
+    }
+    #[inline(always)]
+    fn port_class(&self, port: u16) -> u16 {
+        // SAFETY: the table's own length.
+        unsafe {
+            let classes = (&raw const (*self.bank).port_class).cast();
+            at::<u16, 65_536>(classes, u32::from(port))
+        }
+    }
+    #[inline(always)]
+    fn row(&self, set: u16, port_class: u16) -> u16 {
+        let index = u32::from(set) * MAX_PORT_CLASSES as u32 + u32::from(port_class);
+        // SAFETY: the table's own length.
+        unsafe {
+            let rows = (&raw const (*self.bank).sets).cast();
+            at::<u16, { MAX_SETS * MAX_PORT_CLASSES }>(rows, index)
+        }
+    }
+    #[inline(always)]
+    fn cell(&self, row: u16, column: u16) -> Cell {
+        let index = u32::from(row) * MAX_COLUMNS as u32 + u32::from(column);
+        // SAFETY: the table's own length.
+        unsafe {
+            let cells = (&raw const (*self.bank).rows).cast();
+            at::<Cell, { MAX_ROWS * MAX_COLUMNS }>(cells, index)
+        }
     }
 }
 
@@ -167,36 +269,40 @@ impl Flows for Node {
 impl Counters for Node {
     #[inline(always)]
     fn verdict(&self, verdict: u16, bytes: u32, connection: bool) {
-        if let Some(counter) = maps::VERDICT_COUNTERS.get_ptr_mut(u32::from(verdict)) {
-            // SAFETY: this CPU's own element; the program is not preempted by another of its kind.
-            unsafe {
-                (*counter).packets += 1;
-                (*counter).bytes += u64::from(bytes);
-                (*counter).connections += u64::from(connection);
-            }
+        // SAFETY: this CPU's own element, masked to the table; the program is not preempted by another of its
+        // kind.
+        unsafe {
+            let counter = (&raw mut (*self.counters).verdicts)
+                .cast::<VerdictCounter>()
+                .add(verdict as usize & (MAX_VERDICTS - 1));
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
+            (*counter).connections += u64::from(connection);
         }
     }
     #[inline(always)]
     fn reason(&self, reason: Reason, bytes: u32) {
-        if let Some(counter) = maps::REASON_COUNTERS.get_ptr_mut(u32::from(reason_number(Some(reason)))) {
-            // SAFETY: as above.
-            unsafe {
-                (*counter).packets += 1;
-                (*counter).bytes += u64::from(bytes);
-            }
+        // SAFETY: as above.
+        unsafe {
+            let counter = (&raw mut (*self.counters).reasons)
+                .cast::<ReasonCounter>()
+                .add(reason_number(Some(reason)) as usize & (REASONS - 1));
+            (*counter).packets += 1;
+            (*counter).bytes += u64::from(bytes);
         }
     }
     #[inline(always)]
     fn endpoint(&self, endpoint: u16, direction: Direction, passed: bool) {
-        if let Some(counter) = maps::ENDPOINT_COUNTERS.get_ptr_mut(u32::from(endpoint)) {
-            // SAFETY: as above.
-            unsafe {
-                match (direction, passed) {
-                    (Direction::ToPod, true) => (*counter).to_pod_packets += 1,
-                    (Direction::ToPod, false) => (*counter).to_pod_dropped += 1,
-                    (Direction::FromPod, true) => (*counter).from_pod_packets += 1,
-                    (Direction::FromPod, false) => (*counter).from_pod_dropped += 1,
-                }
+        // SAFETY: as above.
+        unsafe {
+            let counter = (&raw mut (*self.counters).endpoints)
+                .cast::<EndpointCounter>()
+                .add(endpoint as usize & (MAX_ENDPOINTS - 1));
+            match (direction, passed) {
+                (Direction::ToPod, true) => (*counter).to_pod_packets += 1,
+                (Direction::ToPod, false) => (*counter).to_pod_dropped += 1,
+                (Direction::FromPod, true) => (*counter).from_pod_packets += 1,
+                (Direction::FromPod, false) => (*counter).from_pod_dropped += 1,
             }
         }
     }

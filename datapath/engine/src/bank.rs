@@ -26,7 +26,7 @@ const MAX_MOVES: usize = 512;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Overflow {
     /// More than the limit.
-    #[error("{needed} {what} do not fit into the map `{map}`, which holds {limit}")]
+    #[error("{needed} {what} do not fit into the table `{map}`, which holds {limit}")]
     Count {
         /// What there is too much of.
         what: &'static str,
@@ -38,7 +38,7 @@ pub enum Overflow {
         limit: usize,
     },
     /// The two buckets of an address, and all that could be moved out of them, are taken.
-    #[error("no room for the address `{address}` in the map `{map}`")]
+    #[error("no room for the address `{address}` in the table `{map}`")]
     Address {
         /// The address.
         address: IpAddr,
@@ -148,9 +148,65 @@ impl BankImage {
         four | six
     }
 
+    /// An image with this content, as it was read from the maps.
+    #[must_use]
+    pub fn of(
+        words: impl Iterator<Item = (Table, Vec<u64>)>,
+        blocks4: impl Iterator<Item = (([u8; 4], u8), u16)>,
+        blocks6: impl Iterator<Item = (([u8; 16], u8), u16)>,
+    ) -> Self {
+        Self {
+            words: words.map(|(table, words)| (table.name(), words)).collect(),
+            blocks4: blocks4.collect(),
+            blocks6: blocks6.collect(),
+        }
+    }
+
+    /// Entry `index` of a u16 table; zero where nothing was written.
+    pub(crate) fn entry(&self, table: Table, index: usize) -> u16 {
+        let word = self.words(table).get(index / 4).copied().unwrap_or(0);
+        let [low, high, ..] = (word >> (index % 4 * 16)).to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    /// The `N` words of a bucket; none where nothing was written.
+    pub(crate) fn bucket<const N: usize>(&self, table: Table, index: u32) -> Option<&[u64; N]> {
+        let first = usize::try_from(index).ok()?.checked_mul(N)?;
+        self.words(table).get(first..)?.first_chunk()
+    }
+
+    /// Class of the longest IPv4 block that holds `address`.
+    pub(crate) fn class4(&self, address: [u8; 4]) -> Option<u16> {
+        longest(&self.blocks4, &address)
+    }
+
+    /// The same for IPv6.
+    pub(crate) fn class6(&self, address: [u8; 16]) -> Option<u16> {
+        longest(&self.blocks6, &address)
+    }
+
     fn put(&mut self, table: Table, words: Vec<u64>) {
         self.words.insert(table.name(), words);
     }
+}
+
+/// What the trie answers: masking the address prefix by prefix keeps a look-up independent of the block count.
+fn longest<const A: usize>(blocks: &BTreeMap<([u8; A], u8), u16>, address: &[u8; A]) -> Option<u16> {
+    let bits = u8::try_from(A * 8).ok()?;
+    (0..=bits)
+        .rev()
+        .find_map(|prefix| blocks.get(&(masked(address, prefix), prefix)))
+        .copied()
+}
+
+/// The first `prefix` bits of an address, zeros after them.
+fn masked<const A: usize>(address: &[u8; A], prefix: u8) -> [u8; A] {
+    let mut masked = *address;
+    for (byte, first) in masked.iter_mut().zip((0_u8..=u8::MAX).step_by(8)) {
+        let kept = u32::from(prefix.saturating_sub(first).min(8));
+        *byte &= u8::MAX.checked_shl(8 - kept).unwrap_or(0);
+    }
+    masked
 }
 
 fn check_counts(tables: &Tables) -> Result<(), Overflow> {
@@ -387,3 +443,29 @@ where
 
 const _: () =
     assert!(size_of::<[Slot4; SLOTS4]>() == SLOTS4 * 8 && size_of::<[Slot6; SLOTS6]>() == SLOTS6 * 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_block_wins() {
+        let blocks = [
+            (([0; 4], 0), 1),
+            (([10, 0, 0, 0], 8), 2),
+            (([10, 0, 0, 9], 32), 3),
+        ]
+        .into();
+        assert_eq!(longest(&blocks, &[10, 0, 0, 9]), Some(3));
+        assert_eq!(longest(&blocks, &[10, 0, 0, 8]), Some(2));
+        assert_eq!(longest(&blocks, &[11, 0, 0, 8]), Some(1));
+        assert_eq!(longest::<4>(&BTreeMap::new(), &[11, 0, 0, 8]), None);
+    }
+
+    #[test]
+    fn a_mask_keeps_the_upper_bits() {
+        assert_eq!(masked(&[255; 4], 12), [255, 240, 0, 0]);
+        assert_eq!(masked(&[255; 4], 0), [0; 4]);
+        assert_eq!(masked(&[255; 16], 128), [255; 16]);
+    }
+}

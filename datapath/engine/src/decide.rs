@@ -10,6 +10,7 @@
 
 mod from_pod;
 mod to_pod;
+pub mod usual;
 
 use thyra_datapath_abi::{Control, EndpointSets, EventKind, FlowState, Mode, Reason};
 

@@ -1,6 +1,6 @@
 //! IPv4 and IPv6: what differs between them, so that everything else is written once.
 
-use thyra_datapath_abi::{Control, EndpointRecord, EndpointSets, Flow4, Flow6};
+use thyra_datapath_abi::{EndpointRecord, EndpointSets, Flow4, Flow6};
 use zerocopy::transmute;
 
 use crate::flows::{FlowTable, Flows};
@@ -39,7 +39,7 @@ pub trait Family: Copy + Sized {
     /// The endpoint's policy set.
     fn set(sets: EndpointSets) -> u16;
     /// Class and owner of a source address.
-    fn source<T: Tables + ?Sized>(tables: &T, control: Control, address: Self::Address) -> Source;
+    fn source<T: Tables + ?Sized>(tables: &T, address: Self::Address) -> Source;
     /// Whether an address that is not the pod's own may still be its source: unspecified while it configures
     /// itself, link-local.
     fn may_send(source: Self::Address, protocol: u8, ports: [u8; 4]) -> bool;
@@ -136,8 +136,8 @@ impl Family for V4 {
         sets.set4()
     }
     #[inline(always)]
-    fn source<T: Tables + ?Sized>(tables: &T, control: Control, address: u32) -> Source {
-        lookup::source4(tables, control, address)
+    fn source<T: Tables + ?Sized>(tables: &T, address: u32) -> Source {
+        lookup::source4(tables, address)
     }
     #[inline(always)]
     fn may_send(source: u32, protocol: u8, ports: [u8; 4]) -> bool {
@@ -215,8 +215,8 @@ impl Family for V6 {
         sets.set6()
     }
     #[inline(always)]
-    fn source<T: Tables + ?Sized>(tables: &T, control: Control, address: Address6) -> Source {
-        lookup::source6(tables, control, address)
+    fn source<T: Tables + ?Sized>(tables: &T, address: Address6) -> Source {
+        lookup::source6(tables, address)
     }
     #[inline(always)]
     fn may_send(source: Address6, protocol: u8, _: [u8; 4]) -> bool {

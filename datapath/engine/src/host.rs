@@ -6,19 +6,23 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 
-use thyra_datapath_abi::limits::{BUCKETS, IFINDEX_SLOTS, MAX_ENDPOINTS, MAX_OUTBOUND, SLOTS4, SLOTS6};
-use thyra_datapath_abi::maps::{EndpointCounter, OWN_MARK, ReasonCounter, VerdictCounter};
-use thyra_datapath_abi::source::{Block4, Block6};
-use thyra_datapath_abi::{
-    Control, EndpointRecord, Event, EventKind, Flow4, Flow6, FlowState, Reason, Slot4, Slot6,
+use thyra_datapath_abi as abi;
+use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::limits::{
+    IFINDEX_SLOTS, MAX_COLUMNS, MAX_ENDPOINTS, MAX_OUTBOUND, MAX_PORT_CLASSES, SLOTS4, SLOTS6,
 };
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use thyra_datapath_abi::maps::OWN_MARK;
+use thyra_datapath_abi::{
+    Control, EndpointRecord, EndpointSets, Event, EventKind, Flow4, Flow6, FlowState, Reason, Slot4, Slot6,
+};
+use zerocopy::IntoBytes as _;
 
 use crate::account::{Counters, Direction};
 use crate::decide::Arrival;
+use crate::family::Address6;
 use crate::flows::{FlowTable, Flows};
 use crate::load::chunk;
-use crate::program::{self, Hook, Program};
+use crate::program::{self, Hook, Maps, Program};
 use crate::{BankImage, Family, Load, Packet, Table, Tables};
 
 /// Everything that a program counts and reports.
@@ -167,99 +171,80 @@ fn only<K: Copy>(flows: &HashMap<(FlowTable, K), FlowState>, table: FlowTable) -
         .collect()
 }
 
-/// Splits an index over both banks.
-fn banked(index: u32, per_bank: usize) -> Option<(usize, usize)> {
-    let index = usize::try_from(index).ok()?;
-    Some((index / per_bank, index % per_bank))
+/// Whoever holds one bank's image, with the state beside it.
+pub trait Holder {
+    /// The live bank.
+    fn image(&self) -> &BankImage;
+    /// The control word.
+    fn control(&self) -> Control;
+    /// The endpoint in a slot of the interface table.
+    fn endpoint_in(&self, slot: usize) -> u16;
+    /// The records, by endpoint id; all `MAX_ENDPOINTS` of them.
+    fn records(&self) -> &[EndpointRecord];
 }
 
-impl Tables for &HostNode {
+/// A place in memory on this machine.
+fn place(index: u32) -> usize {
+    usize::try_from(index).unwrap_or(usize::MAX)
+}
+
+impl<H: Holder> Tables for H {
+    fn control(&self) -> Control {
+        Holder::control(self)
+    }
+    fn endpoint_in(&self, slot: u32) -> u16 {
+        Holder::endpoint_in(self, place(slot))
+    }
+    fn record(&self, endpoint: u16) -> &EndpointRecord {
+        &self.records()[usize::from(endpoint) % MAX_ENDPOINTS]
+    }
+    fn sets(&self, endpoint: u16) -> EndpointSets {
+        let words = self.image().words(Table::EndpointSets);
+        EndpointSets(words.get(usize::from(endpoint)).copied().unwrap_or(0))
+    }
+    fn bucket4(&self, index: u32) -> &[Slot4; SLOTS4] {
+        let words = self.image().bucket::<SLOTS4>(Table::Sources4, index);
+        zerocopy::transmute_ref!(words.unwrap_or(&[0; SLOTS4]))
+    }
+    fn bucket6(&self, index: u32) -> &[Slot6; SLOTS6] {
+        let words = self.image().bucket::<{ SLOTS6 * 3 }>(Table::Sources6, index);
+        zerocopy::transmute_ref!(words.unwrap_or(&[0; SLOTS6 * 3]))
+    }
+    fn block4(&self, address: u32) -> u16 {
+        self.image().class4(address.to_be_bytes()).unwrap_or(0)
+    }
+    fn block6(&self, address: Address6) -> u16 {
+        self.image().class6(address.to_bytes()).unwrap_or(0)
+    }
+    fn column(&self, class: u16) -> u16 {
+        self.image().entry(Table::ClassColumn, usize::from(class))
+    }
+    fn port_class(&self, port: u16) -> u16 {
+        self.image().entry(Table::PortClass, usize::from(port))
+    }
+    fn row(&self, set: u16, port_class: u16) -> u16 {
+        let at = usize::from(set) * MAX_PORT_CLASSES + usize::from(port_class);
+        self.image().entry(Table::Sets, at)
+    }
+    fn cell(&self, row: u16, column: u16) -> abi::Cell {
+        let at = usize::from(row) * MAX_COLUMNS + usize::from(column);
+        abi::Cell(self.image().entry(Table::Rows, at))
+    }
+}
+
+impl Holder for &HostNode {
+    fn image(&self) -> &BankImage {
+        &self.banks[usize::from(self.control.bank() != 0)]
+    }
     fn control(&self) -> Control {
         self.control
     }
-    fn record(&self, endpoint: u16) -> Option<&EndpointRecord> {
-        self.records.get(usize::from(endpoint))
+    fn endpoint_in(&self, slot: usize) -> u16 {
+        self.ifindex[slot]
     }
-    fn word(&self, table: Table, index: u32) -> u64 {
-        if table == Table::Ifindex {
-            let first = usize::try_from(index).map_or(usize::MAX, |i| i.saturating_mul(4));
-            let four = self
-                .ifindex
-                .get(first..)
-                .and_then(|rest| rest.get(..4))
-                .unwrap_or(&[]);
-            return four
-                .iter()
-                .rev()
-                .fold(0, |word, &entry| word << 16 | u64::from(entry));
-        }
-        let Some((bank, word)) = banked(index, table.words()) else {
-            return 0;
-        };
-        self.banks
-            .get(bank)
-            .and_then(|bank| bank.words(table).get(word))
-            .copied()
-            .unwrap_or(0)
+    fn records(&self) -> &[EndpointRecord] {
+        &self.records
     }
-    fn bucket4(&self, index: u32) -> Option<&[Slot4; SLOTS4]> {
-        let (bank, bucket) = banked(index, BUCKETS)?;
-        let words = self
-            .banks
-            .get(bank)?
-            .words(Table::Sources4)
-            .get(bucket * SLOTS4..)?
-            .get(..SLOTS4)?;
-        <[Slot4; SLOTS4]>::ref_from_bytes(words.as_bytes()).ok()
-    }
-    fn bucket6(&self, index: u32) -> Option<&[Slot6; SLOTS6]> {
-        let (bank, bucket) = banked(index, BUCKETS)?;
-        let length = SLOTS6 * 3;
-        let words = self
-            .banks
-            .get(bank)?
-            .words(Table::Sources6)
-            .get(bucket * length..)?
-            .get(..length)?;
-        <[Slot6; SLOTS6]>::ref_from_bytes(words.as_bytes()).ok()
-    }
-    fn block4(&self, key: &Block4) -> Option<u32> {
-        let bank = self.banks.get(usize::try_from(key.bank).ok()?)?;
-        longest(bank.blocks4(key.bank).map(|(k, class)| {
-            (
-                k.prefix_len - 32,
-                covers(&k.address, &key.address, k.prefix_len - 32),
-                class,
-            )
-        }))
-    }
-    fn block6(&self, key: &Block6) -> Option<u32> {
-        let bank = self.banks.get(usize::try_from(key.bank).ok()?)?;
-        longest(bank.blocks6(key.bank).map(|(k, class)| {
-            (
-                k.prefix_len - 32,
-                covers(&k.address, &key.address, k.prefix_len - 32),
-                class,
-            )
-        }))
-    }
-}
-
-fn longest(blocks: impl Iterator<Item = (u32, bool, u32)>) -> Option<u32> {
-    blocks
-        .filter(|(_, covers, _)| *covers)
-        .max_by_key(|(length, _, _)| *length)
-        .map(|(_, _, class)| class)
-}
-
-/// Whether the first `length` bits are equal.
-fn covers(network: &[u8], address: &[u8], length: u32) -> bool {
-    let mut left = length;
-    network.iter().zip(address).all(|(n, a)| {
-        let bits = left.min(8);
-        left -= bits;
-        (n ^ a).leading_zeros() >= bits
-    })
 }
 
 impl Flows for &HostNode {
@@ -313,6 +298,14 @@ impl Counters for &HostNode {
             ..event
         };
         self.ledger.borrow_mut().events.push(event);
+    }
+}
+
+impl Maps for &HostNode {
+    type Node = Self;
+
+    fn open(self) -> Option<Self> {
+        Some(self)
     }
 }
 

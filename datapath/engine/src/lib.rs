@@ -28,4 +28,4 @@ pub use family::{Family, V4, V6};
 pub use flows::Flows;
 pub use load::Load;
 pub use packet::Packet;
-pub use tables::{Table, Tables};
+pub use tables::{BANK_WORDS, Table, Tables};

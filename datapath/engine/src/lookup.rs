@@ -3,12 +3,11 @@
 //! Invariant: a way that leads to a word nobody wrote ends in an all-zero cell, which drops; rows and columns
 //! are stored plus one for that.
 
-use thyra_datapath_abi::limits::{BUCKETS, MAX_COLUMNS, MAX_PORT_CLASSES};
-use thyra_datapath_abi::source::{Block4, Block6};
+use thyra_datapath_abi::limits::BUCKETS;
 use thyra_datapath_abi::{Cell, Control};
 
 use crate::family::Address6;
-use crate::tables::{Table, Tables, bank_base, entry, low16, number};
+use crate::tables::{Tables, number};
 
 /// What the address tables say of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,28 +53,21 @@ fn bucket_number(bits: u64) -> u32 {
 
 /// Class and owner of an IPv4 source.
 #[inline(always)]
-pub fn source4<T: Tables + ?Sized>(tables: &T, control: Control, address: u32) -> Source {
-    let base = control.bank() * number(BUCKETS);
+pub fn source4<T: Tables + ?Sized>(tables: &T, address: u32) -> Source {
     let (first, second) = buckets4(address);
     for bucket in [first, second] {
-        if let Some(slots) = tables.bucket4(base + bucket) {
-            for slot in slots {
-                if slot.address() == address && address != 0 {
-                    return Source {
-                        class: slot.class(),
-                        local: slot.local(),
-                        exact: true,
-                    };
-                }
+        for slot in tables.bucket4(bucket) {
+            if slot.address() == address && address != 0 {
+                return Source {
+                    class: slot.class(),
+                    local: slot.local(),
+                    exact: true,
+                };
             }
         }
     }
-    let class = if control.has(Control::BLOCKS4) {
-        block_class(tables.block4(&Block4 {
-            prefix_len: 64,
-            bank: control.bank(),
-            address: address.to_be_bytes(),
-        }))
+    let class = if tables.control().has(Control::BLOCKS4) {
+        tables.block4(address)
     } else {
         0
     };
@@ -88,28 +80,21 @@ pub fn source4<T: Tables + ?Sized>(tables: &T, control: Control, address: u32) -
 
 /// Class and owner of an IPv6 source.
 #[inline(always)]
-pub fn source6<T: Tables + ?Sized>(tables: &T, control: Control, address: Address6) -> Source {
-    let base = control.bank() * number(BUCKETS);
+pub fn source6<T: Tables + ?Sized>(tables: &T, address: Address6) -> Source {
     let (first, second) = buckets6(address);
     for bucket in [first, second] {
-        if let Some(slots) = tables.bucket6(base + bucket) {
-            for slot in slots {
-                if slot.low == address.low && slot.high == address.high && address != Address6::default() {
-                    return Source {
-                        class: slot.class(),
-                        local: slot.local(),
-                        exact: true,
-                    };
-                }
+        for slot in tables.bucket6(bucket) {
+            if slot.low == address.low && slot.high == address.high && address != Address6::default() {
+                return Source {
+                    class: slot.class(),
+                    local: slot.local(),
+                    exact: true,
+                };
             }
         }
     }
-    let class = if control.has(Control::BLOCKS6) {
-        block_class(tables.block6(&Block6 {
-            prefix_len: 160,
-            bank: control.bank(),
-            address: address.to_bytes(),
-        }))
+    let class = if tables.control().has(Control::BLOCKS6) {
+        tables.block6(address)
     } else {
         0
     };
@@ -120,29 +105,9 @@ pub fn source6<T: Tables + ?Sized>(tables: &T, control: Control, address: Addres
     }
 }
 
+/// The cell of (policy set, source class, destination port).
 #[inline(always)]
-fn block_class(found: Option<u32>) -> u16 {
-    found.map_or(0, |class| low16(u64::from(class)))
-}
-
-/// The cell of (policy set, source class, destination port) in the live bank.
-#[inline(always)]
-pub fn cell<T: Tables + ?Sized>(tables: &T, control: Control, set: u16, class: u16, port: [u8; 2]) -> Cell {
-    let column = entry(
-        tables,
-        Table::ClassColumn,
-        bank_base(Table::ClassColumn, control),
-        u32::from(class),
-    );
-    let port = u32::from(u16::from_be_bytes(port));
-    let port_class = entry(
-        tables,
-        Table::PortClass,
-        bank_base(Table::PortClass, control),
-        port,
-    );
-    let place = u32::from(set) * number(MAX_PORT_CLASSES) + u32::from(port_class);
-    let row = entry(tables, Table::Sets, bank_base(Table::Sets, control), place);
-    let place = u32::from(row) * number(MAX_COLUMNS) + u32::from(column);
-    Cell(entry(tables, Table::Rows, bank_base(Table::Rows, control), place))
+pub fn cell<T: Tables + ?Sized>(tables: &T, set: u16, class: u16, port: [u8; 2]) -> Cell {
+    let row = tables.row(set, tables.port_class(u16::from_be_bytes(port)));
+    tables.cell(row, tables.column(class))
 }

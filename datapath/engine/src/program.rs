@@ -3,13 +3,14 @@
 //! Invariant: this is all that runs per packet, in the kernel and in the tests alike; the kernel's part is to
 //! load bytes, to look up maps and to carry out the `Hook`.
 //!
-//! Each way from parsing to the end is a function of its own: the usual shapes stay in registers, and none of
-//! them needs more than the 512 bytes of stack that a program has together with what it calls.
+//! The usual packet takes the short way (`decide::usual`). Each of the others is a function of its own from parsing
+//! to the end, so that none needs more than the 512 bytes of stack that a program has together with what it
+//! calls; each opens the maps itself, and what decides about a packet is what it read then.
 
 use thyra_datapath_abi::Reason;
 
 use crate::account::{Counters, Direction, account, feasible};
-use crate::decide::{self, Act, Arrival, Outcome};
+use crate::decide::{self, Act, Arrival, Outcome, usual};
 use crate::packet::{Kind, Packet, Parsed};
 use crate::parse::{self, Link, Shape};
 use crate::{Family, Flows, Load, Tables, V4, V6};
@@ -40,13 +41,25 @@ pub trait Node: Tables + Flows + Counters + Copy {}
 
 impl<N: Tables + Flows + Counters + Copy> Node for N {}
 
+/// Where the maps are found, before a packet has looked.
+pub trait Maps: Copy {
+    /// The maps with the bank that is live now.
+    type Node: Node;
+
+    /// Reads the control word and finds the live bank; none when a map is not there, which a packet doesn't
+    /// survive.
+    fn open(self) -> Option<Self::Node>;
+}
+
 /// One of the two programs.
 pub trait Program {
     /// Which.
     const DIRECTION: Direction;
 
     /// Decides about a packet.
-    fn decide<F: Family, N: Tables + Flows>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome;
+    fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome;
+    /// Whether it is of the usual kind and may go on; it is counted then (`decide::usual`).
+    fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool;
 }
 
 /// At the host veth's egress.
@@ -61,8 +74,12 @@ impl Program for ToPod {
     const DIRECTION: Direction = Direction::ToPod;
 
     #[inline(always)]
-    fn decide<F: Family, N: Tables + Flows>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome {
+    fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome {
         decide::to_pod(node, arrival, parsed)
+    }
+    #[inline(always)]
+    fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool {
+        usual::to_pod(node, arrival, packet, bytes)
     }
 }
 
@@ -70,22 +87,28 @@ impl Program for FromPod {
     const DIRECTION: Direction = Direction::FromPod;
 
     #[inline(always)]
-    fn decide<F: Family, N: Tables + Flows>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome {
+    fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome {
         decide::from_pod(node, arrival, parsed)
+    }
+    #[inline(always)]
+    fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool {
+        usual::from_pod(node, arrival, packet, bytes)
     }
 }
 
 /// Runs a program on one packet.
 #[inline(always)]
-pub fn run<P: Program, N: Node, H: Hook>(node: N, hook: H) -> H::End {
+pub fn run<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     if hook.is_own() {
-        node.reason(Reason::OwnPacket, hook.length());
+        own(maps, &hook);
         return hook.pass_own();
     }
     let act = match parse::shape(&hook) {
-        Shape::Plain4 => plain4::<P, N, H>(node, hook),
-        Shape::Plain6 => plain6::<P, N, H>(node, hook),
-        Shape::Unusual => unusual::<P, N, H>(node, hook),
+        Shape::Plain4 if is_usual::<P, V4, M, H>(maps, &hook, parse::ipv4::plain(&hook)) => Act::Pass,
+        Shape::Plain6 if is_usual6::<P, M, H>(maps, hook) => Act::Pass,
+        Shape::Plain4 => plain4::<P, M, H>(maps, hook),
+        Shape::Plain6 => plain6::<P, M, H>(maps, hook),
+        Shape::Unusual => unusual::<P, M, H>(maps, hook),
     };
     match act {
         Act::Pass => hook.pass(),
@@ -94,53 +117,86 @@ pub fn run<P: Program, N: Node, H: Hook>(node: N, hook: H) -> H::End {
     }
 }
 
-#[inline(never)]
-fn plain4<P: Program, N: Node, H: Hook>(node: N, hook: H) -> Act {
-    match parse::ipv4::plain(&hook) {
-        Some(packet) => judge::<P, V4, N, H>(node, hook, &Parsed::tcp(packet)),
-        None => bad::<P, N, H>(node, hook, Kind::Invalid),
-    }
-}
-
-#[inline(never)]
-fn plain6<P: Program, N: Node, H: Hook>(node: N, hook: H) -> Act {
-    match parse::ipv6::plain(&hook) {
-        Some(packet) => judge::<P, V6, N, H>(node, hook, &Parsed::tcp(packet)),
-        None => bad::<P, N, H>(node, hook, Kind::Invalid),
+#[inline(always)]
+fn own<M: Maps, H: Hook>(maps: M, hook: &H) {
+    if let Some(node) = maps.open() {
+        node.reason(Reason::OwnPacket, hook.length());
     }
 }
 
 #[inline(always)]
-fn unusual<P: Program, N: Node, H: Hook>(node: N, hook: H) -> Act {
-    match parse::link(&hook) {
-        Link::V4(l3) => unusual4::<P, N, H>(node, hook, l3),
-        Link::V6(l3) => unusual6::<P, N, H>(node, hook, l3),
-        Link::NotIp => {
-            node.reason(Reason::NotIp, hook.length());
-            Act::Pass
-        }
-        Link::Bad(kind) => bad::<P, N, H>(node, hook, kind),
+fn is_usual<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: &H, packet: Option<Packet<F>>) -> bool {
+    // One after the other: a packet that could not be read must not live on beside the look-ups.
+    let Some(packet) = packet else {
+        return false;
+    };
+    let Some(node) = maps.open() else {
+        return false;
+    };
+    P::is_usual(&node, &hook.arrival(), &packet, hook.length())
+}
+
+/// A function of its own, so that the two families share the program's 512 bytes of stack.
+#[inline(never)]
+fn is_usual6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> bool {
+    is_usual::<P, V6, M, H>(maps, &hook, parse::ipv6::plain(&hook))
+}
+
+#[inline(never)]
+fn plain4<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
+    match parse::ipv4::plain(&hook) {
+        Some(packet) => judge::<P, V4, M, H>(maps, hook, &Parsed::tcp(packet)),
+        None => bad::<P, M, H>(maps, hook, Kind::Invalid),
     }
 }
 
 #[inline(never)]
-fn unusual4<P: Program, N: Node, H: Hook>(node: N, hook: H, l3: u32) -> Act {
-    judge::<P, V4, N, H>(node, hook, &parse::ipv4::unusual(&hook, l3))
+fn plain6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
+    match parse::ipv6::plain(&hook) {
+        Some(packet) => judge::<P, V6, M, H>(maps, hook, &Parsed::tcp(packet)),
+        None => bad::<P, M, H>(maps, hook, Kind::Invalid),
+    }
+}
+
+#[inline(always)]
+fn unusual<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
+    match parse::link(&hook) {
+        Link::V4(l3) => unusual4::<P, M, H>(maps, hook, l3),
+        Link::V6(l3) => unusual6::<P, M, H>(maps, hook, l3),
+        Link::NotIp => not_ip(maps, &hook),
+        Link::Bad(kind) => bad::<P, M, H>(maps, hook, kind),
+    }
+}
+
+#[inline(always)]
+fn not_ip<M: Maps, H: Hook>(maps: M, hook: &H) -> Act {
+    if let Some(node) = maps.open() {
+        node.reason(Reason::NotIp, hook.length());
+    }
+    Act::Pass
 }
 
 #[inline(never)]
-fn unusual6<P: Program, N: Node, H: Hook>(node: N, hook: H, l3: u32) -> Act {
-    judge::<P, V6, N, H>(node, hook, &parse::ipv6::unusual(&hook, l3))
+fn unusual4<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Act {
+    judge::<P, V4, M, H>(maps, hook, &parse::ipv4::unusual(&hook, l3))
+}
+
+#[inline(never)]
+fn unusual6<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Act {
+    judge::<P, V6, M, H>(maps, hook, &parse::ipv6::unusual(&hook, l3))
 }
 
 /// Which family it would have been makes no difference.
 #[inline(never)]
-fn bad<P: Program, N: Node, H: Hook>(node: N, hook: H, kind: Kind) -> Act {
-    judge::<P, V4, N, H>(node, hook, &Parsed::empty(kind))
+fn bad<P: Program, M: Maps, H: Hook>(maps: M, hook: H, kind: Kind) -> Act {
+    judge::<P, V4, M, H>(maps, hook, &Parsed::empty(kind))
 }
 
 #[inline(always)]
-fn judge<P: Program, F: Family, N: Node, H: Hook>(node: N, hook: H, parsed: &Parsed<F>) -> Act {
+fn judge<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, parsed: &Parsed<F>) -> Act {
+    let Some(node) = maps.open() else {
+        return Act::Drop;
+    };
     let arrival = hook.arrival();
     let outcome = P::decide(&node, &arrival, parsed);
     let act = feasible(&outcome, parsed);

@@ -1,34 +1,39 @@
-//! The policy tables as the programs see them: words of mmap-able arrays, and the two CIDR tables.
+//! The policy tables as the programs see them: the bank that was live when they were opened, and the state
+//! beside it.
 //!
-//! Invariant: how an entry is found in a word is said here alone; a holder of tables only gives out words.
+//! Invariant: everything that is asked of one `Tables` comes from one bank. An index is brought into its table
+//! by whoever holds it; what nobody wrote is zero, which never allows.
 
-use thyra_datapath_abi::source::{Block4, Block6};
-use thyra_datapath_abi::{Control, EndpointRecord, EndpointSets, Slot4, Slot6, limits, maps};
+use core::mem::offset_of;
 
-/// A table made of 64-bit words.
+use thyra_datapath_abi::{Bank, Cell, Control, EndpointRecord, EndpointSets, Slot4, Slot6, limits};
+
+use crate::family::Address6;
+
+/// A table of a bank; user space writes it as 64-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Table {
-    /// `maps::IFINDEX`; belongs to no bank.
-    Ifindex,
-    /// `maps::ENDPOINT_SETS`.
+    /// `Bank::endpoint_sets`.
     EndpointSets,
-    /// `maps::SOURCES4`.
+    /// `Bank::sources4`.
     Sources4,
-    /// `maps::SOURCES6`.
+    /// `Bank::sources6`.
     Sources6,
-    /// `maps::CLASS_COLUMN`.
+    /// `Bank::class_column`.
     ClassColumn,
-    /// `maps::PORT_CLASS`.
+    /// `Bank::port_class`.
     PortClass,
-    /// `maps::SETS`.
+    /// `Bank::sets`.
     Sets,
-    /// `maps::ROWS`.
+    /// `Bank::rows`.
     Rows,
 }
 
+const WORD: usize = size_of::<u64>();
+
 impl Table {
-    /// Those that exist once per bank, in the order in which they are read.
-    pub const BANKED: [Self; 7] = [
+    /// All of them, in the order in which they are read.
+    pub const ALL: [Self; 7] = [
         Self::EndpointSets,
         Self::Sources4,
         Self::Sources6,
@@ -38,27 +43,39 @@ impl Table {
         Self::Rows,
     ];
 
-    /// Name of its map.
+    /// What errors and status call it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Ifindex => maps::IFINDEX,
-            Self::EndpointSets => maps::ENDPOINT_SETS,
-            Self::Sources4 => maps::SOURCES4,
-            Self::Sources6 => maps::SOURCES6,
-            Self::ClassColumn => maps::CLASS_COLUMN,
-            Self::PortClass => maps::PORT_CLASS,
-            Self::Sets => maps::SETS,
-            Self::Rows => maps::ROWS,
+            Self::EndpointSets => "ENDPOINT_SETS",
+            Self::Sources4 => "SOURCES4",
+            Self::Sources6 => "SOURCES6",
+            Self::ClassColumn => "CLASS_COLUMN",
+            Self::PortClass => "PORT_CLASS",
+            Self::Sets => "SETS",
+            Self::Rows => "ROWS",
         }
     }
 
-    /// 64-bit words in one bank (in the whole map for `Ifindex`).
+    /// Its first word in a bank.
     #[must_use]
-    #[inline(always)]
+    pub const fn start(self) -> usize {
+        let bytes = match self {
+            Self::EndpointSets => offset_of!(Bank, endpoint_sets),
+            Self::Sources4 => offset_of!(Bank, sources4),
+            Self::Sources6 => offset_of!(Bank, sources6),
+            Self::ClassColumn => offset_of!(Bank, class_column),
+            Self::PortClass => offset_of!(Bank, port_class),
+            Self::Sets => offset_of!(Bank, sets),
+            Self::Rows => offset_of!(Bank, rows),
+        };
+        bytes / WORD
+    }
+
+    /// Its 64-bit words in a bank.
+    #[must_use]
     pub const fn words(self) -> usize {
         match self {
-            Self::Ifindex => limits::IFINDEX_SLOTS / 4,
             Self::EndpointSets => limits::MAX_ENDPOINTS,
             Self::Sources4 => limits::BUCKETS * limits::SLOTS4,
             Self::Sources6 => limits::BUCKETS * limits::SLOTS6 * 3,
@@ -70,37 +87,54 @@ impl Table {
     }
 }
 
-/// Whoever holds the tables: the kernel's maps, their mmap, or memory on the host.
-///
-/// `index` counts over both banks: bank 1 begins at `Table::words()` (at `limits::BUCKETS` for buckets).
+/// 64-bit words of a bank.
+pub const BANK_WORDS: usize = size_of::<Bank>() / WORD;
+
+const _: () = {
+    let mut end = 0;
+    let mut i = 0;
+    while i < Table::ALL.len() {
+        assert!(Table::ALL[i].start() == end, "the tables lie one after the other");
+        end += Table::ALL[i].words();
+        i += 1;
+    }
+    assert!(end == BANK_WORDS, "a bank is its tables");
+};
+
+/// Whoever holds the tables: the kernel's maps, a copy of them, or memory on the host.
 pub trait Tables {
-    /// The live control word.
+    /// The control word that says which bank this is.
     fn control(&self) -> Control;
-    /// The interface side of an endpoint; none when the id is out of range.
-    fn record(&self, endpoint: u16) -> Option<&EndpointRecord>;
-    /// One word of a table other than `Sources4` and `Sources6`; zero when `index` is out of range.
-    fn word(&self, table: Table, index: u32) -> u64;
-    /// One bucket of `Sources4`.
-    fn bucket4(&self, index: u32) -> Option<&[Slot4; limits::SLOTS4]>;
-    /// One bucket of `Sources6`.
-    fn bucket6(&self, index: u32) -> Option<&[Slot6; limits::SLOTS6]>;
-    /// Class of the longest IPv4 block that holds the key's address.
-    fn block4(&self, key: &Block4) -> Option<u32>;
+    /// The endpoint id in a slot of the interface table; 0 for none.
+    fn endpoint_in(&self, slot: u32) -> u16;
+    /// The interface side of an endpoint.
+    fn record(&self, endpoint: u16) -> &EndpointRecord;
+    /// The policy side of an endpoint.
+    fn sets(&self, endpoint: u16) -> EndpointSets;
+    /// One bucket of the IPv4 sources.
+    fn bucket4(&self, index: u32) -> &[Slot4; limits::SLOTS4];
+    /// One bucket of the IPv6 sources.
+    fn bucket6(&self, index: u32) -> &[Slot6; limits::SLOTS6];
+    /// Class of the longest IPv4 block that holds the address; 0, the outsider's, when none does.
+    fn block4(&self, address: u32) -> u16;
     /// The same for IPv6.
-    fn block6(&self, key: &Block6) -> Option<u32>;
+    fn block6(&self, address: Address6) -> u16;
+    /// Column plus one of a source class.
+    fn column(&self, class: u16) -> u16;
+    /// Port class of a destination port.
+    fn port_class(&self, port: u16) -> u16;
+    /// Row plus one of a policy set and a port class.
+    fn row(&self, set: u16, port_class: u16) -> u16;
+    /// The cell of a row plus one and a column plus one.
+    fn cell(&self, row: u16, column: u16) -> Cell;
 }
 
-/// Entry `index` of a u16 table that begins at word `base`.
+/// The endpoint whose interface this is, with its record.
 #[inline(always)]
-pub(crate) fn entry<T: Tables + ?Sized>(tables: &T, table: Table, base: u32, index: u32) -> u16 {
-    let word = tables.word(table, base + (index >> 2));
-    low16(word >> ((index & 3) * 16))
-}
-
-#[inline(always)]
-pub(crate) fn low16(word: u64) -> u16 {
-    let [a, b, ..] = word.to_le_bytes();
-    u16::from_le_bytes([a, b])
+pub fn endpoint_at<T: Tables + ?Sized>(tables: &T, ifindex: u32) -> Option<(u16, &EndpointRecord)> {
+    let endpoint = tables.endpoint_in(ifindex % number(limits::IFINDEX_SLOTS));
+    let record = tables.record(endpoint);
+    (endpoint != 0 && record.ifindex == ifindex).then_some((endpoint, record))
 }
 
 /// A constant that is known to fit (each use is one of `limits`).
@@ -114,26 +148,4 @@ pub(crate) const fn number(constant: usize) -> u32 {
     )]
     let number = constant as u32;
     number
-}
-
-/// First word of the live bank.
-#[inline(always)]
-pub(crate) fn bank_base(table: Table, control: Control) -> u32 {
-    control.bank() * number(table.words())
-}
-
-/// The policy side of an endpoint, from the live bank.
-#[inline(always)]
-pub fn endpoint_sets<T: Tables + ?Sized>(tables: &T, control: Control, endpoint: u16) -> EndpointSets {
-    let base = bank_base(Table::EndpointSets, control);
-    EndpointSets(tables.word(Table::EndpointSets, base + u32::from(endpoint)))
-}
-
-/// The endpoint whose interface this is, with its record.
-#[inline(always)]
-pub fn endpoint_at<T: Tables + ?Sized>(tables: &T, ifindex: u32) -> Option<(u16, &EndpointRecord)> {
-    let slot = ifindex % number(limits::IFINDEX_SLOTS);
-    let endpoint = entry(tables, Table::Ifindex, 0, slot);
-    let record = tables.record(endpoint)?;
-    (endpoint != 0 && record.ifindex == ifindex).then_some((endpoint, record))
 }

@@ -1,5 +1,7 @@
 //! Every case of `testdata/packets`, on the host. `datapath/tests/testrun.rs` runs the same in the kernel.
 
+#[path = "packets/both_ways.rs"]
+mod both_ways;
 #[path = "packets/case.rs"]
 mod case;
 #[path = "packets/frame.rs"]

@@ -2,19 +2,22 @@
 //! host's.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::process::Command;
 
-use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, RingBuf, lpm_trie::Key};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use thyra_datapath_abi::maps::{EndpointCounter, ReasonCounter, VerdictCounter};
-use thyra_datapath_abi::{Control, EndpointRecord, Event, Flow4, Flow6, FlowState, Reason, limits, maps};
+use thyra_datapath_abi::{
+    Control, CpuCounters, EndpointRecord, Event, Flow4, Flow6, FlowState, Reason, State, maps,
+};
 use thyra_datapath_engine::flows::FlowTable;
 use thyra_datapath_engine::host::{HostNode, Ledger};
-use thyra_datapath_engine::{BankImage, Table, Tables as _};
+use thyra_datapath_engine::{BANK_WORDS, BankImage, Table, Tables as _};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::case::{Case, Key as FlowKey, Program, Remembered, key, line4, line6};
+use crate::memory::Memory;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/thyra.bpf.o"));
 
@@ -27,9 +30,19 @@ const MARK: usize = 8;
 const INGRESS: usize = 36;
 const IFINDEX: usize = 40;
 
+/// Where things lie in the maps, in words.
+const WORD: usize = size_of::<u64>();
+const CONTROL: usize = offset_of!(State, control) / WORD;
+const RECORDS: usize = offset_of!(State, endpoints) / WORD;
+const INTERFACES: usize = offset_of!(State, ifindex) / WORD;
+const CPU_WORDS: usize = size_of::<CpuCounters>() / WORD;
+
 /// Loaded programs with their own maps.
 pub(crate) struct Kernel {
     ebpf: Ebpf,
+    state: Memory,
+    banks: Memory,
+    counters: Memory,
 }
 
 /// What the kernel did with a packet.
@@ -65,16 +78,23 @@ impl Kernel {
                 loader.map_max_entries(map, u32::try_from(limit).unwrap());
             }
         }
+        let cpus = aya::util::nr_cpus().unwrap();
+        loader.map_max_entries(maps::COUNTERS, u32::try_from(cpus).unwrap());
         let mut ebpf = loader.load(OBJECT).unwrap();
         for name in [maps::TO_POD, maps::FROM_POD] {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap_or_else(|e| panic!("{name}: {e:?}"));
         }
-        Self { ebpf }
-    }
-
-    fn array<V: aya::Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
-        Array::try_from(self.ebpf.map_mut(name).unwrap()).unwrap()
+        let memory = |name, words| match ebpf.map(name) {
+            Some(Map::Array(map)) => Memory::new(map, words),
+            other => panic!("`{name}` is {other:?}"),
+        };
+        Self {
+            state: memory(maps::STATE, size_of::<State>() / WORD),
+            banks: memory(maps::BANKS, 2 * BANK_WORDS),
+            counters: memory(maps::COUNTERS, cpus * CPU_WORDS),
+            ebpf,
+        }
     }
 
     fn hash<K: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, [u8; size_of::<FlowState>()]> {
@@ -83,13 +103,11 @@ impl Kernel {
 
     /// Writes `image` into one bank and makes it live, with the flags of `control`.
     pub(crate) fn fill(&mut self, image: &BankImage, bank: u32, control: Control) {
-        for table in Table::BANKED {
+        let first = usize::try_from(bank).unwrap() * BANK_WORDS;
+        for table in Table::ALL {
             let words = image.words(table);
-            match table {
-                Table::Sources4 => self.put::<{ limits::SLOTS4 }>(table, bank, words),
-                Table::Sources6 => self.put::<{ limits::SLOTS6 * 3 }>(table, bank, words),
-                _ => self.put::<1>(table, bank, words),
-            }
+            let start = first + table.start();
+            self.banks.words()[start..start + words.len()].copy_from_slice(words);
         }
         let mut blocks: LpmTrie<_, [u8; 8], u32> =
             LpmTrie::try_from(self.ebpf.map_mut(maps::BLOCKS4).unwrap()).unwrap();
@@ -108,34 +126,21 @@ impl Kernel {
 
     /// Stores the control word.
     pub(crate) fn control(&mut self, control: Control) {
-        self.array::<u64>(maps::CONTROL).set(0, control.0, 0).unwrap();
-    }
-
-    /// Writes the words of a table whose elements are `N` words long; those that are zero are zero already.
-    fn put<const N: usize>(&mut self, table: Table, bank: u32, words: &[u64]) {
-        let base = usize::try_from(bank).unwrap() * table.words() / N;
-        let mut map = self.array::<[u64; N]>(table.name());
-        for (i, element) in words.chunks(N).enumerate() {
-            if element.iter().any(|word| *word != 0) {
-                let mut whole = [0; N];
-                whole[..element.len()].copy_from_slice(element);
-                map.set(u32::try_from(base + i).unwrap(), whole, 0).unwrap();
-            }
-        }
+        self.state.words()[CONTROL] = control.0;
     }
 
     /// Writes the records of a node's endpoints.
     pub(crate) fn attach(&mut self, node: &HostNode) {
-        for endpoint in 1..8 {
-            let record = (&node).record(endpoint).unwrap();
-            let bytes = <[u8; size_of::<EndpointRecord>()]>::read_from_bytes(record.as_bytes()).unwrap();
-            self.array::<[u8; size_of::<EndpointRecord>()]>(maps::ENDPOINTS)
-                .set(u32::from(endpoint), bytes, 0)
-                .unwrap();
+        let state = self.state.words();
+        for endpoint in 1..8_u16 {
+            let record: [u64; size_of::<EndpointRecord>() / WORD] =
+                zerocopy::transmute!(*(&node).record(endpoint));
+            let first = RECORDS + usize::from(endpoint) * record.len();
+            state[first..first + record.len()].copy_from_slice(&record);
         }
-        for word in 0..4 {
-            let value = (&node).word(Table::Ifindex, word);
-            self.array::<u64>(maps::IFINDEX).set(word, value, 0).unwrap();
+        for word in 0..4_u32 {
+            let of = |i| u64::from((&node).endpoint_in(word * 4 + i)) << (16 * i);
+            state[INTERFACES + usize::try_from(word).unwrap()] = (0..4).map(of).sum();
         }
     }
 
@@ -236,61 +241,45 @@ impl Kernel {
 
     /// Takes everything that was counted and reported since the last call.
     pub(crate) fn take_ledger(&mut self) -> Ledger {
-        let verdicts = self.take::<24>(maps::VERDICT_COUNTERS, 0..16);
-        let reasons = self.take::<16>(maps::REASON_COUNTERS, 0..256);
-        let endpoints = self.take::<32>(maps::ENDPOINT_COUNTERS, 0..16);
-        let lost = self.take::<8>(maps::LOST, 0..1);
+        let verdicts = self.take(offset_of!(CpuCounters, verdicts), 16);
+        let reasons = self.take(offset_of!(CpuCounters, reasons), 256);
+        let endpoints = self.take(offset_of!(CpuCounters, endpoints), 16);
+        let lost: BTreeMap<_, u64> = self.take(offset_of!(CpuCounters, lost), 1);
         assert_eq!(0, lost.len(), "events were lost");
         let mut ring = RingBuf::try_from(self.ebpf.map_mut(maps::EVENTS).unwrap()).unwrap();
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
             events.push(Event::read_from_bytes(&item).unwrap());
         }
-        let number = |index: u32| u16::try_from(index).unwrap();
-        let reason = |index: u32| Reason::from_number(u8::try_from(index).unwrap()).expect("a known reason");
+        let reason = |index: u16| Reason::from_number(u8::try_from(index).unwrap()).expect("a known reason");
         Ledger {
-            verdicts: verdicts
-                .into_iter()
-                .map(|(i, sum)| (number(i), counter::<VerdictCounter>(&sum)))
-                .collect(),
+            verdicts,
             reasons: reasons
                 .into_iter()
-                .map(|(i, sum)| (reason(i), counter::<ReasonCounter>(&sum)))
+                .map(|(i, counter)| (reason(i), counter))
                 .collect(),
-            endpoints: endpoints
-                .into_iter()
-                .map(|(i, sum)| (number(i), counter::<EndpointCounter>(&sum)))
-                .collect(),
+            endpoints,
             events,
         }
     }
 
-    /// The counters that are not zero, summed over the CPUs; they are zero afterwards.
-    fn take<const BYTES: usize>(
-        &mut self,
-        name: &str,
-        indices: std::ops::Range<u32>,
-    ) -> BTreeMap<u32, Vec<u64>> {
-        let mut map: PerCpuArray<_, [u8; BYTES]> =
-            PerCpuArray::try_from(self.ebpf.map_mut(name).unwrap()).unwrap();
+    /// The first `count` counters of a table that begins `offset` bytes into an element, summed over the CPUs,
+    /// without those that are zero; all are zero afterwards.
+    fn take<C: FromBytes>(&mut self, offset: usize, count: u16) -> BTreeMap<u16, C> {
+        let each = size_of::<C>() / WORD;
         let mut sums = BTreeMap::new();
-        for index in indices {
-            let values = map.get(&index, 0).unwrap();
-            let mut sum = vec![0; BYTES / 8];
-            for value in values.iter() {
-                let words = value.chunks(8).map(|word| u64::read_from_bytes(word).unwrap());
-                sum.iter_mut().zip(words).for_each(|(sum, word)| *sum += word);
+        for index in 0..count {
+            let first = offset / WORD + usize::from(index) * each;
+            let mut sum = vec![0; each];
+            for cpu in self.counters.words().chunks_mut(CPU_WORDS) {
+                let counter = &mut cpu[first..first + each];
+                sum.iter_mut().zip(&*counter).for_each(|(sum, word)| *sum += word);
+                counter.fill(0);
             }
             if sum.iter().any(|word| *word != 0) {
-                let zeros = PerCpuValues::try_from(vec![[0; BYTES]; values.len()]).unwrap();
-                map.set(index, zeros, 0).unwrap();
-                sums.insert(index, sum);
+                sums.insert(index, C::read_from_bytes(sum.as_bytes()).unwrap());
             }
         }
         sums
     }
-}
-
-fn counter<C: FromBytes>(sum: &[u64]) -> C {
-    C::read_from_bytes(sum.as_bytes()).unwrap()
 }

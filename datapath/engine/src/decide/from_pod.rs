@@ -9,7 +9,7 @@ use crate::Family;
 use crate::flows::{FlowTable, Flows};
 use crate::lookup;
 use crate::packet::{ACK, Kind, Packet, Parsed, RST};
-use crate::tables::{Tables, endpoint_at, endpoint_sets};
+use crate::tables::{Tables, endpoint_at};
 
 /// Decides about a packet that the pod behind `arrival.ifindex` sends.
 #[inline(always)]
@@ -43,7 +43,7 @@ fn known<F: Family, N: Tables + Flows + ?Sized>(
         return Outcome::drop(endpoint, Reason::InvalidSourceIp).event(EventKind::Spoof);
     }
     let control = node.control();
-    let sets = endpoint_sets(node, control, endpoint);
+    let sets = node.sets(endpoint);
     let packet = match parsed.kind {
         Kind::Tcp => &parsed.packet,
         Kind::Fragment => return unjudged(endpoint, sets, Reason::Fragment),
@@ -100,8 +100,8 @@ fn answered<F: Family, N: Tables + Flows + ?Sized>(
     packet: &Packet<F>,
 ) -> Outcome {
     let key = packet.flow_from_pod(endpoint);
-    let peer = F::source(node, control, packet.destination);
-    let cell = lookup::cell(node, control, F::set(sets), peer.class, packet.source_port);
+    let peer = F::source(node, packet.destination);
+    let cell = lookup::cell(node, F::set(sets), peer.class, packet.source_port);
     if cell.action() == Action::Allow {
         track(node, packet, &key, Side::Pod);
         // Counted as a packet of the endpoint; the verdict's counters are those of the packets it let in.

@@ -7,7 +7,7 @@ use crate::Family;
 use crate::flows::{FlowTable, Flows};
 use crate::lookup;
 use crate::packet::{ACK, Kind, Packet, Parsed, RST};
-use crate::tables::{Tables, endpoint_at, endpoint_sets};
+use crate::tables::{Tables, endpoint_at};
 
 /// Decides about a packet on its way to the pod behind `arrival.ifindex`.
 #[inline(always)]
@@ -20,7 +20,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + ?Sized>(
         return Outcome::drop(0, Reason::EndpointUnknown).event(EventKind::Deny);
     };
     let control = node.control();
-    let sets = endpoint_sets(node, control, endpoint);
+    let sets = node.sets(endpoint);
     let packet = match parsed.kind {
         Kind::Tcp => &parsed.packet,
         Kind::Other => return Outcome::pass(endpoint).because(Reason::NonTcp),
@@ -44,7 +44,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + ?Sized>(
             .because(Reason::SelfTraffic)
             .flags(Event::SELF);
     }
-    let source = F::source(node, control, packet.source);
+    let source = F::source(node, packet.source);
     let spoofed = if source.exact {
         source.local != 0 && !came_from(node, arrival, source.local)
     } else {
@@ -61,7 +61,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + ?Sized>(
         track(node, packet, &packet.flow_to_pod(endpoint), Side::Remote);
         return Outcome::pass(endpoint).because(Reason::NotEnforced);
     }
-    let cell = lookup::cell(node, control, F::set(sets), source.class, packet.destination_port);
+    let cell = lookup::cell(node, F::set(sets), source.class, packet.destination_port);
     if cell.action() == Action::Allow {
         track(node, packet, &packet.flow_to_pod(endpoint), Side::Remote);
         let report = packet.is_syn() && control.has(Control::REPORT_NEW);
@@ -132,7 +132,11 @@ fn note<F: Family, N: Flows + ?Sized>(node: &N, packet: &Packet<F>, endpoint: u1
 /// Whether the packet came out of this very pod. Behind a bridge the packet shows the bridge's index, and
 /// then only the pod's own address tells (which `from_pod` lets nobody else use).
 #[inline(always)]
-fn is_own_interface<F: Family>(arrival: &Arrival, record: &EndpointRecord, packet: &Packet<F>) -> bool {
+pub(super) fn is_own_interface<F: Family>(
+    arrival: &Arrival,
+    record: &EndpointRecord,
+    packet: &Packet<F>,
+) -> bool {
     let ingress = arrival.ingress_ifindex;
     ingress == record.ifindex
         || (ingress != 0 && ingress == record.bridge_ifindex && packet.source == F::own(record))
@@ -140,8 +144,8 @@ fn is_own_interface<F: Family>(arrival: &Arrival, record: &EndpointRecord, packe
 
 /// Whether the packet came in by the interface of the endpoint that owns its source address.
 #[inline(always)]
-fn came_from<N: Tables + ?Sized>(node: &N, arrival: &Arrival, owner: u16) -> bool {
+pub(super) fn came_from<N: Tables + ?Sized>(node: &N, arrival: &Arrival, owner: u16) -> bool {
     let ingress = arrival.ingress_ifindex;
-    node.record(owner)
-        .is_some_and(|record| ingress != 0 && (ingress == record.ifindex || ingress == record.bridge_ifindex))
+    let record = node.record(owner);
+    ingress != 0 && (ingress == record.ifindex || ingress == record.bridge_ifindex)
 }

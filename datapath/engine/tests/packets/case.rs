@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use serde::Deserialize;
-use thyra_datapath_abi::maps::{EndpointCounter, OWN_MARK, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_abi::{Control, EventKind, Flow4, Flow6, FlowState, Reason};
 use thyra_datapath_engine::Flows as _;
 use thyra_datapath_engine::decide::Arrival;

@@ -1,0 +1,99 @@
+//! The short way of the usual packet: one that goes on with a connection which policy allows, or which the pod
+//! opened.
+//!
+//! Invariant: what passes here passes `to_pod` and `from_pod` too, and is counted as they would count it; a packet
+//! that is not that usual is left to them, with nothing written. (A test runs every packet both ways.)
+
+use thyra_datapath_abi::{Action, EndpointRecord, EndpointSets, Mode, Reason};
+
+use super::Arrival;
+use super::to_pod::{came_from, is_own_interface};
+use crate::account::{Counters, Direction};
+use crate::flows::{FlowTable, Flows};
+use crate::packet::Packet;
+use crate::tables::{Tables, endpoint_at};
+use crate::{Family, lookup};
+
+/// Whether the packet may go on to the pod without another look; it is counted then.
+#[inline(always)]
+pub fn to_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
+    node: &N,
+    arrival: &Arrival,
+    packet: &Packet<F>,
+    bytes: u32,
+) -> bool {
+    // What the node itself made has no interface that it came in by.
+    if packet.changes_state() || arrival.ingress_ifindex == 0 {
+        return false;
+    }
+    let Some((endpoint, record, sets)) = judged(node, arrival) else {
+        return false;
+    };
+    if is_own_interface(arrival, record, packet) {
+        return false;
+    }
+    let source = F::source(node, packet.source);
+    let honest = if source.exact {
+        source.local == 0 || came_from(node, arrival, source.local)
+    } else {
+        !F::is_never_source(packet.source)
+    };
+    if !honest {
+        return false;
+    }
+    let cell = lookup::cell(node, F::set(sets), source.class, packet.destination_port);
+    if cell.action() == Action::Allow {
+        node.endpoint(endpoint, Direction::ToPod, true);
+        node.verdict(cell.verdict(), bytes, false);
+        return true;
+    }
+    let own = F::find(node, FlowTable::Outbound, &packet.flow_to_pod(endpoint), 0).is_some();
+    if own {
+        node.endpoint(endpoint, Direction::ToPod, true);
+        node.reason(Reason::OwnReply, bytes);
+    }
+    own
+}
+
+/// Whether the packet that the pod sends may go on without another look; it is counted then.
+#[inline(always)]
+pub fn from_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
+    node: &N,
+    arrival: &Arrival,
+    packet: &Packet<F>,
+    bytes: u32,
+) -> bool {
+    if packet.changes_state() {
+        return false;
+    }
+    let Some((endpoint, record, sets)) = judged(node, arrival) else {
+        return false;
+    };
+    let own = F::own(record);
+    if packet.source != own || own == F::Address::default() || packet.destination == own {
+        return false;
+    }
+    let peer = F::source(node, packet.destination);
+    let cell = lookup::cell(node, F::set(sets), peer.class, packet.source_port);
+    if cell.action() == Action::Allow {
+        node.endpoint(endpoint, Direction::FromPod, true);
+        return true;
+    }
+    let own = F::find(node, FlowTable::Outbound, &packet.flow_from_pod(endpoint), 0).is_some();
+    if own {
+        node.endpoint(endpoint, Direction::FromPod, true);
+        node.reason(Reason::OwnConnection, bytes);
+    }
+    own
+}
+
+/// The endpoint at the packet's interface, if its packets are judged at all.
+#[inline(always)]
+fn judged<'a, N: Tables + ?Sized>(
+    node: &'a N,
+    arrival: &Arrival,
+) -> Option<(u16, &'a EndpointRecord, EndpointSets)> {
+    let (endpoint, record) = endpoint_at(node, arrival.ifindex)?;
+    let sets = node.sets(endpoint);
+    (sets.is_placed() && sets.mode() != Mode::Off).then_some((endpoint, record, sets))
+}
