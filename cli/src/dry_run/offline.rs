@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use thyra_datapath_abi::tables::{EndpointTables, Tables};
 use thyra_datapath_abi::Mode;
+use thyra_datapath_abi::tables::{EndpointTables, Tables};
 use thyra_datapath_engine::host::HostNode;
 use thyra_datapath_engine::{BankImage, lookup};
 use thyra_policy_compiler::compile::Compiler;

@@ -15,10 +15,10 @@ use proptest::test_runner::{Config, TestRunner};
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Cell, Reason};
 use thyra_datapath_engine::BankImage;
+use thyra_datapath_engine::Tables as _;
 use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::host::HostNode;
 use thyra_datapath_engine::lookup::{cell, source4, source6};
-use thyra_datapath_engine::tables::{Tables as _, endpoint_sets};
 use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::explain::{self, Line};
 use thyra_policy_compiler::oracle::{Connection, judge};
@@ -131,18 +131,17 @@ fn tables_say_what_the_oracle_says() {
 /// The kernel's answer: the cell with the verdict's index plus one.
 fn kernel(node: &HostNode, connection: &Connection) -> Cell {
     let tables = &node;
-    let control = tables.control();
-    let sets = endpoint_sets(tables, control, connection.destination_endpoint);
+    let sets = tables.sets(connection.destination_endpoint);
     let class = match connection.source {
-        IpAddr::V4(address) => source4(tables, control, address.into()).class,
-        IpAddr::V6(address) => source6(tables, control, Address6::from_bytes(address.octets())).class,
+        IpAddr::V4(address) => source4(tables, address.into()).class,
+        IpAddr::V6(address) => source6(tables, Address6::from_bytes(address.octets())).class,
     };
     let set = if connection.destination.is_ipv4() {
         sets.set4()
     } else {
         sets.set6()
     };
-    cell(tables, control, set, class, connection.port.to_be_bytes())
+    cell(tables, set, class, connection.port.to_be_bytes())
 }
 
 #[test]
