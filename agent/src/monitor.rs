@@ -143,6 +143,7 @@ impl Namer<'_> {
             reason,
             rule: None,
             because: Vec::new(),
+            residual: None,
             would: None,
         }))
     }

@@ -234,6 +234,8 @@ struct Named {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     because: Vec<(Rule, Arc<str>)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    residual: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     would: Option<Dry>,
 }
 
@@ -316,6 +318,7 @@ impl Named {
             reason,
             rule,
             because,
+            residual,
             would,
         } = verdict;
         Self {
@@ -326,6 +329,7 @@ impl Named {
                 .iter()
                 .map(|(rule, field)| (Rule::from(rule), Arc::clone(field)))
                 .collect(),
+            residual: residual.clone(),
             would: would.as_ref().map(|Would { action, reason, rule }| Dry {
                 outcome: Outcome::new(*action, *reason),
                 rule: rule.as_ref().map(Rule::from),
@@ -341,6 +345,7 @@ impl From<Named> for Verdict {
             outcome,
             rule,
             because,
+            residual,
             would,
         } = named;
         Self {
@@ -351,6 +356,7 @@ impl From<Named> for Verdict {
                 .into_iter()
                 .map(|(rule, field)| (RuleRef::from(rule), field))
                 .collect(),
+            residual,
             would: would.map(|Dry { outcome, rule }| Would {
                 action: outcome.action(),
                 reason: outcome.reason,

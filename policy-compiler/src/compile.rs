@@ -22,7 +22,7 @@ mod identity;
 mod lend;
 mod pattern;
 mod prepared;
-mod protocol;
+pub mod protocol;
 mod row;
 mod rule;
 mod scope;
@@ -38,6 +38,7 @@ use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::limits;
 use thyra_datapath_abi::tables::{EndpointTables, PolicyRef, RuleRef, Tables};
 
+pub use self::assemble::Residuals;
 use self::assemble::{Legend, Placed, Sources, assemble};
 use self::block::{BlockId, Blocks};
 use self::enrol::{Enrolment, enrol};
@@ -95,6 +96,7 @@ pub struct Compiler {
     mesh: Mesh,
     prepared: HashMap<PolicyRef, (Arc<AuthorizationPolicy>, Arc<PreparedPolicy>)>,
     report: Report,
+    residuals: Residuals,
 }
 
 /// An endpoint with everything that decides over it but the sources.
@@ -116,6 +118,22 @@ impl Compiler {
     #[must_use]
     pub fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// What the last successful compile left to L7, by the address that its verdicts name.
+    #[must_use]
+    pub fn residuals(&self) -> &Residuals {
+        &self.residuals
+    }
+
+    /// Whether a Service in front of a pod says that its port is HTTP; for the world that was compiled last.
+    #[must_use]
+    pub fn declares_http(&self, world: &World, endpoint: u16, port: u16) -> bool {
+        let workload = |endpoint: &Arc<Endpoint>| self.lending.workload_of(endpoint);
+        let declared = world.endpoints.get(&endpoint).and_then(workload);
+        protocol::declared(world, declared)
+            .get(&port)
+            .is_some_and(|declared| declared.http)
     }
 
     /// The tables of `world`.
@@ -161,7 +179,7 @@ impl Compiler {
             });
         }
         let (rules, dry) = legend(&prepared);
-        let tables = assemble(
+        let (tables, residuals) = assemble(
             &list,
             placed,
             &Sources {
@@ -178,6 +196,7 @@ impl Compiler {
             },
         )?;
         self.report = status::report(world, &policies, &destinations, problems);
+        self.residuals = residuals;
         self.sweep(&prepared);
         Ok(tables)
     }
@@ -283,8 +302,10 @@ impl Compiler {
         let identities = self.lending.lenders().len();
         if self.tests.len() > 2 * tests + GARBAGE || self.identities.len() > 2 * identities + GARBAGE {
             let report = std::mem::take(&mut self.report);
+            let residuals = std::mem::take(&mut self.residuals);
             *self = Self {
                 report,
+                residuals,
                 ..Self::default()
             };
         }

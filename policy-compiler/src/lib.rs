@@ -10,4 +10,6 @@ pub mod oracle;
 pub mod parse;
 pub mod policy;
 pub mod report;
+pub mod residual;
+pub mod traffic;
 pub mod world;

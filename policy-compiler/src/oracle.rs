@@ -4,7 +4,9 @@
 //! Invariant: nothing here is shared with the compiler but the parsed types, so that a mistake in one shows
 //! as a difference.
 
+mod bytes;
 mod destination;
+mod request;
 mod rule;
 mod source;
 
@@ -14,10 +16,11 @@ use std::sync::Arc;
 use thyra_datapath_abi::tables::{PolicyRef, RuleRef, Verdict, Would};
 use thyra_datapath_abi::{Action, Mode, Reason};
 
-use self::destination::{Demand, applies, demand, is_own_proxy, mode, readings};
-use self::rule::{Facts, Reading, Truth};
-use self::source::{Origin, Who};
+use self::destination::{Demand, applies, demand, is_own_proxy, mode};
+use self::rule::{Facts, Truth};
 use crate::policy::{AuthorizationPolicy, PolicyAction, Rule};
+use crate::residual::Ending;
+use crate::traffic::Traffic;
 use crate::world::{Bootstrap, Endpoint, World};
 
 /// A connection to a pod of this node.
@@ -116,6 +119,7 @@ pub fn judge(world: &World, connection: &Connection) -> Judgement {
         world,
         endpoint,
         connection,
+        traffic: None,
     };
     let real = court.rule(false, &mut trace);
     let tried = court.rule(true, &mut Vec::new());
@@ -135,6 +139,7 @@ pub fn judge(world: &World, connection: &Connection) -> Judgement {
             reason: real.reason,
             rule: real.rule,
             because: real.asks.into_iter().map(|ask| (ask.rule, ask.field)).collect(),
+            residual: None,
             would,
         },
         trace,
@@ -148,9 +153,65 @@ fn plain(action: Action, reason: Reason, trace: Vec<Looked>) -> Judgement {
             reason,
             rule: None,
             because: Vec::new(),
+            residual: None,
             would: None,
         },
         trace,
+    }
+}
+
+/// Judges `connection` and the first bytes on it, for good; `trace` says what was looked at.
+#[must_use]
+pub fn judge_traffic(
+    world: &World,
+    connection: &Connection,
+    traffic: &Traffic,
+    trace: &mut Vec<Looked>,
+) -> Ending<RuleRef> {
+    let kernel = judge(world, connection);
+    let Some(endpoint) = world.endpoints.get(&connection.destination_endpoint) else {
+        return ending(world, kernel.verdict.action, kernel.verdict.reason, None);
+    };
+    let judged = mode(world, endpoint) != Mode::Off && world.synced;
+    if !judged || kernel.verdict.reason == Reason::ExemptPort {
+        return ending(world, kernel.verdict.action, kernel.verdict.reason, None);
+    }
+    let court = Court {
+        world,
+        endpoint,
+        connection,
+        traffic: Some(traffic),
+    };
+    let mut ruling = court.rule(false, trace);
+    if ruling.reason == Reason::NotHttp {
+        // What is refused without a byte is refused before the first one.
+        let before = Court {
+            traffic: None,
+            ..court
+        }
+        .rule(false, &mut Vec::new());
+        if before.rank() == 3 {
+            ruling = before;
+        }
+    }
+    if ruling.reason == Reason::NeedsCustom {
+        let rule = ruling.asks.into_iter().next().map(|ask| ask.rule);
+        return ending(world, Action::Proxy, ruling.reason, rule);
+    }
+    ending(world, ruling.action, ruling.reason, ruling.rule)
+}
+
+/// A rule that is named for want of terms that could be expressed decided nothing if it is one of ALLOW.
+fn ending(world: &World, action: Action, reason: Reason, rule: Option<RuleRef>) -> Ending<RuleRef> {
+    let allows = |rule: &RuleRef| {
+        let policy = world.authorization.get(&rule.policy);
+        policy.is_some_and(|policy| policy.action == PolicyAction::Allow)
+    };
+    let unmatched = reason == Reason::NotExpressible && rule.as_ref().is_some_and(allows);
+    Ending {
+        action,
+        reason,
+        rule: rule.filter(|_| !unmatched),
     }
 }
 
@@ -159,6 +220,8 @@ struct Court<'a> {
     world: &'a World,
     endpoint: &'a Endpoint,
     connection: &'a Connection,
+    /// The first bytes; without them their part of the verdict is left open.
+    traffic: Option<&'a Traffic>,
 }
 
 /// A policy before the court; without a body it could not be read.
@@ -168,58 +231,6 @@ struct Party<'a> {
 }
 
 impl Court<'_> {
-    /// The stricter of all readings that the port may have.
-    fn rule(&self, dry: bool, trace: &mut Vec<Looked>) -> Ruling {
-        let mut strictest: Option<Ruling> = None;
-        // HTTP first: of two rulings alike its own stays.
-        for reading in readings(self.world, self.endpoint, self.connection.port) {
-            let ruling = self.read(reading, dry, trace);
-            if strictest
-                .as_ref()
-                .is_none_or(|known| ruling.rank() > known.rank())
-            {
-                strictest = Some(ruling);
-            }
-        }
-        strictest.unwrap_or_else(|| Ruling::new(Action::Deny, Reason::Policy, None))
-    }
-
-    fn read(&self, reading: Reading, dry: bool, trace: &mut Vec<Looked>) -> Ruling {
-        let source = self.connection.source.to_canonical();
-        let who = |who| Facts {
-            who,
-            source,
-            destination: self.connection.destination.to_canonical(),
-            port: self.connection.port,
-            mesh: &self.world.mesh,
-            reading,
-        };
-        match source::origin(self.world, source) {
-            Origin::Nobody => self.settle(&who(Who::Nobody), dry, trace),
-            Origin::Is(identity) => self.settle(&who(Who::Is(identity)), dry, trace),
-            Origin::Awaited => {
-                let kindest = self.settle(&who(Who::Kindest), dry, trace);
-                let harshest = self.settle(&who(Who::Harshest), dry, &mut Vec::new());
-                if kindest.rank() == 3 {
-                    kindest
-                } else if kindest.rank() == harshest.rank() {
-                    harshest
-                } else {
-                    Ruling::new(Action::Hold, Reason::IdentityPending, None)
-                }
-            }
-        }
-    }
-
-    fn settle(&self, facts: &Facts<'_>, dry: bool, trace: &mut Vec<Looked>) -> Ruling {
-        let mut ruling = self.order(facts, dry, trace);
-        if ruling.rank() == 2 && is_own_proxy(self.endpoint) {
-            ruling.action = Action::Allow;
-            ruling.reason = Reason::NotEnforced;
-        }
-        ruling
-    }
-
     /// Istio's order: mTLS, then CUSTOM, DENY, ALLOW; CUSTOM counts only where its answer could change
     /// something.
     fn order(&self, facts: &Facts<'_>, dry: bool, trace: &mut Vec<Looked>) -> Ruling {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::policy::{Condition, Field, MtlsMode, PolicyAction, ServiceAccountRef, StringMatch};
+use crate::traffic::PathNormalization;
 use crate::world::AppProtocol;
 
 /// Longest `serviceAccounts` value, characters (the CRD's `maxLength`).
@@ -68,6 +69,12 @@ pub enum ValueError {
     /// mTLS mode.
     #[error("`{0}` is not an mTLS mode; write `STRICT`, `PERMISSIVE`, `DISABLE` or `UNSET`")]
     Mode(String),
+    /// `pathNormalization.normalization`.
+    #[error(
+        "`{0}` is not a way to normalise paths; write `BASE`, `NONE`, `MERGE_SLASHES` or \
+        `DECODE_AND_MERGE_SLASHES`"
+    )]
+    Normalization(String),
     /// Not what Go's `strconv.ParseBool` reads.
     #[error("`{0}` is not a boolean; write \"true\" or \"false\"")]
     Bool(String),
@@ -301,6 +308,17 @@ pub fn mtls_mode(value: &str) -> Result<MtlsMode, ValueError> {
         "PERMISSIVE" => Ok(MtlsMode::Permissive),
         "STRICT" => Ok(MtlsMode::Strict),
         _ => Err(ValueError::Mode(value.to_owned())),
+    }
+}
+
+/// `MeshConfig.pathNormalization.normalization`; empty and DEFAULT are BASE.
+pub fn path_normalization(value: &str) -> Result<PathNormalization, ValueError> {
+    match value {
+        "" | "DEFAULT" | "BASE" => Ok(PathNormalization::Base),
+        "NONE" => Ok(PathNormalization::None),
+        "MERGE_SLASHES" => Ok(PathNormalization::MergeSlashes),
+        "DECODE_AND_MERGE_SLASHES" => Ok(PathNormalization::DecodeAndMergeSlashes),
+        _ => Err(ValueError::Normalization(value.to_owned())),
     }
 }
 

@@ -70,7 +70,7 @@ pub struct Rule {
 }
 
 /// A field and its `not*` twin: OR over `values` (if any) AND NOT (OR over `not_values`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Field<T> {
     /// One must match; empty: no constraint.
     pub values: Vec<T>,

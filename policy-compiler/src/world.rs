@@ -13,6 +13,7 @@ use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 
 use crate::policy::{AuthorizationPolicy, Labels, PeerAuthentication, RequestAuthentication};
+use crate::traffic::PathNormalization;
 
 /// The whole.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +55,8 @@ pub struct Mesh {
     pub trust_domain_aliases: Vec<String>,
     /// Names of `extensionProviders`.
     pub extension_providers: BTreeSet<String>,
+    /// `pathNormalization`.
+    pub path_normalization: PathNormalization,
     /// `metadata.resourceVersion` of the ConfigMap, where known.
     pub version: String,
 }
@@ -65,6 +68,7 @@ impl Default for Mesh {
             trust_domain: "cluster.local".into(),
             trust_domain_aliases: Vec::new(),
             extension_providers: BTreeSet::new(),
+            path_normalization: PathNormalization::default(),
             version: String::new(),
         }
     }

@@ -24,6 +24,7 @@ fn verdict(action: Action, reason: Reason, rule: Option<RuleRef>) -> Verdict {
         reason,
         rule,
         because: Vec::new(),
+        residual: None,
         would: None,
     }
 }
@@ -132,6 +133,7 @@ fn a_verdict_reads_as_a_sentence() {
     );
     let needs = Verdict {
         because: vec![(rule("get"), "methods".into()), (rule("get"), "paths".into())],
+        residual: Some("00ff".into()),
         would: Some(Would {
             action: Action::Allow,
             reason: Reason::PolicyAllow,

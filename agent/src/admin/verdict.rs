@@ -19,6 +19,7 @@ pub fn to_api(verdict: &Verdict) -> api::Verdict {
         reason,
         rule,
         because,
+        residual: _,
         would,
     } = verdict;
     let would_rule = would.as_ref().and_then(|w| w.rule.as_ref());

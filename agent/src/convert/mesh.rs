@@ -2,8 +2,10 @@
 //!
 //! Invariant: an empty value is Istio's default, as istiod itself reads it.
 
+use thyra_policy_compiler::traffic::PathNormalization;
 use thyra_policy_compiler::world::Mesh;
 use thyra_proto::istio::mesh::v1alpha1 as wire;
+use thyra_proto::istio::mesh::v1alpha1::mesh_config::proxy_path_normalization::NormalizationType;
 
 /// A MeshConfig; `version` is the resource's, empty where it has none.
 #[must_use]
@@ -13,8 +15,7 @@ pub fn mesh(message: wire::MeshConfig, version: String) -> Mesh {
         root_namespace,
         trust_domain_aliases,
         extension_providers,
-        // Paths are judged at L7 only.
-        path_normalization: _,
+        path_normalization,
     } = message;
     let default = Mesh::default();
     Mesh {
@@ -30,6 +31,18 @@ pub fn mesh(message: wire::MeshConfig, version: String) -> Mesh {
         },
         trust_domain_aliases,
         extension_providers: extension_providers.into_iter().map(|p| p.name).collect(),
+        path_normalization: path_normalization.map_or_else(PathNormalization::default, |paths| {
+            normalization(paths.normalization())
+        }),
         version,
+    }
+}
+
+fn normalization(how: NormalizationType) -> PathNormalization {
+    match how {
+        NormalizationType::Default | NormalizationType::Base => PathNormalization::Base,
+        NormalizationType::None => PathNormalization::None,
+        NormalizationType::MergeSlashes => PathNormalization::MergeSlashes,
+        NormalizationType::DecodeAndMergeSlashes => PathNormalization::DecodeAndMergeSlashes,
     }
 }

@@ -71,6 +71,8 @@ reasons! {
     UnsupportedShape = 230, "unsupported packet shape";
     /// The tables don't fit: a new endpoint denies everything, the others keep their last state.
     Overflow = 232, "tables full";
+    /// Bytes that are not HTTP on a port that declares HTTP (a proxy answers 400).
+    NotHttp = 233, "not HTTP on a port that declares it";
     /// Allowed: no ALLOW policy applies.
     NoPolicy = 240, "no policy applies";
     /// Allowed: an ALLOW rule matched.

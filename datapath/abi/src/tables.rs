@@ -66,6 +66,8 @@ pub struct Verdict {
     /// All rules that make the verdict depend on L7 (reason `NeedsL7`, `NeedsCustom`), with the field that
     /// does; else empty.
     pub because: Vec<(RuleRef, Arc<str>)>,
+    /// Address of what is left to ask of L7 (same reasons); none where nothing is.
+    pub residual: Option<Arc<str>>,
     /// Set only where dry-run policies would change the verdict.
     pub would: Option<Would>,
 }

@@ -15,6 +15,7 @@ fn verdict(name: &str) -> Verdict {
         reason: Reason::NeedsL7,
         rule: Some(rule(Some(2))),
         because: vec![(rule(None), "paths".into())],
+        residual: Some("00ff".into()),
         would: Some(Would {
             action: Action::Allow,
             reason: Reason::NoPolicy,

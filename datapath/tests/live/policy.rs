@@ -42,6 +42,7 @@ fn verdict(action: Action, reason: Reason, name: &str) -> Verdict {
         reason,
         rule: Some(rule(name)),
         because: Vec::new(),
+        residual: None,
         would: None,
     }
 }

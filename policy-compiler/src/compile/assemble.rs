@@ -15,10 +15,11 @@ use super::CompileError;
 use super::block::{BlockId, Blocks};
 use super::identity::Identities;
 use super::lend::{Lending, Lent};
-use super::row::{Because, Outcome};
+use super::row::{Needs, Outcome};
 use super::scope::Demand;
 use super::set::{Decided, Set};
 use super::slot::Slots;
+use crate::residual::Residual;
 
 /// Names of the numbers in outcomes.
 pub(crate) struct Legend<'a> {
@@ -44,12 +45,15 @@ pub(crate) struct Placed {
     pub(crate) name: String,
 }
 
+/// What is left to ask of L7, by its address.
+pub type Residuals = BTreeMap<Arc<str>, Arc<Residual<RuleRef>>>;
+
 pub(crate) fn assemble(
     sets: &[Set],
     placed: Vec<Placed>,
     sources: &Sources<'_>,
     legend: &Legend<'_>,
-) -> Result<Tables, CompileError> {
+) -> Result<(Tables, Residuals), CompileError> {
     let blame = |set: usize| {
         placed
             .iter()
@@ -93,7 +97,7 @@ pub(crate) fn assemble(
             ..endpoint
         });
     }
-    Ok(tables)
+    Ok((tables, rows.residuals))
 }
 
 /// A count as an index type, or the error that it doesn't fit.
@@ -124,6 +128,7 @@ struct Rows<'a> {
     verdicts: Vec<Verdict>,
     verdict_of: HashMap<Decided, u16>,
     by_verdict: HashMap<Verdict, u16>,
+    residuals: Residuals,
 }
 
 impl<'a> Rows<'a> {
@@ -136,6 +141,7 @@ impl<'a> Rows<'a> {
             verdicts: Vec::new(),
             verdict_of: HashMap::new(),
             by_verdict: HashMap::new(),
+            residuals: Residuals::new(),
         }
     }
 
@@ -165,7 +171,14 @@ impl<'a> Rows<'a> {
         if let Some(known) = self.verdict_of.get(decided) {
             return Ok(*known);
         }
-        let verdict = self.legend.verdict(decided);
+        let mut verdict = self.legend.verdict(decided);
+        if let Some(residual) = self.legend.residual(&decided.0) {
+            let address = residual.address();
+            verdict.residual = Some(Arc::clone(&address));
+            self.residuals
+                .entry(address)
+                .or_insert_with(|| Arc::new(residual));
+        }
         let number = match self.by_verdict.get(&verdict) {
             Some(known) => *known,
             None => {
@@ -188,7 +201,8 @@ impl Legend<'_> {
             action: outcome.action(),
             reason: outcome.reason(),
             rule: self.rule(outcome),
-            because: because(outcome).map_or_else(Vec::new, |because| self.named(because)),
+            because: needs(outcome).map_or_else(Vec::new, |needs| self.named(needs)),
+            residual: None,
             would: tried.as_ref().map(|tried| Would {
                 action: tried.action(),
                 reason: tried.reason(),
@@ -212,25 +226,34 @@ impl Legend<'_> {
 
     /// The rule that makes the difference: where L7 is asked, the first one of a dry-run policy.
     fn dry_rule(&self, tried: &Outcome) -> Option<RuleRef> {
-        let asking = because(tried).and_then(|list| list.iter().find(|(rule, _)| self.dry[*rule]));
+        let asking = needs(tried).and_then(|needs| needs.because.iter().find(|(rule, _)| self.dry[*rule]));
         asking
             .map(|(rule, _)| self.rules[*rule].clone())
             .or_else(|| self.rule(tried))
     }
 
-    fn named(&self, because: &Because) -> Vec<(RuleRef, Arc<str>)> {
-        because
+    /// What an Envoy of ours is to answer; a pod's own proxy has its own copy of the policies.
+    fn residual(&self, outcome: &Outcome) -> Option<Residual<RuleRef>> {
+        match outcome {
+            Outcome::NeedsL7(needs) | Outcome::NeedsCustom(needs) => {
+                Some(needs.residual.named(&|rule: &usize| self.rules[*rule].clone()))
+            }
+            _ => None,
+        }
+    }
+
+    fn named(&self, needs: &Needs) -> Vec<(RuleRef, Arc<str>)> {
+        needs
+            .because
             .iter()
             .map(|(rule, field)| (self.rules[*rule].clone(), Arc::clone(field)))
             .collect()
     }
 }
 
-fn because(outcome: &Outcome) -> Option<&Because> {
+fn needs(outcome: &Outcome) -> Option<&Needs> {
     match outcome {
-        Outcome::NeedsL7(because) | Outcome::NeedsCustom(because) | Outcome::OwnProxy(because) => {
-            Some(because)
-        }
+        Outcome::NeedsL7(needs) | Outcome::NeedsCustom(needs) | Outcome::OwnProxy(needs) => Some(needs),
         _ => None,
     }
 }

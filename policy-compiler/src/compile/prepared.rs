@@ -1,21 +1,19 @@
-//! Policies made ready for evaluation, once for each object: identity tests interned, L7 fields reduced to
-//! their names.
+//! Policies made ready for evaluation, once for each object: identity tests interned, L7 fields as tests of a
+//! residual.
 //!
 //! Invariant: every field of the model is taken over or named here (the structs are destructured whole), so
 //! that a new field breaks the build instead of being no constraint.
-
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use thyra_datapath_abi::tables::{PolicyRef, RuleRef};
 
 use super::pattern::IdentityTest;
 use super::slot::{Side, TestId, Tests};
-use crate::policy::{AuthorizationPolicy, Condition, Field, Operation, PolicyAction, Rule, Source};
+use crate::policy::{
+    AuthorizationPolicy, Condition, Field, Operation, PolicyAction, Rule, Source, StringMatch,
+};
+use crate::residual::Test;
 use crate::world::Mesh;
-
-/// A field with its L7 name.
-pub(crate) type Names = Vec<Arc<str>>;
 
 /// A rule with its identity tests interned; made once for each policy object.
 #[derive(Debug)]
@@ -34,14 +32,19 @@ pub(crate) struct PreparedSource {
     pub(crate) tests: Vec<TestId>,
     pub(crate) ip: Field<IpNet>,
     pub(crate) remote_ip: Field<IpNet>,
-    pub(crate) http: Names,
+    pub(crate) http: Vec<Test>,
     pub(crate) unknown: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct PreparedOperation {
     pub(crate) ports: Field<u16>,
-    pub(crate) http: Names,
+    /// It has HTTP fields, be they constant for every request.
+    pub(crate) is_http: bool,
+    /// No request meets it (`notMethods: ["*"]`).
+    pub(crate) never_http: bool,
+    /// What depends on the request.
+    pub(crate) http: Vec<Test>,
     pub(crate) unknown: bool,
 }
 
@@ -52,8 +55,8 @@ pub(crate) enum PreparedCondition {
     RemoteIp(Field<IpNet>),
     DestinationIp(Field<IpNet>),
     DestinationPort(Field<u16>),
-    Sni,
-    Http(Arc<str>),
+    Sni(Test),
+    Http(Test),
 }
 
 /// A prepared policy.
@@ -240,7 +243,9 @@ impl PreparedSource {
             tests: ids,
             ip: ip_blocks.clone(),
             remote_ip: remote_ip_blocks.clone(),
-            http: names(request_principals, "requestPrincipals", "notRequestPrincipals"),
+            http: test(request_principals, Test::RequestPrincipal)
+                .into_iter()
+                .collect(),
             unknown: !unknown.is_empty(),
         }
     }
@@ -255,12 +260,23 @@ impl PreparedOperation {
             paths,
             unknown,
         } = operation;
-        let mut http = names(hosts, "hosts", "notHosts");
-        http.extend(names(methods, "methods", "notMethods"));
-        http.extend(names(paths, "paths", "notPaths"));
+        let any = |value: &StringMatch| *value == StringMatch::Present;
+        // Every request has a host, a method and a path.
+        let (hosts, no_host) = every(hosts, any);
+        let (methods, no_method) = every(methods, any);
+        let (paths, no_path) = every(paths, |path| path == "*");
+        let tests = [
+            test(&hosts, Test::Host),
+            test(&methods, Test::Method),
+            test(&paths, Test::Path),
+        ];
         Self {
             ports: ports.clone(),
-            http,
+            is_http: !operation.hosts.is_empty()
+                || !operation.methods.is_empty()
+                || !operation.paths.is_empty(),
+            never_http: no_host || no_method || no_path,
+            http: tests.into_iter().flatten().collect(),
             unknown: !unknown.is_empty(),
         }
     }
@@ -290,21 +306,25 @@ impl PreparedCondition {
             Condition::DestinationPort(field) => {
                 (!field.is_empty()).then(|| Self::DestinationPort(field.clone()))
             }
-            Condition::Sni(field) => (!field.is_empty()).then_some(Self::Sni),
+            Condition::Sni(field) => test(field, Test::Sni).map(Self::Sni),
             Condition::Request { key, values } => {
-                (!values.is_empty()).then(|| Self::Http(key.as_str().into()))
+                test(values, |field| Test::Key(key.as_str().into(), field)).map(Self::Http)
             }
         }
     }
 }
 
-pub(crate) fn names<T>(field: &Field<T>, positive: &str, negative: &str) -> Names {
-    let mut names = Vec::new();
-    if !field.values.is_empty() {
-        names.push(positive.into());
+/// The test of a field; none where it is no constraint.
+pub(super) fn test<T: Clone>(field: &Field<T>, test: impl FnOnce(Field<T>) -> Test) -> Option<Test> {
+    (!field.is_empty()).then(|| test(field.clone()))
+}
+
+/// A field of an attribute that is never absent, without values that hold always; and whether it never holds.
+fn every<T: Clone>(field: &Field<T>, is_any: impl Fn(&T) -> bool) -> (Field<T>, bool) {
+    let mut field = field.clone();
+    if field.values.iter().any(&is_any) {
+        field.values.clear();
     }
-    if !field.not_values.is_empty() {
-        names.push(negative.into());
-    }
-    names
+    let never = field.not_values.iter().any(&is_any);
+    (field, never)
 }

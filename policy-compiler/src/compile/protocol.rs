@@ -1,21 +1,39 @@
-//! Which reading each port of a pod has, by what the Services in front of it declare.
+//! How each port of a pod is read, by what the Services in front of it declare.
 //!
-//! Invariant: a port that no Service declares is read as HTTP, since its first bytes may be.
+//! Invariant: a port that no Service declares is read by its first bytes.
 
 use std::collections::BTreeMap;
 
-use super::rule::Reading;
 use crate::world::{AppProtocol, Endpoint, ServicePort, Workload, World};
 
-/// Readings of one port: usually one; both where two Services disagree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Readings {
-    One(Reading),
-    Disagree,
+/// What the Services in front of a pod say of one of its ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Declared {
+    /// Some Service says HTTP: other bytes are refused.
+    pub http: bool,
+    /// Some Service says that it isn't HTTP.
+    pub tcp: bool,
+    /// Some Service says nothing, or there is none.
+    pub unknown: bool,
 }
 
-/// Readings of the pod ports that are not simply HTTP.
-pub(crate) type Protocols = BTreeMap<u16, Readings>;
+impl Declared {
+    /// No Service says anything.
+    pub(crate) const NOTHING: Self = Self {
+        http: false,
+        tcp: false,
+        unknown: true,
+    };
+
+    /// Two Services contradict each other; the stricter answer holds.
+    #[must_use]
+    pub fn disagree(self) -> bool {
+        self.tcp && (self.http || self.unknown)
+    }
+}
+
+/// What is declared of the pod ports of which a Service says something.
+pub(crate) type Protocols = BTreeMap<u16, Declared>;
 
 pub(crate) fn protocols(
     world: &World,
@@ -23,36 +41,33 @@ pub(crate) fn protocols(
     workload: Option<&Workload>,
     problems: &mut Vec<String>,
 ) -> Protocols {
-    let mut declared: BTreeMap<u16, Readings> = BTreeMap::new();
+    let declared = declared(world, workload);
+    for (port, _) in declared.iter().filter(|(_, declared)| declared.disagree()) {
+        problems.push(format!(
+            "pod `{}/{}`: Services disagree about the protocol of pod port {port}; \
+             the stricter answer holds",
+            endpoint.namespace, endpoint.name
+        ));
+    }
+    declared
+}
+
+pub(crate) fn declared(world: &World, workload: Option<&Workload>) -> Protocols {
+    let mut all = Protocols::new();
     let ports = workload
         .into_iter()
         .flat_map(|workload| &workload.services)
         .flat_map(|(service, ports)| ports.iter().map(move |port| (&**service, port)));
     for (service, port) in ports.filter(|(_, port)| port.target_port != 0) {
-        let reading = Readings::One(match declaration(world, service, port) {
-            AppProtocol::NotHttp | AppProtocol::Tls => Reading::Tcp,
-            AppProtocol::Http | AppProtocol::Unknown => Reading::Http,
-        });
-        declared
-            .entry(port.target_port)
-            .and_modify(|known| {
-                if *known != reading {
-                    *known = Readings::Disagree;
-                }
-            })
-            .or_insert(reading);
-    }
-    for (port, readings) in &declared {
-        if *readings == Readings::Disagree {
-            problems.push(format!(
-                "pod `{}/{}`: Services disagree about the protocol of pod port {port}; \
-                 the stricter answer holds",
-                endpoint.namespace, endpoint.name
-            ));
+        let declared = all.entry(port.target_port).or_default();
+        match declaration(world, service, port) {
+            AppProtocol::NotHttp | AppProtocol::Tls => declared.tcp = true,
+            AppProtocol::Http => declared.http = true,
+            AppProtocol::Unknown => declared.unknown = true,
         }
     }
-    declared.retain(|_, readings| *readings != Readings::One(Reading::Http));
-    declared
+    all.retain(|_, declared| *declared != Declared::NOTHING);
+    all
 }
 
 /// What a Service declares of a port that it has on a pod. istiod tells it with the Service, not with the

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use thyra_datapath_abi::{Action, Reason};
 
 use super::bits::Bits;
-use super::rule::Judged;
+use super::rule::{Judged, split};
 use super::scope::Demand;
 use super::slot::Slots;
+use crate::residual::{Answer, Conditions, Residual, Rules};
 
 /// Number of a rule in this compile: policies in deciding order, then rules.
 pub(crate) type RuleId = usize;
@@ -24,12 +25,12 @@ pub(crate) enum Outcome {
     Allow(RuleId),
     NotEnforced,
     /// A sidecar or gateway answers what L7 must.
-    OwnProxy(Because),
+    OwnProxy(Arc<Needs>),
     Exempt,
     BootstrapAllow,
     Hold,
-    NeedsL7(Because),
-    NeedsCustom(Because),
+    NeedsL7(Arc<Needs>),
+    NeedsCustom(Arc<Needs>),
     Deny(RuleId),
     NotExpressible(RuleId),
     NoMatch,
@@ -40,10 +41,91 @@ pub(crate) enum Outcome {
     Bootstrap,
 }
 
-/// Rules and fields, DENY before ALLOW, each in deciding order.
-pub(crate) type Because = Arc<[(RuleId, Arc<str>)]>;
+/// What only L7 can say.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Needs {
+    pub(crate) residual: Residual<RuleId>,
+    /// Rules and fields: CUSTOM, DENY, ALLOW, each in deciding order.
+    pub(crate) because: Vec<(RuleId, Arc<str>)>,
+}
+
+/// Where two readings of one connection end differently and no field says so.
+const PROTOCOL: &str = "protocol";
 
 impl Outcome {
+    fn asks(custom: bool, needs: Needs) -> Self {
+        if custom {
+            Self::NeedsCustom(Arc::new(needs))
+        } else {
+            Self::NeedsL7(Arc::new(needs))
+        }
+    }
+
+    fn needs(&self) -> Option<&Needs> {
+        match self {
+            Self::NeedsL7(needs) | Self::NeedsCustom(needs) => Some(needs),
+            _ => None,
+        }
+    }
+
+    fn rule(&self) -> Option<RuleId> {
+        match self {
+            Self::Allow(rule) | Self::Deny(rule) | Self::NotExpressible(rule) => Some(*rule),
+            _ => None,
+        }
+    }
+
+    /// What an HTTP request, or another stream, gets by it.
+    fn answer(&self, http: bool) -> Answer<RuleId> {
+        match self.needs() {
+            Some(needs) if http => needs.residual.http.clone(),
+            Some(needs) => needs.residual.other.clone(),
+            None => Answer::Constant(self.action(), self.reason(), self.rule()),
+        }
+    }
+
+    /// On a port that declares HTTP, where other bytes are refused.
+    pub(crate) fn declared_http(self) -> Self {
+        match self.needs() {
+            None => self,
+            Some(needs) => {
+                let residual = Residual {
+                    http: needs.residual.http.clone(),
+                    other: Answer::Constant(Action::Deny, Reason::NotHttp, None),
+                };
+                let because = needs.because.clone();
+                Self::asks(matches!(self, Self::NeedsCustom(_)), Needs { residual, because })
+            }
+        }
+    }
+
+    /// On a port that declares nothing, where the first bytes decide which reading holds.
+    pub(crate) fn undeclared(tcp: &Self, http: &Self) -> Self {
+        let because = match (tcp.needs(), http.needs()) {
+            (None, None) if tcp.ends_like(http) => return http.clone(),
+            (None, None) => {
+                let rule = tcp.rule().or_else(|| http.rule());
+                rule.map(|rule| (rule, PROTOCOL.into())).into_iter().collect()
+            }
+            (tcp, http) => {
+                let mut all = http.map_or_else(Vec::new, |needs| needs.because.clone());
+                for because in tcp.into_iter().flat_map(|needs| &needs.because) {
+                    if !all.contains(because) {
+                        all.push(because.clone());
+                    }
+                }
+                all
+            }
+        };
+        let residual = Residual {
+            http: http.answer(true),
+            other: tcp.answer(false),
+        };
+        let custom = [tcp, http]
+            .iter()
+            .any(|side| matches!(side, Self::NeedsCustom(_)));
+        Self::asks(custom, Needs { residual, because })
+    }
     pub(crate) fn action(&self) -> Action {
         match self {
             Self::NoPolicy
@@ -89,13 +171,41 @@ impl Outcome {
         self.severity() == other.severity()
     }
 
-    /// Of two Services' readings of a port the stricter one; of two alike the HTTP one.
-    pub(crate) fn stricter(tcp: Self, http: Self) -> Self {
-        if tcp.severity() > http.severity() {
-            tcp
-        } else {
-            http
+    /// Of two Services' readings of a port the stricter one; of two alike the HTTP one, which `declared` may
+    /// refuse other bytes.
+    pub(crate) fn stricter(tcp: Self, http: Self, declared_http: bool) -> Self {
+        if tcp.needs().is_none() && http.needs().is_none() {
+            return if tcp.severity() > http.severity() {
+                tcp
+            } else {
+                http
+            };
         }
+        if tcp.severity() > Severity::L7 {
+            return tcp;
+        }
+        if http.severity() > Severity::L7 {
+            return http;
+        }
+        let both = |a: Answer<RuleId>, b: Answer<RuleId>| Answer::Stricter(Arc::new(a), Arc::new(b));
+        let refused = Answer::Constant(Action::Deny, Reason::NotHttp, None);
+        let http_other = if declared_http {
+            refused
+        } else {
+            http.answer(false)
+        };
+        let residual = Residual {
+            http: both(http.answer(true), tcp.answer(true)),
+            other: both(http_other, tcp.answer(false)),
+        };
+        let asking = if http.needs().is_some() { &http } else { &tcp };
+        let because = asking
+            .needs()
+            .map_or_else(Vec::new, |needs| needs.because.clone());
+        Self::asks(
+            matches!(asking, Self::NeedsCustom(_)),
+            Needs { residual, because },
+        )
     }
 
     /// For a source whose identity isn't here yet, from the kindest and the harshest one it may have.
@@ -133,7 +243,6 @@ pub(crate) struct Docket<'a> {
     pub(crate) default_deny: bool,
     /// Sources without identity are refused: index of the demand, and the demand.
     pub(crate) strict: Option<(usize, &'a Demand)>,
-    pub(crate) own_proxy: bool,
 }
 
 /// A row under construction.
@@ -151,7 +260,7 @@ impl Row {
     }
 }
 
-/// The outcome of each column candidate.
+/// The outcome of each slot, kindest identities of awaited ones first (`settle` folds them).
 pub(crate) fn judge(
     docket: &Docket<'_>,
     slots: &Slots,
@@ -171,37 +280,40 @@ pub(crate) fn judge(
         row.settle(&plain, &Outcome::Deny(entry.id));
         row.settle(&hit.without(&plain), &Outcome::NotExpressible(entry.id));
     }
-    let mut may_deny = Bits::empty(slots.len());
-    for entry in &docket.deny {
-        may_deny.add(&entry.judged.broadly.may);
-    }
     let (allowed, may_allow) = allow(docket, slots, &mut row);
     // Only what is still open can be allowed at all: by a rule, for want of one, or by what L7 says.
-    let mut may_ask = Bits::empty(slots.len());
-    for entry in &docket.custom {
-        may_ask.add(&entry.judged.broadly.may);
-    }
-    let custom = row.open.both(&may_ask);
-    let l7 = may_deny.both(&row.open);
-    let mut asking = row.open.both(&may_allow);
-    asking.add(&l7);
+    let may = |entries: &[Entry<'_>]| {
+        let mut may = Bits::empty(slots.len());
+        for entry in entries {
+            may.add(&entry.judged.broadly.may);
+        }
+        may.both(&row.open)
+    };
+    let custom = may(&docket.custom);
+    let mut asking = may(&docket.deny);
     asking.add(&custom);
-    for (part, because) in parts(docket, &asking, &custom, &may_allow, custom_field) {
-        let of_custom = part.both(&custom);
-        row.settle(&of_custom, &Outcome::NeedsCustom(Arc::clone(&because)));
-        row.settle(&part.without(&of_custom), &Outcome::NeedsL7(because));
+    asking.add(&row.open.both(&may_allow));
+    for (part, questions) in questions(docket, &asking, &custom, &may_allow, custom_field) {
+        let needs = needs(docket.default_deny, &questions);
+        row.settle(&part, &Outcome::asks(!part.both(&custom).is_empty(), needs));
     }
     for slot in row.open.clone().iter() {
         row.outcomes[slot] = allowed[slot].clone();
     }
-    if docket.own_proxy {
-        for outcome in &mut row.outcomes {
-            if let Outcome::NeedsL7(because) | Outcome::NeedsCustom(because) = outcome {
-                *outcome = Outcome::OwnProxy(Arc::clone(because));
+    row.outcomes
+}
+
+/// The outcome of each column candidate: a pod's own proxy answers what L7 must; of an awaited source's two
+/// outcomes one is left.
+pub(crate) fn settle(mut outcomes: Vec<Outcome>, own_proxy: bool, slots: &Slots) -> Vec<Outcome> {
+    if own_proxy {
+        for outcome in &mut outcomes {
+            if let Outcome::NeedsL7(needs) | Outcome::NeedsCustom(needs) = outcome {
+                *outcome = Outcome::OwnProxy(Arc::clone(needs));
             }
         }
     }
-    fold_pending(row.outcomes, slots)
+    fold_pending(outcomes, slots)
 }
 
 fn strict_outcome(demand: usize, said: &Demand) -> Outcome {
@@ -241,61 +353,131 @@ fn allow(docket: &Docket<'_>, slots: &Slots, row: &mut Row) -> (Vec<Outcome>, Bi
     (allowed, may_allow)
 }
 
-/// Slots and what they ask for so far.
-type Part = (Bits, Vec<(RuleId, Arc<str>)>);
+/// A rule that has something to say where L7 is asked.
+#[derive(Clone)]
+struct Question {
+    list: List,
+    rule: RuleId,
+    conditions: Arc<Conditions>,
+    /// The fields that make the verdict depend on L7; empty where the rule only comes after that.
+    names: Arc<[Arc<str>]>,
+}
 
-/// Parts the asking slots by what they ask for.
-fn parts(
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum List {
+    Custom,
+    Deny,
+    Allow,
+}
+
+impl Question {
+    fn new(
+        list: List,
+        rule: RuleId,
+        (conditions, names): (&Arc<Conditions>, &Arc<[Arc<str>]>),
+        slots: Bits,
+    ) -> (Bits, Self) {
+        let question = Self {
+            list,
+            rule,
+            conditions: Arc::clone(conditions),
+            names: Arc::clone(names),
+        };
+        (slots, question)
+    }
+}
+
+/// Parts the asking slots by the rules that have something to say there.
+fn questions(
     docket: &Docket<'_>,
     asking: &Bits,
     custom: &Bits,
     may_allow: &Bits,
     custom_field: &dyn Fn(RuleId) -> Arc<str>,
-) -> Vec<(Bits, Because)> {
+) -> Vec<(Bits, Vec<Question>)> {
     if asking.is_empty() {
         return Vec::new();
     }
-    let mut asked: Vec<(Bits, (RuleId, Arc<str>))> = Vec::new();
+    let always = Arc::default();
+    let mut asked = Vec::new();
     for entry in &docket.custom {
-        let slots = entry.judged.broadly.may.both(custom);
-        asked.push((slots, (entry.id, custom_field(entry.id))));
+        let names: Arc<[Arc<str>]> = Arc::new([custom_field(entry.id)]);
+        let sure = entry.judged.broadly.sure.both(custom);
+        asked.push(Question::new(List::Custom, entry.id, (&always, &names), sure));
+        for ask in &entry.judged.asks {
+            let slots = ask.slots.both(custom);
+            asked.push(Question::new(
+                List::Custom,
+                entry.id,
+                (&ask.conditions, &names),
+                slots,
+            ));
+        }
     }
     for entry in &docket.deny {
-        for (slots, field) in &entry.judged.asks {
-            asked.push((slots.both(asking), (entry.id, Arc::clone(field))));
+        for ask in &entry.judged.asks {
+            let what = (&ask.conditions, &ask.names);
+            asked.push(Question::new(List::Deny, entry.id, what, ask.slots.both(asking)));
         }
     }
-    for entry in &docket.allow {
-        for (slots, field) in &entry.judged.asks {
-            asked.push((slots.both(may_allow), (entry.id, Arc::clone(field))));
-        }
-    }
-    let mut parts: Vec<Part> = vec![(asking.clone(), Vec::new())];
-    for (slots, because) in asked.iter().filter(|(slots, _)| !slots.is_empty()) {
-        let mut next = Vec::with_capacity(parts.len() + 1);
-        for (part, mut named) in parts {
-            let (inside, outside) = (part.both(slots), part.without(slots));
-            if !outside.is_empty() {
-                next.push((outside, named.clone()));
-            }
-            if !inside.is_empty() {
-                named.push(because.clone());
-                next.push((inside, named));
-            }
-        }
-        parts = next;
-    }
-    parts
+    asked.extend(allowing(docket, asking, may_allow));
+    let whole = vec![(asking.clone(), Vec::new())];
+    asked
         .into_iter()
-        .map(|(slots, named)| {
-            let mut seen = BTreeSet::new();
-            let unique: Vec<_> = named
-                .into_iter()
-                .filter(|because| seen.insert(because.clone()))
-                .collect();
-            (slots, unique.into())
-        })
-        .collect()
+        .fold(whole, |parts, (slots, question)| split(parts, &slots, question))
+}
+
+/// What the ALLOW rules ask, up to the first one that holds for sure.
+fn allowing(docket: &Docket<'_>, asking: &Bits, may_allow: &Bits) -> Vec<(Bits, Question)> {
+    let always = Arc::default();
+    let unnamed: Arc<[Arc<str>]> = Arc::new([]);
+    let mut asked = Vec::new();
+    // Slots that no earlier rule allows for sure.
+    let mut open = asking.clone();
+    for entry in &docket.allow {
+        for ask in &entry.judged.asks {
+            let (named, other) = (ask.slots.both(may_allow), ask.slots.without(may_allow));
+            let what = (&ask.conditions, &ask.names);
+            asked.push(Question::new(List::Allow, entry.id, what, named.both(asking)));
+            let what = (&ask.conditions, &unnamed);
+            asked.push(Question::new(List::Allow, entry.id, what, other.both(&open)));
+        }
+        let sure = entry.judged.strictly.sure.both(&open);
+        open.remove(&sure);
+        asked.push(Question::new(List::Allow, entry.id, (&always, &unnamed), sure));
+    }
+    asked
+}
+
+fn needs(default_deny: bool, questions: &[Question]) -> Needs {
+    let list = |list: List| {
+        let mut rules: Vec<(RuleId, Arc<Conditions>)> = Vec::new();
+        for question in questions.iter().filter(|question| question.list == list) {
+            // A later rule that comes down to the same never decides.
+            if rules.iter().all(|(_, known)| *known != question.conditions) {
+                rules.push((question.rule, Arc::clone(&question.conditions)));
+            }
+        }
+        rules
+    };
+    let rules = Arc::new(Rules {
+        custom: list(List::Custom),
+        deny: list(List::Deny),
+        allow: list(List::Allow),
+        default_deny,
+    });
+    let mut seen = BTreeSet::new();
+    let named = questions.iter().flat_map(|question| {
+        let names = question.names.iter();
+        names.map(|name| (question.rule, Arc::clone(name)))
+    });
+    Needs {
+        residual: Residual {
+            http: Answer::Rules(Arc::clone(&rules)),
+            other: Answer::Rules(rules),
+        },
+        because: named.filter(|because| seen.insert(because.clone())).collect(),
+    }
 }
 
 fn fold_pending(mut outcomes: Vec<Outcome>, slots: &Slots) -> Vec<Outcome> {

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use super::bits::Bits;
 use super::block::Blocks;
-use super::prepared::{Names, Prepared, PreparedCondition, PreparedOperation, PreparedSource, names};
+use super::prepared::{Prepared, PreparedCondition, PreparedOperation, PreparedSource, test};
 use super::slot::{Side, Slots};
 use crate::policy::Field;
+use crate::residual::{Conditions, Test};
 
 /// How the stream is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,9 +39,11 @@ pub(crate) struct Read<'a> {
     reading: Reading,
     /// An ALLOW with an HTTP field where the stream is not HTTP.
     never: bool,
+    /// It reads differently where the stream is HTTP.
+    by_reading: bool,
     /// The `when` conditions about the source.
     when: Bits,
-    when_fields: Names,
+    when_tests: Vec<Test>,
     sources: Vec<ReadSource>,
     strictly: Reach,
     broadly: Reach,
@@ -49,7 +52,7 @@ pub(crate) struct Read<'a> {
 #[derive(Debug)]
 struct ReadSource {
     holds: Bits,
-    fields: Names,
+    tests: Vec<Test>,
     unknown: bool,
 }
 
@@ -81,8 +84,17 @@ pub(crate) struct Judged {
     pub(crate) strictly: Reach,
     /// Unknown terms hold.
     pub(crate) broadly: Reach,
-    /// Why `may` isn't `sure`: slots with the fields that L7 must answer. Seen as the rule's side decides.
-    pub(crate) asks: Vec<(Bits, Arc<str>)>,
+    /// Why `may` isn't `sure`, as the rule's side sees unknown terms: parts that don't overlap.
+    pub(crate) asks: Vec<Asking>,
+}
+
+/// Slots where a rule comes down to the same conditions.
+#[derive(Clone, Debug)]
+pub(crate) struct Asking {
+    pub(crate) slots: Bits,
+    pub(crate) conditions: Arc<Conditions>,
+    /// The fields, as the policy names them, in its order.
+    pub(crate) names: Arc<[Arc<str>]>,
 }
 
 impl<'a> Read<'a> {
@@ -94,22 +106,26 @@ impl<'a> Read<'a> {
         blocks: &Blocks,
     ) -> Self {
         let mut when = Bits::full(slots.len());
-        let mut when_fields: Names = Vec::new();
+        let mut when_tests = Vec::new();
         let mut http = rule.from.iter().any(|source| !source.http.is_empty())
-            || rule.to.iter().any(|operation| !operation.http.is_empty());
+            || rule.to.iter().any(|operation| operation.is_http);
+        let mut remote = rule.from.iter().any(|source| !source.remote_ip.is_empty());
         for condition in &rule.when {
             match condition {
                 PreparedCondition::Identity(test) => when.keep(&slots.holds(*test, side)),
                 PreparedCondition::Ip(field) => when.keep(&slots.held(blocks, field)),
-                PreparedCondition::RemoteIp(field) if reading == Reading::Tcp => {
-                    when.keep(&slots.held(blocks, field));
+                PreparedCondition::RemoteIp(field) => {
+                    remote = true;
+                    match reading {
+                        Reading::Tcp => when.keep(&slots.held(blocks, field)),
+                        Reading::Http => when_tests.extend(test(field, Test::RemoteIp)),
+                    }
                 }
-                PreparedCondition::RemoteIp(_) => when_fields.push("remote.ip".into()),
-                PreparedCondition::Sni => when_fields.push("connection.sni".into()),
-                PreparedCondition::Http(key) => {
+                PreparedCondition::Sni(test) => when_tests.push(test.clone()),
+                PreparedCondition::Http(test) => {
                     http = true;
                     if reading == Reading::Http {
-                        when_fields.push(Arc::clone(key));
+                        when_tests.push(test.clone());
                     }
                 }
                 PreparedCondition::DestinationIp(_) | PreparedCondition::DestinationPort(_) => {}
@@ -124,12 +140,18 @@ impl<'a> Read<'a> {
             strictly: reach(&sources, false, slots),
             broadly: reach(&sources, true, slots),
             never: http && reading == Reading::Tcp && side == Side::Allow,
+            by_reading: http || remote,
             rule,
             reading,
             when,
-            when_fields,
+            when_tests,
             sources,
         }
+    }
+
+    /// Whether the rule reads differently where the stream is HTTP.
+    pub(crate) fn depends_on_reading(&self) -> bool {
+        self.by_reading
     }
 
     /// At `port` (`None`: any that no one names) of `destination`.
@@ -152,7 +174,7 @@ impl<'a> Read<'a> {
             broadly: self.reach_at(true, port, destination, slots),
             asks: Vec::new(),
         };
-        self.ask(side, port, &mut judged);
+        judged.asks = self.asks(side, port, &judged);
         judged
     }
 
@@ -166,7 +188,7 @@ impl<'a> Read<'a> {
         let gate = self.gate(unknown, port, destination);
         let from = if unknown { &self.broadly } else { &self.strictly };
         Reach {
-            sure: if gate == Level::Yes && self.when_fields.is_empty() {
+            sure: if gate == Level::Yes && self.when_tests.is_empty() {
                 from.sure.both(&self.when)
             } else {
                 Bits::empty(slots.len())
@@ -203,17 +225,19 @@ impl<'a> Read<'a> {
     }
 
     fn operation(&self, operation: &PreparedOperation, unknown: bool, port: Option<u16>) -> Level {
-        if !held(&operation.ports, |value| Some(*value) == port) || (operation.unknown && !unknown) {
+        let http = self.reading == Reading::Http;
+        let here = held(&operation.ports, |value| Some(*value) == port);
+        if !here || (operation.unknown && !unknown) || (http && operation.never_http) {
             Level::No
-        } else if self.reading == Reading::Http && !operation.http.is_empty() {
+        } else if http && !operation.http.is_empty() {
             Level::L7
         } else {
             Level::Yes
         }
     }
 
-    /// Notes the fields that keep slots from being sure, as the rule's side sees unknown terms.
-    fn ask(&self, side: Side, port: Option<u16>, judged: &mut Judged) {
+    /// What keeps slots from being sure.
+    fn asks(&self, side: Side, port: Option<u16>, judged: &Judged) -> Vec<Asking> {
         let unknown = side == Side::Deny;
         let (reach, from) = if unknown {
             (&judged.broadly, &self.broadly)
@@ -222,36 +246,59 @@ impl<'a> Read<'a> {
         };
         let open = reach.may.without(&reach.sure);
         if open.is_empty() {
-            return;
+            return Vec::new();
         }
-        let mut asks: Vec<(Bits, Arc<str>)> = Vec::new();
-        for source in &self.sources {
-            if source.unknown && !unknown {
-                continue;
-            }
+        let operations: Vec<&[Test]> = if self.to(unknown, port) == Level::L7 {
+            let all = self.rule.to.iter();
+            let asking = all.filter(|operation| self.operation(operation, unknown, port) == Level::L7);
+            asking.map(|operation| operation.http.as_slice()).collect()
+        } else {
+            Vec::new()
+        };
+        let mut parts: Vec<(Bits, Vec<&[Test]>)> = vec![(open.clone(), Vec::new())];
+        for source in self.sources.iter().filter(|source| unknown || !source.unknown) {
+            // Where some source holds for sure, the others don't matter.
             let here = source.holds.both(&open).without(&from.sure);
-            asks.extend(source.fields.iter().map(|name| (here.clone(), Arc::clone(name))));
+            parts = split(parts, &here, source.tests.as_slice());
         }
-        if self.to(unknown, port) == Level::L7 {
-            let asking = self
-                .rule
-                .to
-                .iter()
-                .filter(|operation| self.operation(operation, unknown, port) == Level::L7);
-            asks.extend(
-                asking
-                    .flat_map(|operation| &operation.http)
-                    .map(|name| (open.clone(), Arc::clone(name))),
-            );
-        }
-        asks.extend(
-            self.when_fields
-                .iter()
-                .map(|name| (open.clone(), Arc::clone(name))),
-        );
-        asks.retain(|(bits, _)| !bits.is_empty());
-        judged.asks = asks;
+        let asking = |(slots, sources): (Bits, Vec<&[Test]>)| self.asking(slots, &sources, &operations);
+        parts.into_iter().map(asking).collect()
     }
+
+    fn asking(&self, slots: Bits, sources: &[&[Test]], operations: &[&[Test]]) -> Asking {
+        let tests = sources
+            .iter()
+            .chain(operations)
+            .copied()
+            .flatten()
+            .chain(&self.when_tests);
+        let owned = |list: &[&[Test]]| list.iter().map(|tests| tests.to_vec()).collect();
+        let when = self.when_tests.clone();
+        Asking {
+            slots,
+            names: tests.flat_map(Test::names).collect(),
+            conditions: Arc::new(Conditions::canonical(owned(sources), owned(operations), when)),
+        }
+    }
+}
+
+/// Parts, divided by whether they are `inside`; what lies inside notes `mark`.
+pub(crate) fn split<T: Clone>(parts: Vec<(Bits, Vec<T>)>, inside: &Bits, mark: T) -> Vec<(Bits, Vec<T>)> {
+    if inside.is_empty() {
+        return parts;
+    }
+    let mut next = Vec::with_capacity(parts.len() + 1);
+    for (part, mut marks) in parts {
+        let (within, without) = (part.both(inside), part.without(inside));
+        if !without.is_empty() {
+            next.push((without, marks.clone()));
+        }
+        if !within.is_empty() {
+            marks.push(mark.clone());
+            next.push((within, marks));
+        }
+    }
+    next
 }
 
 impl ReadSource {
@@ -263,20 +310,20 @@ impl ReadSource {
         if !source.ip.is_empty() {
             holds.keep(&slots.held(blocks, &source.ip));
         }
-        let mut fields: Names = Vec::new();
+        let mut tests = Vec::new();
         match reading {
             Reading::Tcp if !source.remote_ip.is_empty() => {
                 holds.keep(&slots.held(blocks, &source.remote_ip))
             }
             Reading::Tcp => {}
             Reading::Http => {
-                fields = names(&source.remote_ip, "remoteIpBlocks", "notRemoteIpBlocks");
-                fields.extend(source.http.iter().cloned());
+                tests.extend(test(&source.remote_ip, Test::RemoteBlock));
+                tests.extend(source.http.iter().cloned());
             }
         }
         Self {
             holds,
-            fields,
+            tests,
             unknown: source.unknown,
         }
     }
@@ -290,7 +337,7 @@ fn reach(sources: &[ReadSource], unknown: bool, slots: &Slots) -> Reach {
     let mut reach = Reach::constant(slots, false);
     for source in sources.iter().filter(|source| unknown || !source.unknown) {
         reach.may.add(&source.holds);
-        if source.fields.is_empty() {
+        if source.tests.is_empty() {
             reach.sure.add(&source.holds);
         }
     }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use super::block::Blocks;
 use super::prepared::PreparedPolicy;
-use super::protocol::{Protocols, Readings};
-use super::row::{Docket, Entry, Outcome, RuleId, judge};
+use super::protocol::{Declared, Protocols};
+use super::row::{Docket, Entry, Outcome, RuleId, judge, settle};
 use super::rule::{Judged, Read, Reading};
 use super::scope::{Demand, Strict};
 use super::slot::{Side, Slots};
@@ -70,7 +70,6 @@ struct RowKey {
     judged: Vec<(RuleId, usize)>,
     default_deny: bool,
     strict: Option<usize>,
-    own_proxy: bool,
 }
 
 /// Where a row is for.
@@ -152,11 +151,8 @@ impl<'a> Sets<'a> {
                 port,
                 destination: *destination,
             };
-            let readings = port
-                .and_then(|port| protocols.get(&port))
-                .copied()
-                .unwrap_or(Readings::One(Reading::Http));
-            Rc::new(self.decide(&spot, readings))
+            let declared = port.and_then(|port| protocols.get(&port)).copied();
+            Rc::new(self.decide(&spot, declared.unwrap_or(Declared::NOTHING)))
         };
         Set {
             other: row(None),
@@ -175,8 +171,8 @@ impl<'a> Sets<'a> {
         }
     }
 
-    fn decide(&mut self, spot: &Spot<'_>, readings: Readings) -> Vec<Decided> {
-        let real = self.outcomes(spot, readings, false);
+    fn decide(&mut self, spot: &Spot<'_>, declared: Declared) -> Vec<Decided> {
+        let real = self.outcomes(spot, declared, false);
         let dry = spot
             .policies
             .iter()
@@ -184,7 +180,7 @@ impl<'a> Sets<'a> {
         if !dry {
             return real.into_iter().map(|outcome| (outcome, None)).collect();
         }
-        let tried = self.outcomes(spot, readings, true);
+        let tried = self.outcomes(spot, declared, true);
         real.into_iter()
             .zip(tried)
             .map(|(real, tried)| {
@@ -194,16 +190,28 @@ impl<'a> Sets<'a> {
             .collect()
     }
 
-    fn outcomes(&mut self, spot: &Spot<'_>, readings: Readings, dry: bool) -> Vec<Outcome> {
-        match readings {
-            Readings::One(reading) => self.row(spot, reading, dry).to_vec(),
-            Readings::Disagree => {
-                let tcp = self.row(spot, Reading::Tcp, dry);
-                let http = self.row(spot, Reading::Http, dry);
-                let both = tcp.iter().cloned().zip(http.iter().cloned());
-                both.map(|(tcp, http)| Outcome::stricter(tcp, http)).collect()
-            }
+    fn outcomes(&mut self, spot: &Spot<'_>, declared: Declared, dry: bool) -> Vec<Outcome> {
+        let settle = |outcomes| settle(outcomes, spot.own_proxy, self.slots);
+        let tcp = self.row(spot, Reading::Tcp, dry);
+        if !declared.http && !declared.unknown {
+            return settle(tcp.to_vec());
         }
+        let http = self.row(spot, Reading::Http, dry);
+        let bytes_decide = if declared.http {
+            http.iter().cloned().map(Outcome::declared_http).collect()
+        } else if Rc::ptr_eq(&tcp, &http) {
+            http.to_vec()
+        } else {
+            let both = tcp.iter().zip(http.iter());
+            both.map(|(tcp, http)| Outcome::undeclared(tcp, http)).collect()
+        };
+        let bytes_decide = settle(bytes_decide);
+        if !declared.tcp {
+            return bytes_decide;
+        }
+        let both = settle(tcp.to_vec()).into_iter().zip(bytes_decide);
+        both.map(|(tcp, http)| Outcome::stricter(tcp, http, declared.http))
+            .collect()
     }
 
     fn row(&mut self, spot: &Spot<'_>, reading: Reading, dry: bool) -> Rc<Vec<Outcome>> {
@@ -227,7 +235,6 @@ impl<'a> Sets<'a> {
             judged,
             default_deny,
             strict: spot.strict,
-            own_proxy: spot.own_proxy,
         };
         if let Some(known) = self.rows.get(&key) {
             return Rc::clone(known);
@@ -242,8 +249,9 @@ impl<'a> Sets<'a> {
         let next = self.judged.len();
         let [tcp, http] = &mut self.rules[id];
         let rule = match reading {
-            Reading::Tcp => tcp,
-            Reading::Http => http,
+            // A rule without HTTP fields reads alike both ways.
+            Reading::Tcp if tcp.read.depends_on_reading() => tcp,
+            Reading::Tcp | Reading::Http => http,
         };
         let port = spot.port.filter(|port| rule.ports.contains(port));
         let destination = spot.destination.filter(|_| rule.asks_destination);
@@ -258,7 +266,6 @@ impl<'a> Sets<'a> {
         let mut docket = Docket {
             default_deny: key.default_deny,
             strict: spot.strict.map(|at| (at, &self.demands[at])),
-            own_proxy: spot.own_proxy,
             ..Docket::default()
         };
         for (id, judged) in &key.judged {

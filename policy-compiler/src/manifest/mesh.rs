@@ -149,6 +149,7 @@ fn settings(document: &Node, mesh: &mut Mesh, reader: &mut Reader<'_>) {
                     .collect();
             }
             "extensionProviders" => providers(node, mesh, reader),
+            "pathNormalization" => normalization(node, mesh, reader),
             _ => {}
         }
     }
@@ -158,6 +159,16 @@ fn set_text(node: &Node, name: &str, into: &mut String, reader: &mut Reader<'_>)
     shape::check(shape::Shape::Text, node, name, reader);
     if let Some(text) = node.text().filter(|text| !text.is_empty()) {
         text.clone_into(into);
+    }
+}
+
+fn normalization(node: &Node, mesh: &mut Mesh, reader: &mut Reader<'_>) {
+    let Some(text) = node.text_of("normalization") else {
+        return;
+    };
+    match crate::parse::path_normalization(text) {
+        Ok(how) => mesh.path_normalization = how,
+        Err(error) => reader.error(node.at, format!("`pathNormalization.normalization`: {error}")),
     }
 }
 

@@ -4,7 +4,6 @@
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 
-use super::rule::Reading;
 use crate::policy::{AuthorizationPolicy, Labels, MtlsMode, PeerAuthentication};
 use crate::world::{AppProtocol, Endpoint, Workload, WorkloadKind, World};
 
@@ -147,10 +146,20 @@ fn oldest(world: &World, on_level: impl Fn(&PeerAuthentication) -> bool) -> Opti
     level.first().copied()
 }
 
-/// The readings that the Services in front of the pod give the port; HTTP first.
-pub(super) fn readings(world: &World, endpoint: &Endpoint, port: u16) -> Vec<Reading> {
-    let mut http = false;
-    let mut tcp = false;
+/// How a port is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// The first bytes decide.
+    Undeclared,
+    /// HTTP, and nothing else.
+    Http,
+    /// Never HTTP.
+    Tcp,
+}
+
+/// What the Services in front of the pod make of the port, HTTP first; two where they disagree.
+pub(super) fn protocols(world: &World, endpoint: &Endpoint, port: u16) -> Vec<Protocol> {
+    let (mut http, mut tcp, mut unknown) = (false, false, false);
     if let Some(workload) = workload(world, endpoint) {
         for (service, pod_ports) in &workload.services {
             for pod_port in pod_ports {
@@ -168,14 +177,20 @@ pub(super) fn readings(world: &World, endpoint: &Endpoint, port: u16) -> Vec<Rea
                 }
                 match protocol {
                     AppProtocol::Tls | AppProtocol::NotHttp => tcp = true,
-                    AppProtocol::Http | AppProtocol::Unknown => http = true,
+                    AppProtocol::Http => http = true,
+                    AppProtocol::Unknown => unknown = true,
                 }
             }
         }
     }
-    match (http, tcp) {
-        (_, false) => vec![Reading::Http],
-        (false, true) => vec![Reading::Tcp],
-        (true, true) => vec![Reading::Http, Reading::Tcp],
+    let mut all = Vec::new();
+    if http {
+        all.push(Protocol::Http);
+    } else if unknown || !tcp {
+        all.push(Protocol::Undeclared);
     }
+    if tcp {
+        all.push(Protocol::Tcp);
+    }
+    all
 }

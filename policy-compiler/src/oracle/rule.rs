@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::request;
 use super::source::Who;
 use crate::policy::{
     Condition, Field, Operation, PolicyAction, Rule, ServiceAccountRef, Source, StringMatch,
 };
+use crate::traffic::{Request, Traffic};
 use crate::world::{Mesh, Workload};
 
 /// How the stream is read.
@@ -27,6 +29,14 @@ pub(super) struct Facts<'a> {
     pub(super) port: u16,
     pub(super) mesh: &'a Mesh,
     pub(super) reading: Reading,
+    /// The first bytes, where they are known.
+    pub(super) traffic: Option<&'a Traffic>,
+}
+
+impl Facts<'_> {
+    fn request(&self) -> Option<&Request> {
+        self.traffic.and_then(|traffic| traffic.http.as_ref())
+    }
 }
 
 /// Whether something matches.
@@ -163,10 +173,14 @@ fn source_matches(source: &Source, action: PolicyAction, facts: &Facts<'_>, unkn
         address("from.ipBlocks", ip_blocks, facts.source),
         match facts.reading {
             Reading::Tcp => address("from.remoteIpBlocks", remote_ip_blocks, facts.source),
-            Reading::Http => http(remote_ip_blocks, "remoteIpBlocks", "notRemoteIpBlocks"),
+            Reading::Http => match facts.request() {
+                Some(request) => request::remote("from.remoteIpBlocks", remote_ip_blocks, request, facts),
+                None => asks(remote_ip_blocks, "remoteIpBlocks", "notRemoteIpBlocks"),
+            },
         },
-        only_http(facts, || {
-            http(request_principals, "requestPrincipals", "notRequestPrincipals")
+        only_http(facts, || match facts.request() {
+            Some(request) => request::request_principals(request_principals, request),
+            None => asks(request_principals, "requestPrincipals", "notRequestPrincipals"),
         }),
     ])
 }
@@ -182,25 +196,30 @@ fn operation_matches(operation: &Operation, facts: &Facts<'_>, unknown: bool) ->
     all(vec![
         is(terms.is_empty() || unknown, || "not expressible".to_owned()),
         field("to.ports", ports, &facts.port, |value| *value == facts.port),
-        only_http(facts, || http(hosts, "hosts", "notHosts")),
-        only_http(facts, || http(methods, "methods", "notMethods")),
-        only_http(facts, || http(paths, "paths", "notPaths")),
+        only_http(facts, || match facts.request() {
+            Some(request) => request::hosts(hosts, request),
+            None => always_there(hosts, "hosts", "notHosts", |v| *v == StringMatch::Present),
+        }),
+        only_http(facts, || match facts.request() {
+            Some(request) => request::methods(methods, request),
+            None => always_there(methods, "methods", "notMethods", |v| *v == StringMatch::Present),
+        }),
+        only_http(facts, || match facts.request() {
+            Some(request) => request::paths(paths, request, facts),
+            None => always_there(paths, "paths", "notPaths", |v| v == "*"),
+        }),
     ])
 }
 
 fn condition_matches(condition: &Condition, action: PolicyAction, facts: &Facts<'_>) -> Truth {
-    let asks = |empty: bool, name: &str| {
-        if empty {
-            Truth::Yes
-        } else {
-            Truth::Ask(vec![name.into()])
-        }
-    };
     match condition {
         Condition::SourceIp(values) => address("when source.ip", values, facts.source),
         Condition::RemoteIp(values) => match facts.reading {
             Reading::Tcp => address("when remote.ip", values, facts.source),
-            Reading::Http => asks(values.is_empty(), "remote.ip"),
+            Reading::Http => match facts.request() {
+                Some(request) => request::remote("when remote.ip", values, request, facts),
+                None => asks_by(values, "remote.ip"),
+            },
         },
         Condition::SourceNamespace(values) => {
             identity("when source.namespace", values, action, facts, |v, w| {
@@ -224,8 +243,14 @@ fn condition_matches(condition: &Condition, action: PolicyAction, facts: &Facts<
         Condition::DestinationPort(values) => {
             field("when destination.port", values, &facts.port, |v| *v == facts.port)
         }
-        Condition::Sni(values) => asks(values.is_empty(), "connection.sni"),
-        Condition::Request { key, values } => only_http(facts, || asks(values.is_empty(), key)),
+        Condition::Sni(values) => match facts.traffic {
+            Some(traffic) => request::sni(values, traffic),
+            None => asks_by(values, "connection.sni"),
+        },
+        Condition::Request { key, values } => only_http(facts, || match facts.request() {
+            Some(request) => request::key(key, values, request),
+            None => asks_by(values, key),
+        }),
     }
 }
 
@@ -237,7 +262,33 @@ fn only_http(facts: &Facts<'_>, truth: impl FnOnce() -> Truth) -> Truth {
     }
 }
 
-fn http<T>(values: &Field<T>, positive: &str, negative: &str) -> Truth {
+/// A condition that only L7 can answer, under its key.
+fn asks_by<T>(values: &Field<T>, key: &str) -> Truth {
+    if values.is_empty() {
+        Truth::Yes
+    } else {
+        Truth::Ask(vec![key.into()])
+    }
+}
+
+/// A field of what every request has: values that hold always ask nothing, not-values that do never hold.
+fn always_there<T: Clone>(
+    values: &Field<T>,
+    positive: &str,
+    negative: &str,
+    is_any: impl Fn(&T) -> bool,
+) -> Truth {
+    if values.not_values.iter().any(&is_any) {
+        return Truth::No(format!("to.{negative} excludes every request"));
+    }
+    let mut open = values.clone();
+    if open.values.iter().any(is_any) {
+        open.values.clear();
+    }
+    asks(&open, positive, negative)
+}
+
+fn asks<T>(values: &Field<T>, positive: &str, negative: &str) -> Truth {
     let mut asked: Vec<Arc<str>> = Vec::new();
     if !values.values.is_empty() {
         asked.push(positive.into());
@@ -253,7 +304,12 @@ fn http<T>(values: &Field<T>, positive: &str, negative: &str) -> Truth {
 }
 
 /// One of the values, and none of the not-values.
-fn field<T: Debug>(name: &str, field: &Field<T>, found: &dyn Debug, holds: impl Fn(&T) -> bool) -> Truth {
+pub(super) fn field<T: Debug>(
+    name: &str,
+    field: &Field<T>,
+    found: &dyn Debug,
+    holds: impl Fn(&T) -> bool,
+) -> Truth {
     if !field.values.is_empty() && !field.values.iter().any(&holds) {
         return Truth::No(format!("{name} wants {:?}, is {found:?}", field.values));
     }
@@ -263,7 +319,7 @@ fn field<T: Debug>(name: &str, field: &Field<T>, found: &dyn Debug, holds: impl 
     }
 }
 
-fn address(name: &str, blocks: &Field<IpNet>, address: IpAddr) -> Truth {
+pub(super) fn address(name: &str, blocks: &Field<IpNet>, address: IpAddr) -> Truth {
     field(name, blocks, &address, |block| match (block, address) {
         (IpNet::V4(block), IpAddr::V4(address)) => block.contains(&address),
         (IpNet::V6(block), IpAddr::V6(address)) => block.contains(&address),

@@ -3,6 +3,7 @@
 
 mod edit;
 mod entropy;
+mod requests;
 mod world;
 
 use std::cell::RefCell;
@@ -12,7 +13,7 @@ use std::net::IpAddr;
 use entropy::Entropy;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use thyra_datapath_abi::tables::{Tables, Verdict};
+use thyra_datapath_abi::tables::{RuleRef, Tables, Verdict};
 use thyra_datapath_abi::{Action, Cell, Reason};
 use thyra_datapath_engine::BankImage;
 use thyra_datapath_engine::Tables as _;
@@ -21,7 +22,9 @@ use thyra_datapath_engine::host::HostNode;
 use thyra_datapath_engine::lookup::{cell, source4, source6};
 use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::explain::{self, Line};
-use thyra_policy_compiler::oracle::{Connection, judge};
+use thyra_policy_compiler::oracle::{Connection, judge, judge_traffic};
+use thyra_policy_compiler::residual::{self, Answer, Context, Ending};
+use thyra_policy_compiler::traffic::Traffic;
 use thyra_policy_compiler::world::World;
 
 /// Worlds, unless `THYRA_PROP_CASES` says otherwise.
@@ -70,14 +73,18 @@ fn runner(cases: u32) -> TestRunner {
 }
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(any::<u8>(), 2500..5000)
+    prop::collection::vec(any::<u8>(), 5000..10_000)
 }
 
 fn agree(world: &World, tables: &Tables, connection: &Connection) -> Result<Verdict, TestCaseError> {
     let judgement = judge(world, connection);
-    let found = lookup(tables, connection);
+    // The oracle knows no residuals; what they say is compared below.
+    let found = lookup(tables, connection).cloned().map(|verdict| Verdict {
+        residual: None,
+        ..verdict
+    });
     prop_assert_eq!(
-        found,
+        found.as_ref(),
         Some(&judgement.verdict),
         "left: tables, right: oracle\n{:?}\n{:#?}\n{:#?}",
         connection,
@@ -124,6 +131,125 @@ fn tables_say_what_the_oracle_says() {
         assert!(
             share * 20 >= total,
             "`{kind}` is under 5 % of the cases: {share} of {total}"
+        );
+    }
+}
+
+/// The last word by the tables and their residuals.
+fn last_word(
+    compiler: &Compiler,
+    world: &World,
+    tables: &Tables,
+    connection: &Connection,
+    traffic: &Traffic,
+) -> Option<Ending<RuleRef>> {
+    let verdict = lookup(tables, connection)?;
+    let Connection {
+        source,
+        destination_endpoint,
+        port,
+        ..
+    } = *connection;
+    let context = Context {
+        traffic,
+        source: source.to_canonical(),
+        paths: world.mesh.path_normalization,
+    };
+    let declares_http = compiler.declares_http(world, destination_endpoint, port);
+    residual::end(world, verdict, compiler.residuals(), declares_http, &context)
+}
+
+/// A connection; of eight the first one whose verdict needs L7.
+fn asking(entropy: &mut Entropy<'_>, world: &World, tables: &Tables) -> Connection {
+    let drawn: Vec<Connection> = (0..8).map(|_| world::connection(entropy, world)).collect();
+    let asks = |c: &&Connection| lookup(tables, c).is_some_and(|verdict| verdict.residual.is_some());
+    *drawn.iter().find(asks).unwrap_or(&drawn[0])
+}
+
+/// Whether every rule that may hold is asked. Where no byte is needed the first one that holds for sure is
+/// named; one before it may hold as well for this request.
+fn is_exact(compiler: &Compiler, cell: &Verdict, traffic: &Traffic) -> bool {
+    fn asks(answer: &Answer<RuleRef>) -> bool {
+        match answer {
+            Answer::Constant(..) => false,
+            Answer::Rules(_) => true,
+            Answer::Stricter(a, b) => asks(a) && asks(b),
+        }
+    }
+    let residual = cell
+        .residual
+        .as_ref()
+        .and_then(|address| compiler.residuals().get(address));
+    residual.is_some_and(|residual| {
+        asks(if traffic.http.is_some() {
+            &residual.http
+        } else {
+            &residual.other
+        })
+    })
+}
+
+#[test]
+fn residuals_say_what_the_oracle_says_of_every_request() {
+    let shares: RefCell<BTreeMap<String, u32>> = RefCell::default();
+    let fields: RefCell<BTreeMap<String, u32>> = RefCell::default();
+    let result = runner(worlds()).run(&bytes(), |bytes| {
+        let mut entropy = Entropy(&bytes);
+        let world = world::world(&mut entropy);
+        let mut compiler = Compiler::new();
+        let tables = compiler.compile(&world).expect("a small world fits");
+        for _ in 0..CONNECTIONS {
+            let connection = asking(&mut entropy, &world, &tables);
+            let traffic = requests::traffic(&mut entropy);
+            let mut trace = Vec::new();
+            let wanted = judge_traffic(&world, &connection, &traffic, &mut trace);
+            let found = last_word(&compiler, &world, &tables, &connection, &traffic);
+            let cell = lookup(&tables, &connection).expect("every cell has a verdict");
+            let exact = is_exact(&compiler, cell, &traffic);
+            let alike = found.as_ref().is_some_and(|found| {
+                // A residual does not tell a term that can't be expressed from one that doesn't hold.
+                let inexpressible = [wanted.reason, found.reason].contains(&Reason::NotExpressible);
+                let same_cause =
+                    found.rule == wanted.rule && (found.reason == wanted.reason || inexpressible);
+                found.action == wanted.action && (same_cause || !exact)
+            });
+            prop_assert!(
+                alike,
+                "residual: {:?}\noracle: {:?}\n{:?}\n{:?}\n{:#?}\n{:#?}\n{:#?}",
+                found,
+                wanted,
+                connection,
+                traffic,
+                trace,
+                cell,
+                world
+            );
+            let ended = format!(
+                "{:?}{}",
+                wanted.action,
+                if cell.residual.is_some() { " by L7" } else { "" }
+            );
+            *shares.borrow_mut().entry(ended).or_default() += 1;
+            for (_, field) in &cell.because {
+                *fields.borrow_mut().entry(field.to_string()).or_default() += 1;
+            }
+        }
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+    let shares = shares.into_inner();
+    let total: u32 = shares.values().sum();
+    println!(
+        "{total} connections with a first request: {shares:?}\nasked: {:#?}",
+        fields.into_inner()
+    );
+    for ended in ["Allow", "Deny", "Allow by L7", "Deny by L7", "Proxy by L7"] {
+        let share = shares.get(ended).copied().unwrap_or(0);
+        assert!(
+            share * 20 >= total,
+            "`{ended}` is under 5 % of the cases: {share} of {total}"
         );
     }
 }

@@ -16,6 +16,7 @@ use thyra_policy_compiler::world::{
 };
 
 use super::entropy::Entropy;
+use super::requests;
 
 const NAMESPACES: [&str; 5] = ["shop", "team-a", "team-b", "istio-system", "kube-system"];
 const ACCOUNTS: [&str; 3] = ["front", "cart", "default"];
@@ -73,7 +74,7 @@ fn selector(e: &mut Entropy<'_>) -> Option<Labels> {
     e.chance(40).then(|| labels(e))
 }
 
-fn field<T>(e: &mut Entropy<'_>, draw: fn(&mut Entropy<'_>) -> T) -> Field<T> {
+pub(crate) fn field<T>(e: &mut Entropy<'_>, draw: fn(&mut Entropy<'_>) -> T) -> Field<T> {
     match e.below(4) {
         0 | 1 => Field {
             values: vec![draw(e)],
@@ -137,10 +138,6 @@ fn account(e: &mut Entropy<'_>) -> ServiceAccountRef {
     }
 }
 
-fn text(e: &mut Entropy<'_>) -> StringMatch {
-    e.pick(&[StringMatch::Exact("GET".into()), StringMatch::Prefix("a".into())])
-}
-
 fn port(e: &mut Entropy<'_>) -> u16 {
     e.pick(&PORTS)
 }
@@ -161,7 +158,7 @@ fn source(e: &mut Entropy<'_>) -> Source {
         trust_domains: maybe(e, 10, trust_domain),
         ip_blocks: maybe(e, 20, block),
         remote_ip_blocks: maybe(e, 6, block),
-        request_principals: maybe(e, 8, text),
+        request_principals: maybe(e, 10, requests::value),
         unknown: unknown(e, 3),
     }
 }
@@ -169,9 +166,9 @@ fn source(e: &mut Entropy<'_>) -> Source {
 fn operation(e: &mut Entropy<'_>) -> Operation {
     Operation {
         ports: maybe(e, 60, port),
-        hosts: maybe(e, 4, text),
-        methods: maybe(e, 50, text),
-        paths: maybe(e, 10, |e| e.pick(&["/admin", "/a/*"]).to_owned()),
+        hosts: maybe(e, 8, requests::host),
+        methods: maybe(e, 50, requests::method),
+        paths: maybe(e, 25, requests::path),
         unknown: unknown(e, 3),
     }
 }
@@ -186,11 +183,8 @@ fn condition(e: &mut Entropy<'_>) -> Condition {
         5 => Condition::RemoteIp(field(e, block)),
         6 | 7 => Condition::DestinationIp(field(e, block)),
         8 => Condition::DestinationPort(field(e, port)),
-        9 => Condition::Sni(field(e, text)),
-        _ => Condition::Request {
-            key: "request.headers[x]".into(),
-            values: field(e, text),
-        },
+        9 => Condition::Sni(field(e, requests::sni)),
+        _ => requests::condition(e),
     }
 }
 
@@ -362,6 +356,7 @@ fn mesh(e: &mut Entropy<'_>) -> Mesh {
         trust_domain: e.pick(&["cluster.local", "cluster.local", "td2"]).to_owned(),
         trust_domain_aliases: e.some(2, |e| e.pick(&DOMAINS).to_owned()),
         extension_providers: ["ext".to_owned()].into(),
+        path_normalization: requests::normalization(e),
         // The second one sorts after the pods' namespaces.
         root_namespace: e.pick(&["istio-system", "istio-system", "team-b"]).to_owned(),
         ..Mesh::default()

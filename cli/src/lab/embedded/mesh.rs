@@ -4,9 +4,11 @@
 
 use anyhow::anyhow;
 use thyra_policy_compiler::manifest::{self, Body};
+use thyra_policy_compiler::traffic::PathNormalization;
 use thyra_policy_compiler::world::Mesh;
 use thyra_proto::istio::mesh::v1alpha1::MeshConfig;
-use thyra_proto::istio::mesh::v1alpha1::mesh_config::ExtensionProvider;
+use thyra_proto::istio::mesh::v1alpha1::mesh_config::proxy_path_normalization::NormalizationType;
+use thyra_proto::istio::mesh::v1alpha1::mesh_config::{ExtensionProvider, ProxyPathNormalization};
 
 use crate::lab::object::Object;
 
@@ -58,8 +60,15 @@ fn message(mesh: &Mesh) -> MeshConfig {
         trust_domain,
         trust_domain_aliases,
         extension_providers,
+        path_normalization,
         version: _,
     } = mesh;
+    let normalization = match path_normalization {
+        PathNormalization::None => NormalizationType::None,
+        PathNormalization::Base => NormalizationType::Base,
+        PathNormalization::MergeSlashes => NormalizationType::MergeSlashes,
+        PathNormalization::DecodeAndMergeSlashes => NormalizationType::DecodeAndMergeSlashes,
+    };
     MeshConfig {
         trust_domain: trust_domain.clone(),
         root_namespace: root_namespace.clone(),
@@ -71,6 +80,8 @@ fn message(mesh: &Mesh) -> MeshConfig {
                 provider: None,
             })
             .collect(),
-        path_normalization: None,
+        path_normalization: Some(ProxyPathNormalization {
+            normalization: normalization.into(),
+        }),
     }
 }

@@ -170,6 +170,7 @@ fn verdict(action: Action, reason: Reason) -> Verdict {
         reason,
         rule: None,
         because: Vec::<(_, Arc<str>)>::new(),
+        residual: None,
         would: None,
     }
 }

@@ -1,0 +1,106 @@
+//! Does a request have what a field asks for? Every value becomes a regular expression, as Istio makes one for
+//! Envoy, and is tried on every value that the attribute has.
+
+use ipnet::IpNet;
+use regex::Regex;
+
+use super::rule::{Facts, Truth, address, field};
+use crate::policy::{Field, StringMatch};
+use crate::traffic::{Request, Traffic};
+
+/// What Envoy's templates take for a letter of a segment.
+const SEGMENT: &str = "[a-zA-Z0-9\\-._~%!$&'()+,;:@=]";
+
+pub(super) fn hosts(values: &Field<StringMatch>, request: &Request) -> Truth {
+    let patterns = |value: &StringMatch| format!("(?i){}", pattern(value, ".+"));
+    let authority = std::slice::from_ref(&request.authority);
+    one("to.hosts", values, authority, patterns)
+}
+
+pub(super) fn methods(values: &Field<StringMatch>, request: &Request) -> Truth {
+    let method = std::slice::from_ref(&request.method);
+    one("to.methods", values, method, |value| pattern(value, ".+"))
+}
+
+pub(super) fn paths(values: &Field<String>, request: &Request, facts: &Facts<'_>) -> Truth {
+    let path = [request.path(facts.mesh.path_normalization)];
+    one("to.paths", values, &path, |value| path_pattern(value))
+}
+
+pub(super) fn request_principals(values: &Field<StringMatch>, request: &Request) -> Truth {
+    let principal: Vec<String> = request.principal().into_iter().collect();
+    one("from.requestPrincipals", values, &principal, |value| {
+        pattern(value, ".+")
+    })
+}
+
+pub(super) fn remote(name: &str, values: &Field<IpNet>, request: &Request, facts: &Facts<'_>) -> Truth {
+    address(name, values, request.client(facts.source))
+}
+
+pub(super) fn sni(values: &Field<StringMatch>, traffic: &Traffic) -> Truth {
+    let name: Vec<String> = traffic.sni.clone().into_iter().collect();
+    one("when connection.sni", values, &name, |value| pattern(value, ".+"))
+}
+
+/// A condition's key other than SNI.
+pub(super) fn key(key: &str, values: &Field<StringMatch>, request: &Request) -> Truth {
+    let name = format!("when {key}");
+    if let Some(header) = key.strip_prefix("request.headers[") {
+        let found = request.header(header.trim_end_matches(']'));
+        let found: Vec<String> = found.into_iter().map(|value| value.into_owned()).collect();
+        return one(&name, values, &found, |value| pattern(value, ".*"));
+    }
+    let found: Vec<String> = match key {
+        "request.auth.principal" => request.principal().into_iter().collect(),
+        "request.auth.audiences" => claim(request, "aud"),
+        "request.auth.presenter" => claim(request, "azp"),
+        _ => claim(
+            request,
+            key.trim_start_matches("request.auth.claims[")
+                .trim_end_matches(']'),
+        ),
+    };
+    one(&name, values, &found, |value| pattern(value, ".+"))
+}
+
+/// `a][b` is claim `b` inside claim `a`.
+fn claim(request: &Request, path: &str) -> Vec<String> {
+    let path: Vec<&str> = path.split("][").collect();
+    request.claim(&path).into_iter().map(str::to_owned).collect()
+}
+
+fn one<T: std::fmt::Debug>(
+    name: &str,
+    values: &Field<T>,
+    found: &[String],
+    pattern: impl Fn(&T) -> String,
+) -> Truth {
+    field(name, values, &found, |value| {
+        let regex = Regex::new(&format!("(?s)^(?:{})$", pattern(value))).expect("its parts are quoted");
+        found.iter().any(|found| regex.is_match(found))
+    })
+}
+
+fn pattern(value: &StringMatch, present: &str) -> String {
+    match value {
+        StringMatch::Exact(text) | StringMatch::Glob(text) => regex::escape(text),
+        StringMatch::Prefix(text) => format!("{}.*", regex::escape(text)),
+        StringMatch::Suffix(text) => format!(".*{}", regex::escape(text)),
+        StringMatch::Present => present.to_owned(),
+    }
+}
+
+fn path_pattern(value: &str) -> String {
+    if value.contains("{*}") || value.contains("{**}") {
+        let quoted = regex::escape(value);
+        let many = quoted.replace(&regex::escape("{**}"), &format!("(?:{SEGMENT}|/)*"));
+        return many.replace(&regex::escape("{*}"), &format!("{SEGMENT}+"));
+    }
+    match (value.strip_prefix('*'), value.strip_suffix('*')) {
+        (Some(""), _) => ".+".to_owned(),
+        (Some(end), _) => format!(".*{}", regex::escape(end)),
+        (None, Some(start)) => format!("{}.*", regex::escape(start)),
+        (None, None) => regex::escape(value),
+    }
+}

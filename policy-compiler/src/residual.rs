@@ -1,0 +1,322 @@
+//! What is left of a verdict once the kernel has done its part: conditions on the request, for one destination,
+//! port and kind of source.
+//!
+//! Invariant: a residual is canonical: equal questions have equal text and so one address, whatever rules, orders
+//! and repetitions they came from. It is never constant; a constant one is a verdict of the kernel.
+
+mod matching;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+use thyra_datapath_abi::tables::{RuleRef, Verdict};
+use thyra_datapath_abi::{Action, Reason};
+
+use crate::compile::Residuals;
+use crate::policy::{Field, PolicyAction, StringMatch};
+use crate::traffic::{PathNormalization, Traffic};
+use crate::world::World;
+
+/// A question to a request or a TLS ClientHello.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Test {
+    /// `:authority`, case-insensitive.
+    Host(Field<StringMatch>),
+    /// `:method`.
+    Method(Field<StringMatch>),
+    /// The path without its query, normalised; templates as written.
+    Path(Field<String>),
+    /// `<iss>/<sub>`.
+    RequestPrincipal(Field<StringMatch>),
+    /// The client by X-Forwarded-For, from `remoteIpBlocks`.
+    RemoteBlock(Field<IpNet>),
+    /// The same, from a condition on `remote.ip`.
+    RemoteIp(Field<IpNet>),
+    /// Server name of the ClientHello.
+    Sni(Field<StringMatch>),
+    /// `request.headers[..]`, `request.auth.*`: the key as written.
+    Key(Arc<str>, Field<StringMatch>),
+}
+
+/// What is left of a rule: one of `from`, one of `to` and all of `when`; an empty list is no constraint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Conditions {
+    /// Each: all of its tests.
+    pub from: Vec<Vec<Test>>,
+    /// Each: all of its tests.
+    pub to: Vec<Vec<Test>>,
+    /// All of them.
+    pub when: Vec<Test>,
+}
+
+/// What is left of the policies of a destination under one reading of the stream; `R` names a rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rules<R> {
+    /// Asked only where the verdict would be allow otherwise.
+    pub custom: Vec<(R, Arc<Conditions>)>,
+    /// One that holds denies.
+    pub deny: Vec<(R, Arc<Conditions>)>,
+    /// One must hold, if `default_deny`.
+    pub allow: Vec<(R, Arc<Conditions>)>,
+    /// Some ALLOW policy applies.
+    pub default_deny: bool,
+}
+
+/// What a stream gets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Answer<R> {
+    /// Whatever it says.
+    Constant(Action, Reason, Option<R>),
+    /// By what it says.
+    Rules(Arc<Rules<R>>),
+    /// The stricter of both: two Services disagree about the port.
+    Stricter(Arc<Answer<R>>, Arc<Answer<R>>),
+}
+
+/// A residual: one answer for HTTP, one for everything else.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Residual<R> {
+    /// For an HTTP request.
+    pub http: Answer<R>,
+    /// For a stream that is not HTTP.
+    pub other: Answer<R>,
+}
+
+/// The last word on a connection and its first request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending<R> {
+    /// Whether it passes; `Proxy` where an external authorizer has the last word.
+    pub action: Action,
+    /// Why.
+    pub reason: Reason,
+    /// The rule that decided; none where none did.
+    pub rule: Option<R>,
+}
+
+/// A connection's side of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The request and the ClientHello.
+    pub traffic: &'a Traffic,
+    /// The packet's source.
+    pub source: IpAddr,
+    /// The mesh's way with paths.
+    pub paths: PathNormalization,
+}
+
+impl Test {
+    /// As policies name it: `paths`, `notPaths`, `request.headers[x]`.
+    pub(crate) fn names(&self) -> Vec<Arc<str>> {
+        let both = |values: bool, not_values: bool, positive: &str, negative: &str| {
+            let mut names: Vec<Arc<str>> = Vec::new();
+            if values {
+                names.push(positive.into());
+            }
+            if not_values {
+                names.push(negative.into());
+            }
+            names
+        };
+        let of = |field: &Field<StringMatch>, positive: &str, negative: &str| {
+            both(
+                !field.values.is_empty(),
+                !field.not_values.is_empty(),
+                positive,
+                negative,
+            )
+        };
+        match self {
+            Self::Host(field) => of(field, "hosts", "notHosts"),
+            Self::Method(field) => of(field, "methods", "notMethods"),
+            Self::Path(field) => both(
+                !field.values.is_empty(),
+                !field.not_values.is_empty(),
+                "paths",
+                "notPaths",
+            ),
+            Self::RequestPrincipal(field) => of(field, "requestPrincipals", "notRequestPrincipals"),
+            Self::RemoteBlock(field) => both(
+                !field.values.is_empty(),
+                !field.not_values.is_empty(),
+                "remoteIpBlocks",
+                "notRemoteIpBlocks",
+            ),
+            Self::RemoteIp(_) => vec!["remote.ip".into()],
+            Self::Sni(_) => vec!["connection.sni".into()],
+            Self::Key(key, _) => vec![Arc::clone(key)],
+        }
+    }
+}
+
+impl Conditions {
+    /// Sorted, without repetitions, without alternatives that another one implies; an alternative without tests
+    /// makes its list no constraint.
+    pub(crate) fn canonical(from: Vec<Vec<Test>>, to: Vec<Vec<Test>>, when: Vec<Test>) -> Self {
+        Self {
+            from: alternatives(from),
+            to: alternatives(to),
+            when: when.into_iter().collect::<BTreeSet<_>>().into_iter().collect(),
+        }
+    }
+}
+
+fn alternatives(list: Vec<Vec<Test>>) -> Vec<Vec<Test>> {
+    let sets: BTreeSet<BTreeSet<Test>> = list
+        .into_iter()
+        .map(|tests| tests.into_iter().collect())
+        .collect();
+    if sets.contains(&BTreeSet::new()) {
+        return Vec::new();
+    }
+    let implied = |set: &BTreeSet<Test>| sets.iter().any(|other| other != set && other.is_subset(set));
+    let kept = sets.iter().filter(|set| !implied(set));
+    kept.map(|set| set.iter().cloned().collect()).collect()
+}
+
+impl<R: Clone> Answer<R> {
+    fn end(&self, context: &Context<'_>) -> Ending<R> {
+        match self {
+            Self::Constant(action, reason, rule) => Ending {
+                action: *action,
+                reason: *reason,
+                rule: rule.clone(),
+            },
+            Self::Rules(rules) => rules.end(context),
+            Self::Stricter(a, b) => {
+                let (a, b) = (a.end(context), b.end(context));
+                if rank(b.action) > rank(a.action) { b } else { a }
+            }
+        }
+    }
+
+    fn named<S: Clone>(&self, name: &impl Fn(&R) -> S) -> Answer<S> {
+        match self {
+            Self::Constant(action, reason, rule) => {
+                Answer::Constant(*action, *reason, rule.as_ref().map(name))
+            }
+            Self::Rules(rules) => Answer::Rules(Arc::new(rules.named(name))),
+            Self::Stricter(a, b) => Answer::Stricter(Arc::new(a.named(name)), Arc::new(b.named(name))),
+        }
+    }
+}
+
+/// Allowed, held back, for an authorizer to say, refused.
+fn rank(action: Action) -> u8 {
+    match action {
+        Action::Allow => 0,
+        Action::Hold => 1,
+        Action::Proxy => 2,
+        Action::Deny | Action::Missing => 3,
+    }
+}
+
+impl<R: Clone> Rules<R> {
+    fn end(&self, context: &Context<'_>) -> Ending<R> {
+        let first = |rules: &[(R, Arc<Conditions>)]| {
+            let held = rules
+                .iter()
+                .find(|(_, conditions)| matching::hold(conditions, context));
+            held.map(|(rule, _)| rule.clone())
+        };
+        let ending = |action, reason, rule| Ending { action, reason, rule };
+        if let Some(rule) = first(&self.deny) {
+            return ending(Action::Deny, Reason::PolicyDeny, Some(rule));
+        }
+        let allowed = first(&self.allow);
+        if self.default_deny && allowed.is_none() {
+            return ending(Action::Deny, Reason::Policy, None);
+        }
+        if let Some(rule) = first(&self.custom) {
+            return ending(Action::Proxy, Reason::NeedsCustom, Some(rule));
+        }
+        let reason = if self.default_deny {
+            Reason::PolicyAllow
+        } else {
+            Reason::NoPolicy
+        };
+        ending(Action::Allow, reason, allowed)
+    }
+
+    fn named<S>(&self, name: &impl Fn(&R) -> S) -> Rules<S> {
+        let all = |rules: &[(R, Arc<Conditions>)]| {
+            let named = rules
+                .iter()
+                .map(|(rule, conditions)| (name(rule), Arc::clone(conditions)));
+            named.collect()
+        };
+        Rules {
+            custom: all(&self.custom),
+            deny: all(&self.deny),
+            allow: all(&self.allow),
+            default_deny: self.default_deny,
+        }
+    }
+}
+
+impl<R: Clone> Residual<R> {
+    /// The last word on a connection whose first bytes are known.
+    #[must_use]
+    pub fn end(&self, context: &Context<'_>) -> Ending<R> {
+        if context.traffic.http.is_some() {
+            self.http.end(context)
+        } else {
+            self.other.end(context)
+        }
+    }
+
+    pub(crate) fn named<S: Clone>(&self, name: &impl Fn(&R) -> S) -> Residual<S> {
+        Residual {
+            http: self.http.named(name),
+            other: self.other.named(name),
+        }
+    }
+}
+
+impl Residual<RuleRef> {
+    /// Its address: the first 128 bits of SHA-256 over its text, as hex digits. Equal residuals share it.
+    #[must_use]
+    pub fn address(&self) -> Arc<str> {
+        let digest = Sha256::digest(format!("{self:?}"));
+        let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        hex.into()
+    }
+}
+
+/// The last word where the kernel's cell is `verdict`: its own, or that of the residual that it names.
+/// `declares_http`: a Service says that the port is HTTP, so other bytes are refused. None when the residual that
+/// the verdict names is not there.
+#[must_use]
+pub fn end(
+    world: &World,
+    verdict: &Verdict,
+    residuals: &Residuals,
+    declares_http: bool,
+    context: &Context<'_>,
+) -> Option<Ending<RuleRef>> {
+    let judged = matches!(verdict.reason, Reason::PolicyAllow | Reason::NoPolicy);
+    let ending = match &verdict.residual {
+        Some(address) => residuals.get(address)?.end(context),
+        None if judged && declares_http && context.traffic.http.is_none() => Ending {
+            action: Action::Deny,
+            reason: Reason::NotHttp,
+            rule: None,
+        },
+        None => Ending {
+            action: verdict.action,
+            reason: verdict.reason,
+            rule: verdict.rule.clone(),
+        },
+    };
+    // A rule of ALLOW that is named for want of terms that could be expressed decided nothing.
+    let unmatched = |rule: &RuleRef| {
+        let policy = world.authorization.get(&rule.policy);
+        ending.reason == Reason::NotExpressible && policy.is_some_and(|p| p.action == PolicyAction::Allow)
+    };
+    Some(Ending {
+        rule: ending.rule.clone().filter(|rule| !unmatched(rule)),
+        ..ending
+    })
+}

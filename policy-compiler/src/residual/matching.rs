@@ -1,0 +1,136 @@
+//! Whether a request meets conditions.
+//!
+//! Invariant: an attribute that the stream does not have is matched by nothing; a `not*` list then holds.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Conditions, Context, Test};
+use crate::policy::{Field, StringMatch};
+use crate::traffic::Request;
+
+/// Characters of RFC 3986's `pchar` besides letters and digits, as Envoy's path templates take them.
+const PATH_MARKS: &[u8] = b"-._~%!$&'()+,;:@=";
+
+pub(super) fn hold(conditions: &Conditions, context: &Context<'_>) -> bool {
+    let all = |tests: &[Test]| tests.iter().all(|test| holds(test, context));
+    let one = |list: &[Vec<Test>]| list.is_empty() || list.iter().any(|tests| all(tests));
+    one(&conditions.from) && one(&conditions.to) && all(&conditions.when)
+}
+
+fn holds(test: &Test, context: &Context<'_>) -> bool {
+    let request = context.traffic.http.as_ref();
+    match test {
+        Test::Host(field) => asked(field, request.map(|r| r.authority.as_str()), |wanted, has| {
+            text_ignoring_case(wanted, has)
+        }),
+        Test::Method(field) => asked(field, request.map(|r| r.method.as_str()), text),
+        Test::Path(field) => {
+            let path = request.map(|r| r.path(context.paths));
+            asked(field, path.as_deref(), |wanted, has| path_is(wanted, has))
+        }
+        Test::RequestPrincipal(field) => {
+            let principal = request.and_then(Request::principal);
+            asked(field, principal.as_deref(), text)
+        }
+        Test::RemoteBlock(field) | Test::RemoteIp(field) => {
+            let client = request.map_or(context.source, |r| r.client(context.source));
+            asked(field, Some(&client), |block: &IpNet, has: &IpAddr| {
+                block.contains(has)
+            })
+        }
+        Test::Sni(field) => asked(field, context.traffic.sni.as_deref(), text),
+        Test::Key(key, field) => {
+            request.map_or_else(|| field.values.is_empty(), |r| key_holds(key, field, r))
+        }
+    }
+}
+
+/// One of the values, none of the not-values, of an attribute that may be absent.
+fn asked<T, V: ?Sized>(field: &Field<T>, has: Option<&V>, is: impl Fn(&T, &V) -> bool) -> bool {
+    let any = |list: &[T]| has.is_some_and(|has| list.iter().any(|wanted| is(wanted, has)));
+    (field.values.is_empty() || any(&field.values)) && !any(&field.not_values)
+}
+
+/// The same of one that may have several values.
+fn asked_of_any(field: &Field<StringMatch>, has: &[&str]) -> bool {
+    let any = |list: &[StringMatch]| list.iter().any(|wanted| has.iter().any(|has| text(wanted, has)));
+    (field.values.is_empty() || any(&field.values)) && !any(&field.not_values)
+}
+
+fn key_holds(key: &str, field: &Field<StringMatch>, request: &Request) -> bool {
+    match key {
+        "request.auth.principal" => return asked(field, request.principal().as_deref(), text),
+        "request.auth.audiences" => return asked_of_any(field, &request.claim(&["aud"])),
+        "request.auth.presenter" => return asked_of_any(field, &request.claim(&["azp"])),
+        _ => {}
+    }
+    if let Some(path) = key.strip_prefix("request.auth.claims") {
+        return asked_of_any(field, &request.claim(&names(path)));
+    }
+    let name = names(key.strip_prefix("request.headers").unwrap_or(key));
+    let value = name.first().and_then(|name| request.header(name));
+    // A header that is there and empty is present.
+    let is = |wanted: &StringMatch, has: &str| *wanted == StringMatch::Present || text(wanted, has);
+    asked(field, value.as_deref(), is)
+}
+
+/// `[a][b]` as its parts.
+fn names(brackets: &str) -> Vec<&str> {
+    let inner = brackets.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    inner.map_or_else(Vec::new, |inner| inner.split("][").collect())
+}
+
+fn text(wanted: &StringMatch, has: &str) -> bool {
+    match wanted {
+        StringMatch::Exact(text) | StringMatch::Glob(text) => has == text,
+        StringMatch::Prefix(start) => has.starts_with(start.as_str()),
+        StringMatch::Suffix(end) => has.ends_with(end.as_str()),
+        StringMatch::Present => !has.is_empty(),
+    }
+}
+
+fn text_ignoring_case(wanted: &StringMatch, has: &str) -> bool {
+    let lower = |text: &String| text.to_ascii_lowercase();
+    let wanted = match wanted {
+        StringMatch::Exact(text) => StringMatch::Exact(lower(text)),
+        StringMatch::Prefix(text) => StringMatch::Prefix(lower(text)),
+        StringMatch::Suffix(text) => StringMatch::Suffix(lower(text)),
+        StringMatch::Present => StringMatch::Present,
+        StringMatch::Glob(text) => StringMatch::Glob(lower(text)),
+    };
+    text(&wanted, &has.to_ascii_lowercase())
+}
+
+fn path_is(wanted: &str, has: &str) -> bool {
+    if wanted.contains("{*}") || wanted.contains("{**}") {
+        return template(wanted, has);
+    }
+    if wanted == "*" {
+        return !has.is_empty();
+    }
+    match (wanted.strip_prefix('*'), wanted.strip_suffix('*')) {
+        (Some(end), _) => has.ends_with(end),
+        (None, Some(start)) => has.starts_with(start),
+        (None, None) => has == wanted,
+    }
+}
+
+/// `{*}` is one segment that is not empty, `{**}` any run of segments; the whole path must be used up.
+fn template(wanted: &str, has: &str) -> bool {
+    let Some(at) = wanted.find("{*") else {
+        return wanted == has;
+    };
+    let Some(has) = has.strip_prefix(&wanted[..at]) else {
+        return false;
+    };
+    let (rest, many) = match wanted[at..].strip_prefix("{**}") {
+        Some(rest) => (rest, true),
+        None => (wanted[at..].strip_prefix("{*}").unwrap_or_default(), false),
+    };
+    let fits =
+        |byte: &u8| byte.is_ascii_alphanumeric() || PATH_MARKS.contains(byte) || (many && *byte == b'/');
+    let longest = has.bytes().take_while(|byte| fits(byte)).count();
+    (usize::from(!many)..=longest).any(|taken| template(rest, &has[taken..]))
+}
