@@ -31,9 +31,9 @@ pub(crate) struct Verdict {
 /// What dry-run policies would have done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Would {
-    action: String,
-    policy: Option<String>,
-    rule: Option<u32>,
+    pub(crate) action: String,
+    pub(crate) policy: Option<String>,
+    pub(crate) rule: Option<u32>,
 }
 
 impl Verdict {

@@ -23,6 +23,7 @@ mod lend;
 mod pattern;
 mod prepared;
 pub mod protocol;
+mod question;
 mod row;
 mod rule;
 mod scope;
@@ -97,6 +98,7 @@ pub struct Compiler {
     prepared: HashMap<PolicyRef, (Arc<AuthorizationPolicy>, Arc<PreparedPolicy>)>,
     report: Report,
     residuals: Residuals,
+    naming: bool,
 }
 
 /// An endpoint with everything that decides over it but the sources.
@@ -114,6 +116,16 @@ impl Compiler {
         Self::default()
     }
 
+    /// A compiler of tables that no kernel should have: every verdict that some L7 rule may come before is left
+    /// to a residual, which names the first rule that holds. Both give the same verdicts.
+    #[must_use]
+    pub fn naming() -> Self {
+        Self {
+            naming: true,
+            ..Self::default()
+        }
+    }
+
     /// What the last successful compile had to say.
     #[must_use]
     pub fn report(&self) -> &Report {
@@ -126,14 +138,11 @@ impl Compiler {
         &self.residuals
     }
 
-    /// Whether a Service in front of a pod says that its port is HTTP; for the world that was compiled last.
+    /// What the Services in front of a pod say of its ports; for the world that was compiled last.
     #[must_use]
-    pub fn declares_http(&self, world: &World, endpoint: u16, port: u16) -> bool {
+    pub fn protocols(&self, world: &World, endpoint: u16) -> Protocols {
         let workload = |endpoint: &Arc<Endpoint>| self.lending.workload_of(endpoint);
-        let declared = world.endpoints.get(&endpoint).and_then(workload);
-        protocol::declared(world, declared)
-            .get(&port)
-            .is_some_and(|declared| declared.http)
+        protocol::declared(world, world.endpoints.get(&endpoint).and_then(workload))
     }
 
     /// The tables of `world`.
@@ -154,7 +163,7 @@ impl Compiler {
         let blocks = Blocks::new(&source_blocks(&prepared), &world.node.pod_ranges);
         let slots = self.slots(&prepared, &blocks);
         let providers = providers(&policies, world);
-        let mut sets = Sets::new(&slots, &blocks, &prepared, &providers);
+        let mut sets = Sets::new(&slots, &blocks, &prepared, &providers, self.naming);
 
         let mut list = Vec::new();
         let mut known: HashMap<Profile, u16> = HashMap::new();
@@ -306,6 +315,7 @@ impl Compiler {
             *self = Self {
                 report,
                 residuals,
+                naming: self.naming,
                 ..Self::default()
             };
         }

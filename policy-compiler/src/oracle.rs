@@ -9,6 +9,7 @@ mod destination;
 mod request;
 mod rule;
 mod source;
+mod trace;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ use thyra_datapath_abi::{Action, Mode, Reason};
 
 use self::destination::{Demand, applies, demand, is_own_proxy, mode};
 use self::rule::{Facts, Truth};
+pub use self::trace::Looked;
+use self::trace::note;
 use crate::policy::{AuthorizationPolicy, PolicyAction, Rule};
 use crate::residual::Ending;
 use crate::traffic::Traffic;
@@ -43,19 +46,6 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// Every policy and rule that was looked at, in order.
     pub trace: Vec<Looked>,
-}
-
-/// A policy, or a rule of it, that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Looked {
-    /// The policy.
-    pub policy: PolicyRef,
-    /// The rule; none where the policy as a whole was passed over.
-    pub rule: Option<u32>,
-    /// `matched`, `not matched`, `needs L7`, `not expressible`, `does not apply`.
-    pub outcome: &'static str,
-    /// The clause that made it so, in words; empty where every clause matched.
-    pub clause: String,
 }
 
 /// A rule and the L7 field that it waits for; `tried` when its policy is dry-run.
@@ -168,6 +158,22 @@ pub fn judge_traffic(
     traffic: &Traffic,
     trace: &mut Vec<Looked>,
 ) -> Ending<RuleRef> {
+    last_word(world, connection, traffic, false, trace)
+}
+
+/// What would become of it with the dry-run policies in force.
+#[must_use]
+pub fn would(world: &World, connection: &Connection, traffic: &Traffic) -> Ending<RuleRef> {
+    last_word(world, connection, traffic, true, &mut Vec::new())
+}
+
+fn last_word(
+    world: &World,
+    connection: &Connection,
+    traffic: &Traffic,
+    dry: bool,
+    trace: &mut Vec<Looked>,
+) -> Ending<RuleRef> {
     let kernel = judge(world, connection);
     let Some(endpoint) = world.endpoints.get(&connection.destination_endpoint) else {
         return ending(world, kernel.verdict.action, kernel.verdict.reason, None);
@@ -182,14 +188,14 @@ pub fn judge_traffic(
         connection,
         traffic: Some(traffic),
     };
-    let mut ruling = court.rule(false, trace);
+    let mut ruling = court.rule(dry, trace);
     if ruling.reason == Reason::NotHttp {
         // What is refused without a byte is refused before the first one.
         let before = Court {
             traffic: None,
             ..court
         }
-        .rule(false, &mut Vec::new());
+        .rule(dry, &mut Vec::new());
         if before.rank() == 3 {
             ruling = before;
         }
@@ -472,19 +478,4 @@ fn provider(world: &World, party: &Party<'_>) -> Arc<str> {
     } else {
         format!("provider {name} (not in the mesh config)").into()
     }
-}
-
-fn note(trace: &mut Vec<Looked>, rule: &Named<'_>, truth: &Truth) {
-    let (outcome, clause) = match truth {
-        Truth::Yes if rule.body.is_none() => ("not expressible", String::new()),
-        Truth::Yes => ("matched", String::new()),
-        Truth::Ask(fields) => ("needs L7", fields.join(", ")),
-        Truth::No(why) => ("not matched", why.clone()),
-    };
-    trace.push(Looked {
-        policy: rule.reference.policy.clone(),
-        rule: rule.reference.rule,
-        outcome,
-        clause,
-    });
 }

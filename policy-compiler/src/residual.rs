@@ -320,3 +320,19 @@ pub fn end(
         ..ending
     })
 }
+
+/// The same last word with the cause that `Compiler::naming` gives it: of the rules that hold the first one. Not
+/// for a source whose identity is awaited, which is judged as two, nor where two Services disagree about the port.
+#[must_use]
+pub fn named(ending: Ending<RuleRef>, by: Option<Ending<RuleRef>>) -> Ending<RuleRef> {
+    // Where a proxy of the pod's own, an awaited identity or other bytes than HTTP come in, the naming tables
+    // leave more open than there is.
+    match by {
+        Some(by)
+            if by.action == ending.action && !matches!(by.reason, Reason::NotEnforced | Reason::NotHttp) =>
+        {
+            by
+        }
+        _ => ending,
+    }
+}

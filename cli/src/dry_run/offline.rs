@@ -1,107 +1,241 @@
-//! Verdicts from files: manifests to a world, to tables, to the engine.
+//! Verdicts from files: manifests to a world, to tables and residuals, to the engine.
+//!
+//! Invariant: the tables are looked up as the kernel does; what they leave open the residuals answer.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use thyra_datapath_abi::Mode;
-use thyra_datapath_abi::tables::{EndpointTables, Tables};
+use thyra_datapath_abi::tables::{EndpointTables, RuleRef, Tables, Verdict};
+use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::host::HostNode;
 use thyra_datapath_engine::{BankImage, lookup};
 use thyra_policy_compiler::compile::Compiler;
+use thyra_policy_compiler::compile::protocol::Protocols;
 use thyra_policy_compiler::manifest::{self, Manifests};
-use thyra_policy_compiler::oracle::{self, Connection};
-use thyra_policy_compiler::world::{Endpoint, NodeOptions, Workload, WorkloadKind, World};
-
-use super::{Answer, Answers, Args};
-use crate::verdict::Verdict;
+use thyra_policy_compiler::oracle::Connection;
+use thyra_policy_compiler::residual::{self, Context, Ending};
+use thyra_policy_compiler::traffic::Traffic;
+use thyra_policy_compiler::world::{
+    AppProtocol, Endpoint, NodeOptions, ServicePort, Workload, WorkloadKind, World,
+};
 
 const OUTSIDE: [&str; 2] = ["203.0.113.7", "2001:db8::7"];
 /// Where a service account without a pod of its own connects from: the end of the plan's pod ranges.
 const STAND_IN: [&str; 2] = ["10.244.255.254", "fd00:10:244:ff::fffe"];
 
-/// The verdicts, and the first difference from the oracle if one was asked for.
-pub(super) fn answer(manifests: &Manifests, args: &Args) -> Result<(Answers, Option<String>)> {
-    let options = NodeOptions {
-        default_mode: Mode::Enforce,
-        ..NodeOptions::default()
-    };
-    let mut world = manifest::world(manifests, options)?;
-    let v6 = args.ip == 6;
-    let source = source(&mut world, &args.from, v6)?;
-    let targets = targets(&world, &args.to, args.port)?;
-    let tables = Compiler::new().compile(&world)?;
-    let kernel = Kernel::new(&tables)?;
-    let (mut answers, mut difference) = (Vec::new(), None);
-    for (endpoint, port) in targets {
-        let destination = address(&endpoint.addresses, v6).with_context(|| {
-            format!(
-                "pod `{}/{}` has no IPv{} address",
-                endpoint.namespace, endpoint.name, args.ip
-            )
-        })?;
-        let connection = Connection {
-            source,
-            destination_endpoint: endpoint.id,
-            destination,
-            port,
-        };
-        let verdict = kernel.verdict(&connection)?;
-        if args.with_oracle {
-            let judged = Verdict::from(&oracle::judge(&world, &connection).verdict);
-            if judged != verdict && difference.is_none() {
-                difference = Some(format!(
-                    "`{}` against `{}`",
-                    verdict.sentence(),
-                    judged.sentence()
-                ));
-            }
-        }
-        let to = format!("{}/{}", endpoint.namespace, endpoint.name);
-        answers.push(Answer {
-            from: args.from.clone(),
-            to,
-            port: port.into(),
-            verdict,
-        });
-    }
-    Ok((Answers(answers), difference))
+/// A mesh from files, compiled.
+pub(super) struct Offline {
+    pub(super) world: World,
+    kernel: Kernel,
+    /// The tables that name causes; none where they don't fit.
+    naming: Option<Kernel>,
+    /// By endpoint id.
+    protocols: HashMap<u16, Protocols>,
+    /// By `namespace/name`.
+    endpoints: HashMap<String, Arc<Endpoint>>,
+    workloads: HashMap<String, Arc<Workload>>,
+    class_pending: Vec<bool>,
 }
 
-/// The tables as the kernel would hold them.
-struct Kernel<'a> {
-    tables: &'a Tables,
+/// A pod that a connection reaches, and the port of it.
+pub(super) type Target = (Arc<Endpoint>, u16);
+
+impl Offline {
+    /// Compiles the files. `accounts` are `namespace/sa/NAME` words that need a stand-in pod; with `as_given` no
+    /// port declares a protocol.
+    pub(super) fn new(manifests: &Manifests, accounts: &[&str], as_given: bool) -> Result<Self> {
+        let options = NodeOptions {
+            default_mode: Mode::Enforce,
+            ..NodeOptions::default()
+        };
+        let mut world = manifest::world(manifests, options)?;
+        for account in accounts {
+            stand_in(&mut world, account)?;
+        }
+        if as_given {
+            undeclare(&mut world);
+        }
+        let mut compiler = Compiler::new();
+        let kernel = Kernel::new(&mut compiler, &world)?;
+        let protocols = |id: &u16| (*id, compiler.protocols(&world, *id));
+        let named = |w: &Arc<Workload>| (format!("{}/{}", w.namespace, w.name), Arc::clone(w));
+        Ok(Self {
+            naming: Kernel::new(&mut Compiler::naming(), &world).ok(),
+            protocols: world.endpoints.keys().map(protocols).collect(),
+            endpoints: world
+                .endpoints
+                .values()
+                .map(|e| (format!("{}/{}", e.namespace, e.name), Arc::clone(e)))
+                .collect(),
+            workloads: world.workloads.values().map(named).collect(),
+            class_pending: kernel.tables.classes.iter().map(|class| class.pending).collect(),
+            kernel,
+            world,
+        })
+    }
+
+    /// The kernel's verdict.
+    pub(super) fn cell(&self, connection: &Connection) -> Result<&Verdict> {
+        self.kernel.verdict(connection)
+    }
+
+    /// The last word on a connection and its first bytes.
+    pub(super) fn end(&self, connection: &Connection, traffic: &Traffic) -> Result<Ending<RuleRef>> {
+        let context = Context {
+            traffic,
+            source: connection.source,
+            paths: self.world.mesh.path_normalization,
+        };
+        let declared = self
+            .protocols
+            .get(&connection.destination_endpoint)
+            .and_then(|ports| ports.get(&connection.port));
+        let http = declared.is_some_and(|declared| declared.http);
+        let ending = self.kernel.end(&self.world, connection, http, &context)?;
+        let twice = declared.is_some_and(|declared| declared.disagree());
+        if twice || self.class_pending[usize::from(self.kernel.class(connection.source))] {
+            return Ok(ending);
+        }
+        let by = self
+            .naming
+            .as_ref()
+            .and_then(|naming| naming.end(&self.world, connection, http, &context).ok());
+        Ok(residual::named(ending, by))
+    }
+
+    /// The address that `from` connects from.
+    pub(super) fn source(&self, from: &str, v6: bool) -> Result<IpAddr> {
+        let constant = |both: [&str; 2]| both[usize::from(v6)].parse().context("a constant address");
+        if from == "outside" {
+            return constant(OUTSIDE);
+        }
+        if let Ok(address) = from.parse::<IpAddr>() {
+            return Ok(address.to_canonical());
+        }
+        let mut parts = from.split('/');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(_), Some("sa"), Some(_), None) => constant(STAND_IN),
+            (Some(_), Some(_), None, None) => {
+                let workload = self
+                    .workloads
+                    .get(from)
+                    .with_context(|| format!("`from` `{from}`: there is no such pod in the files"))?;
+                address(&workload.addresses, v6)
+                    .with_context(|| format!("`from` `{from}`: the pod has no address of this family"))
+            }
+            _ => bail!("`from` `{from}`: give namespace/pod, namespace/sa/NAME, an address, or outside"),
+        }
+    }
+
+    /// The pods behind `to`, each with the port that a connection reaches it on.
+    pub(super) fn targets(&self, to: &str, port: u16) -> Result<Vec<Target>> {
+        let pod = |name: &str| self.endpoints.get(name).cloned();
+        match to.split('/').collect::<Vec<_>>()[..] {
+            ["service", namespace, name] => {
+                let service = self
+                    .world
+                    .services
+                    .iter()
+                    .find(|(_, s)| s.namespace == namespace && s.name == name);
+                let (key, _) =
+                    service.with_context(|| format!("`to` `{to}`: there is no such Service in the files"))?;
+                let reached = self.world.workloads.values().filter_map(|w| {
+                    let ports = w.services.get(key)?;
+                    let target = ports.iter().find(|p| p.port == port)?.target_port;
+                    Some((pod(&format!("{}/{}", w.namespace, w.name))?, target))
+                });
+                let reached: Vec<_> = reached.collect();
+                if reached.is_empty() {
+                    bail!("`to` `{to}`: no pod is behind port {port} of the Service");
+                }
+                Ok(reached)
+            }
+            [_, _] => {
+                let endpoint = pod(to).with_context(|| {
+                    format!("`to` `{to}`: there is no such pod in the files, or it uses the host network")
+                })?;
+                Ok(vec![(endpoint, port)])
+            }
+            _ => bail!("`to` `{to}`: give namespace/pod or service/namespace/name"),
+        }
+    }
+}
+
+/// The connection of one source to one target.
+pub(super) fn connection(source: IpAddr, (endpoint, port): &Target) -> Result<Connection> {
+    let destination = address(&endpoint.addresses, source.is_ipv6()).with_context(|| {
+        format!(
+            "pod `{}/{}` has no IPv{} address",
+            endpoint.namespace,
+            endpoint.name,
+            if source.is_ipv6() { 6 } else { 4 }
+        )
+    })?;
+    Ok(Connection {
+        source,
+        destination_endpoint: endpoint.id,
+        destination,
+        port: *port,
+    })
+}
+
+/// Tables as the kernel would hold them, with what they leave to L7.
+struct Kernel {
+    tables: Tables,
+    residuals: thyra_policy_compiler::compile::Residuals,
     node: HostNode,
 }
 
-impl<'a> Kernel<'a> {
-    fn new(tables: &'a Tables) -> Result<Self> {
+impl Kernel {
+    fn new(compiler: &mut Compiler, world: &World) -> Result<Self> {
+        let tables = compiler.compile(world)?;
         // Verdict ids are the tables' own indices plus one: 0 is no verdict.
-        let image = BankImage::build(tables, &|index| u16::try_from(index + 1).unwrap_or(0))?;
+        let image = BankImage::build(&tables, &|index| u16::try_from(index + 1).unwrap_or(0))?;
         Ok(Self {
             tables,
+            residuals: compiler.residuals().clone(),
             node: HostNode::new(image, 0),
         })
     }
 
-    fn verdict(&self, connection: &Connection) -> Result<Verdict> {
-        let endpoint = connection.destination_endpoint;
-        let placed = self.tables.endpoints.iter().find(|e| e.endpoint == endpoint);
-        let EndpointTables { set4, set6, .. } = *placed.context("the compiler left out an endpoint")?;
+    fn class(&self, source: IpAddr) -> u16 {
         let node = &self.node;
-        let (class, set) = match connection.source {
-            IpAddr::V4(address) => (lookup::source4(&node, address.to_bits()).class, set4),
-            IpAddr::V6(address) => {
-                let address = thyra_datapath_engine::family::Address6::from_bytes(address.octets());
-                (lookup::source6(&node, address).class, set6)
-            }
-        };
-        let cell = lookup::cell(&node, set, class, connection.port.to_be_bytes());
+        match source {
+            IpAddr::V4(address) => lookup::source4(&node, address.to_bits()).class,
+            IpAddr::V6(address) => lookup::source6(&node, Address6::from_bytes(address.octets())).class,
+        }
+    }
+
+    fn verdict(&self, connection: &Connection) -> Result<&Verdict> {
+        let endpoint = connection.destination_endpoint;
+        let placed = self
+            .tables
+            .endpoints
+            .binary_search_by_key(&endpoint, |e| e.endpoint);
+        let placed = placed.ok().context("the compiler left out an endpoint")?;
+        let EndpointTables { set4, set6, .. } = self.tables.endpoints[placed];
+        let set = if connection.source.is_ipv4() { set4 } else { set6 };
+        let class = self.class(connection.source);
+        let cell = lookup::cell(&&self.node, set, class, connection.port.to_be_bytes());
         let index = usize::from(cell.verdict()).checked_sub(1);
-        let verdict = index
+        index
             .and_then(|i| self.tables.verdicts.get(i))
-            .context("a cell of the tables is empty")?;
-        Ok(Verdict::from(verdict))
+            .context("a cell of the tables is empty")
+    }
+
+    fn end(
+        &self,
+        world: &World,
+        connection: &Connection,
+        declares_http: bool,
+        context: &Context<'_>,
+    ) -> Result<Ending<RuleRef>> {
+        let verdict = self.verdict(connection)?;
+        residual::end(world, verdict, &self.residuals, declares_http, context)
+            .context("a verdict names a residual that is not there")
     }
 }
 
@@ -109,43 +243,36 @@ fn address(addresses: &[IpAddr], v6: bool) -> Option<IpAddr> {
     addresses.iter().copied().find(|a| a.is_ipv6() == v6)
 }
 
-fn source(world: &mut World, from: &str, v6: bool) -> Result<IpAddr> {
-    let of_family = |both: [&str; 2]| both[usize::from(v6)].parse().context("a constant address");
-    if from == "outside" {
-        return of_family(OUTSIDE);
-    }
-    if let Ok(address) = from.parse::<IpAddr>() {
-        return Ok(address.to_canonical());
-    }
-    match from.split('/').collect::<Vec<_>>()[..] {
-        [namespace, "sa", name] => {
-            let address = of_family(STAND_IN)?;
-            let workload = stand_in(world, namespace, name, address);
-            world.workloads.insert(workload.uid.clone(), Arc::new(workload));
-            Ok(address)
+/// No port declares anything any more.
+fn undeclare(world: &mut World) {
+    let forget = |ports: &mut Vec<ServicePort>| {
+        for port in ports {
+            port.protocol = AppProtocol::Unknown;
         }
-        [namespace, name] => {
-            let found = world
-                .workloads
-                .values()
-                .find(|w| w.namespace == namespace && w.name == name);
-            let workload =
-                found.with_context(|| format!("`--from {from}`: there is no such pod in the files"))?;
-            address(&workload.addresses, v6)
-                .with_context(|| format!("pod `{from}` has no address of this family"))
-        }
-        _ => bail!("`--from {from}`: give namespace/pod, namespace/sa/NAME, an address, or outside"),
+    };
+    for workload in world.workloads.values_mut() {
+        Arc::make_mut(workload).services.values_mut().for_each(forget);
+    }
+    for service in world.services.values_mut() {
+        forget(&mut Arc::make_mut(service).ports);
     }
 }
 
-/// A workload that is nothing but a service account at an address.
-fn stand_in(world: &World, namespace: &str, account: &str, address: IpAddr) -> Workload {
-    Workload {
+/// A workload that is nothing but a service account at an address, for `namespace/sa/NAME`; other words need none.
+fn stand_in(world: &mut World, from: &str) -> Result<()> {
+    let parts: Vec<&str> = from.split('/').collect();
+    let [namespace, "sa", account] = parts[..] else {
+        return Ok(());
+    };
+    let addresses = STAND_IN.iter().map(|address| address.parse());
+    let workload = Workload {
         uid: format!("Kubernetes//Pod/{namespace}/thyra-dry-run").into(),
         kind: WorkloadKind::Pod,
         name: "thyra-dry-run".into(),
         namespace: namespace.into(),
-        addresses: vec![address],
+        addresses: addresses
+            .collect::<Result<_, _>>()
+            .context("constant addresses")?,
         network: world.node.network.clone(),
         trust_domain: world.mesh.trust_domain.clone(),
         service_account: account.into(),
@@ -154,43 +281,7 @@ fn stand_in(world: &World, namespace: &str, account: &str, address: IpAddr) -> W
         hbone: false,
         services: std::collections::BTreeMap::new(),
         authorization_policies: Vec::new(),
-    }
-}
-
-/// The pods behind `--to`, each with the port that a connection reaches it on.
-fn targets(world: &World, to: &str, port: u16) -> Result<Vec<(Arc<Endpoint>, u16)>> {
-    let pod = |namespace: &str, name: &str| {
-        world
-            .endpoints
-            .values()
-            .find(|e| e.namespace == namespace && e.name == name)
-            .cloned()
     };
-    match to.split('/').collect::<Vec<_>>()[..] {
-        ["service", namespace, name] => {
-            let service = world
-                .services
-                .iter()
-                .find(|(_, s)| s.namespace == namespace && s.name == name);
-            let (key, _) =
-                service.with_context(|| format!("`--to {to}`: there is no such Service in the files"))?;
-            let reached = world.workloads.values().filter_map(|w| {
-                let ports = w.services.get(key)?;
-                let target = ports.iter().find(|p| p.port == port)?.target_port;
-                Some((pod(&w.namespace, &w.name)?, target))
-            });
-            let reached: Vec<_> = reached.collect();
-            if reached.is_empty() {
-                bail!("`--to {to} --port {port}`: no pod is behind that port of the Service");
-            }
-            Ok(reached)
-        }
-        [namespace, name] => {
-            let endpoint = pod(namespace, name).with_context(|| {
-                format!("`--to {to}`: there is no such pod in the files, or it uses the host network")
-            })?;
-            Ok(vec![(endpoint, port)])
-        }
-        _ => bail!("`--to {to}`: give namespace/pod or service/namespace/name"),
-    }
+    world.workloads.insert(workload.uid.clone(), Arc::new(workload));
+    Ok(())
 }

@@ -19,7 +19,7 @@ pub struct Declared {
 
 impl Declared {
     /// No Service says anything.
-    pub(crate) const NOTHING: Self = Self {
+    pub const NOTHING: Self = Self {
         http: false,
         tcp: false,
         unknown: true,
@@ -33,7 +33,7 @@ impl Declared {
 }
 
 /// What is declared of the pod ports of which a Service says something.
-pub(crate) type Protocols = BTreeMap<u16, Declared>;
+pub type Protocols = BTreeMap<u16, Declared>;
 
 pub(crate) fn protocols(
     world: &World,

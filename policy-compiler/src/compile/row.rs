@@ -4,16 +4,16 @@
 //! Invariant: each slot gets exactly one outcome, and of several rules that match the first in deciding order
 //! names it.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use thyra_datapath_abi::{Action, Reason};
 
 use super::bits::Bits;
-use super::rule::{Judged, split};
+use super::question::{needs, questions};
+use super::rule::Judged;
 use super::scope::Demand;
 use super::slot::Slots;
-use crate::residual::{Answer, Conditions, Residual, Rules};
+use crate::residual::{Answer, Residual};
 
 /// Number of a rule in this compile: policies in deciding order, then rules.
 pub(crate) type RuleId = usize;
@@ -100,9 +100,10 @@ impl Outcome {
     }
 
     /// On a port that declares nothing, where the first bytes decide which reading holds.
-    pub(crate) fn undeclared(tcp: &Self, http: &Self) -> Self {
+    /// `naming` keeps two causes of one end apart.
+    pub(crate) fn undeclared(tcp: &Self, http: &Self, naming: bool) -> Self {
         let because = match (tcp.needs(), http.needs()) {
-            (None, None) if tcp.ends_like(http) => return http.clone(),
+            (None, None) if tcp == http || (tcp.ends_like(http) && !naming) => return http.clone(),
             (None, None) => {
                 let rule = tcp.rule().or_else(|| http.rule());
                 rule.map(|rule| (rule, PROTOCOL.into())).into_iter().collect()
@@ -174,18 +175,14 @@ impl Outcome {
     /// Of two Services' readings of a port the stricter one; of two alike the HTTP one, which `declared` may
     /// refuse other bytes.
     pub(crate) fn stricter(tcp: Self, http: Self, declared_http: bool) -> Self {
-        if tcp.needs().is_none() && http.needs().is_none() {
+        let certain = tcp.needs().is_none() && http.needs().is_none();
+        let refused = tcp.severity().max(http.severity()) > Severity::L7;
+        if certain || refused {
             return if tcp.severity() > http.severity() {
                 tcp
             } else {
                 http
             };
-        }
-        if tcp.severity() > Severity::L7 {
-            return tcp;
-        }
-        if http.severity() > Severity::L7 {
-            return http;
         }
         let both = |a: Answer<RuleId>, b: Answer<RuleId>| Answer::Stricter(Arc::new(a), Arc::new(b));
         let refused = Answer::Constant(Action::Deny, Reason::NotHttp, None);
@@ -243,6 +240,8 @@ pub(crate) struct Docket<'a> {
     pub(crate) default_deny: bool,
     /// Sources without identity are refused: index of the demand, and the demand.
     pub(crate) strict: Option<(usize, &'a Demand)>,
+    /// Leave open what is certain without L7, so that the residual names the first rule that holds.
+    pub(crate) naming: bool,
 }
 
 /// A row under construction.
@@ -300,7 +299,29 @@ pub(crate) fn judge(
     for slot in row.open.clone().iter() {
         row.outcomes[slot] = allowed[slot].clone();
     }
+    if docket.naming {
+        name(docket, slots, &mut row, custom_field);
+    }
     row.outcomes
+}
+
+/// Puts a residual wherever a rule waits for L7, though the verdict may be certain without.
+fn name(docket: &Docket<'_>, slots: &Slots, row: &mut Row, custom_field: &dyn Fn(RuleId) -> Arc<str>) {
+    let mut asking = Bits::empty(slots.len());
+    for entry in docket.custom.iter().chain(&docket.deny).chain(&docket.allow) {
+        for ask in &entry.judged.asks {
+            asking.add(&ask.slots);
+        }
+    }
+    if docket.strict.is_some() {
+        asking.remove(&slots.nobody);
+    }
+    for (part, questions) in questions(docket, &asking, &asking, &asking, custom_field) {
+        row.settle(
+            &part,
+            &Outcome::asks(false, needs(docket.default_deny, &questions)),
+        );
+    }
 }
 
 /// The outcome of each column candidate: a pod's own proxy answers what L7 must; of an awaited source's two
@@ -351,133 +372,6 @@ fn allow(docket: &Docket<'_>, slots: &Slots, row: &mut Row) -> (Vec<Outcome>, Bi
     }
     row.settle(&refused, &Outcome::NoMatch);
     (allowed, may_allow)
-}
-
-/// A rule that has something to say where L7 is asked.
-#[derive(Clone)]
-struct Question {
-    list: List,
-    rule: RuleId,
-    conditions: Arc<Conditions>,
-    /// The fields that make the verdict depend on L7; empty where the rule only comes after that.
-    names: Arc<[Arc<str>]>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum List {
-    Custom,
-    Deny,
-    Allow,
-}
-
-impl Question {
-    fn new(
-        list: List,
-        rule: RuleId,
-        (conditions, names): (&Arc<Conditions>, &Arc<[Arc<str>]>),
-        slots: Bits,
-    ) -> (Bits, Self) {
-        let question = Self {
-            list,
-            rule,
-            conditions: Arc::clone(conditions),
-            names: Arc::clone(names),
-        };
-        (slots, question)
-    }
-}
-
-/// Parts the asking slots by the rules that have something to say there.
-fn questions(
-    docket: &Docket<'_>,
-    asking: &Bits,
-    custom: &Bits,
-    may_allow: &Bits,
-    custom_field: &dyn Fn(RuleId) -> Arc<str>,
-) -> Vec<(Bits, Vec<Question>)> {
-    if asking.is_empty() {
-        return Vec::new();
-    }
-    let always = Arc::default();
-    let mut asked = Vec::new();
-    for entry in &docket.custom {
-        let names: Arc<[Arc<str>]> = Arc::new([custom_field(entry.id)]);
-        let sure = entry.judged.broadly.sure.both(custom);
-        asked.push(Question::new(List::Custom, entry.id, (&always, &names), sure));
-        for ask in &entry.judged.asks {
-            let slots = ask.slots.both(custom);
-            asked.push(Question::new(
-                List::Custom,
-                entry.id,
-                (&ask.conditions, &names),
-                slots,
-            ));
-        }
-    }
-    for entry in &docket.deny {
-        for ask in &entry.judged.asks {
-            let what = (&ask.conditions, &ask.names);
-            asked.push(Question::new(List::Deny, entry.id, what, ask.slots.both(asking)));
-        }
-    }
-    asked.extend(allowing(docket, asking, may_allow));
-    let whole = vec![(asking.clone(), Vec::new())];
-    asked
-        .into_iter()
-        .fold(whole, |parts, (slots, question)| split(parts, &slots, question))
-}
-
-/// What the ALLOW rules ask, up to the first one that holds for sure.
-fn allowing(docket: &Docket<'_>, asking: &Bits, may_allow: &Bits) -> Vec<(Bits, Question)> {
-    let always = Arc::default();
-    let unnamed: Arc<[Arc<str>]> = Arc::new([]);
-    let mut asked = Vec::new();
-    // Slots that no earlier rule allows for sure.
-    let mut open = asking.clone();
-    for entry in &docket.allow {
-        for ask in &entry.judged.asks {
-            let (named, other) = (ask.slots.both(may_allow), ask.slots.without(may_allow));
-            let what = (&ask.conditions, &ask.names);
-            asked.push(Question::new(List::Allow, entry.id, what, named.both(asking)));
-            let what = (&ask.conditions, &unnamed);
-            asked.push(Question::new(List::Allow, entry.id, what, other.both(&open)));
-        }
-        let sure = entry.judged.strictly.sure.both(&open);
-        open.remove(&sure);
-        asked.push(Question::new(List::Allow, entry.id, (&always, &unnamed), sure));
-    }
-    asked
-}
-
-fn needs(default_deny: bool, questions: &[Question]) -> Needs {
-    let list = |list: List| {
-        let mut rules: Vec<(RuleId, Arc<Conditions>)> = Vec::new();
-        for question in questions.iter().filter(|question| question.list == list) {
-            // A later rule that comes down to the same never decides.
-            if rules.iter().all(|(_, known)| *known != question.conditions) {
-                rules.push((question.rule, Arc::clone(&question.conditions)));
-            }
-        }
-        rules
-    };
-    let rules = Arc::new(Rules {
-        custom: list(List::Custom),
-        deny: list(List::Deny),
-        allow: list(List::Allow),
-        default_deny,
-    });
-    let mut seen = BTreeSet::new();
-    let named = questions.iter().flat_map(|question| {
-        let names = question.names.iter();
-        names.map(|name| (question.rule, Arc::clone(name)))
-    });
-    Needs {
-        residual: Residual {
-            http: Answer::Rules(Arc::clone(&rules)),
-            other: Answer::Rules(rules),
-        },
-        because: named.filter(|because| seen.insert(because.clone())).collect(),
-    }
 }
 
 fn fold_pending(mut outcomes: Vec<Outcome>, slots: &Slots) -> Vec<Outcome> {

@@ -55,6 +55,7 @@ pub(crate) struct Sets<'a> {
     /// STRICT demands met so far.
     pub(crate) demands: Vec<Demand>,
     custom_fields: HashMap<RuleId, Arc<str>>,
+    naming: bool,
 }
 
 /// A rule under one reading, with what was already worked out of it.
@@ -88,6 +89,7 @@ impl<'a> Sets<'a> {
         blocks: &'a Blocks,
         policies: &'a [Option<Arc<PreparedPolicy>>],
         providers: &HashMap<usize, Arc<str>>,
+        naming: bool,
     ) -> Self {
         let mut first_rule = Vec::with_capacity(policies.len());
         let mut rules = Vec::new();
@@ -117,6 +119,7 @@ impl<'a> Sets<'a> {
             rows: HashMap::new(),
             demands: Vec::new(),
             custom_fields,
+            naming,
         }
     }
 
@@ -203,7 +206,8 @@ impl<'a> Sets<'a> {
             http.to_vec()
         } else {
             let both = tcp.iter().zip(http.iter());
-            both.map(|(tcp, http)| Outcome::undeclared(tcp, http)).collect()
+            both.map(|(tcp, http)| Outcome::undeclared(tcp, http, self.naming))
+                .collect()
         };
         let bytes_decide = settle(bytes_decide);
         if !declared.tcp {
@@ -266,6 +270,7 @@ impl<'a> Sets<'a> {
         let mut docket = Docket {
             default_deny: key.default_deny,
             strict: spot.strict.map(|at| (at, &self.demands[at])),
+            naming: self.naming,
             ..Docket::default()
         };
         for (id, judged) in &key.judged {
