@@ -19,6 +19,7 @@ use crate::stats::{Estimate, bootstrap, median};
 
 /// Sources, or remote addresses, that a figure is drawn from.
 const DRAWN: u32 = 63;
+const FIN: u8 = 1;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 /// `TCX_NEXT`, as test-run shows it.
@@ -84,13 +85,35 @@ pub(crate) fn measure(
     })?;
     found.extend(estimate("added_ns_reply", &reply));
     steps.step("added_ns_reply");
+    for (name, flags, inbound) in ENDS {
+        let ends = samples(|draw| {
+            let (program, bytes, interfaces) = if inbound {
+                let (from, to) = ((allowed(draw), 40_000), (Node::address(1), load::RR_PORT));
+                (&programs.to_pod, packet(from, to, flags), (server, client))
+            } else {
+                let (from, to) = ((Node::address(0), 50_000), remote(draw));
+                (&programs.from_pod, packet(from, to, flags), (client, client))
+            };
+            programs.added(program, &bytes, interfaces)
+        })?;
+        found.extend(estimate(name, &ends));
+        steps.step(name);
+    }
     Ok(found)
 }
+
+/// Packets with which a connection begins and ends: figure, TCP flags, whether it goes to the pod.
+const ENDS: [(&str, u8, bool); 4] = [
+    ("added_ns_syn_in", SYN, true),
+    ("added_ns_syn_own", SYN, false),
+    ("added_ns_fin_in", FIN | ACK, true),
+    ("added_ns_fin_own", FIN | ACK, false),
+];
 
 /// Number of steps that `measure` reports.
 #[must_use]
 pub(crate) const fn steps() -> usize {
-    3
+    3 + ENDS.len()
 }
 
 impl Programs {

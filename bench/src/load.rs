@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::netns;
@@ -19,6 +20,9 @@ pub(crate) const RR_PORT: u16 = 9000;
 pub(crate) const STREAM_PORT: u16 = 9001;
 
 const STREAM_CHUNK: usize = 128 * 1024;
+/// Both ends' buffers of the stream, bytes. Left alone the kernel grows them as it sees fit, and no two connections are
+/// alike.
+const STREAM_BUFFER: usize = 208 * 1024;
 /// A connection that doesn't come up in this time means that policy refuses what it should allow.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -60,6 +64,9 @@ pub(crate) fn serve(pod: &str, cpu: usize) -> Result<Vec<JoinHandle<Result<()>>>
                 pin(cpu)?;
                 netns::enter(&pod)?;
                 let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+                if port == STREAM_PORT {
+                    set_socket_recv_buffer_size(&listener, STREAM_BUFFER)?;
+                }
                 ready.send(()).ok().context("nobody waits for the server")?;
                 for connection in listener.incoming() {
                     // A client that goes away ends its own connection, not the server.
@@ -104,6 +111,7 @@ fn connect_request_response(server: Ipv4Addr, span: Duration) -> Result<f64> {
 
 fn stream(server: Ipv4Addr, span: Duration) -> Result<f64> {
     let mut connection = connect(server, STREAM_PORT)?;
+    set_socket_send_buffer_size(&connection, STREAM_BUFFER)?;
     let chunk = vec![0_u8; STREAM_CHUNK];
     let weight = f64::from(u32::try_from(STREAM_CHUNK)?);
     let rate = per_second(span, || {

@@ -80,6 +80,22 @@ impl Policed {
         Ok(())
     }
 
+    /// Reads the events from now on, as the agent does; on the calling thread's CPUs, until the process ends.
+    ///
+    /// # Errors
+    /// When the ring can't be opened.
+    pub(crate) fn read_events(&self) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let mut reader = {
+            let _context = runtime.enter();
+            self.datapath.events()?
+        };
+        std::thread::spawn(move || runtime.block_on(async { while reader.next_batch().await.is_ok() {} }));
+        Ok(())
+    }
+
     /// Removes what is remembered of finished connections, as the agent does every second.
     ///
     /// # Errors

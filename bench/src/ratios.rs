@@ -17,6 +17,8 @@ use crate::stats::{Estimate, bootstrap, median};
 const PAIRS: usize = 21;
 /// The CPU that both pods and all their packets use.
 const CPU: usize = 1;
+/// The CPU that events are read on.
+const READER_CPU: usize = 0;
 
 /// One ratio per kind of load.
 ///
@@ -27,6 +29,8 @@ pub(crate) fn measure(
     span: Duration,
     steps: &Steps,
 ) -> Result<Vec<(&'static str, Estimate)>> {
+    load::pin(READER_CPU)?;
+    policed.read_events()?;
     load::pin(CPU)?;
     let _policed = load::serve(&policed.node.pod(1), CPU)?;
     let _plain = load::serve(&policed.node.pod(3), CPU)?;

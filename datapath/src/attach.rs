@@ -114,11 +114,13 @@ impl Datapath {
         let fresh = self.memory.record(id).ifindex == 0;
         if fresh {
             self.counters.reset_endpoint(id);
-            self.flows.forget(id).map_err(|e| AttachError::Leftover(id, e))?;
+            self.flows
+                .forget(&self.memory, id)
+                .map_err(|e| AttachError::Leftover(id, e))?;
         }
         if let Some(other) = other {
             self.flows
-                .copy(other, id)
+                .copy(&self.memory, other, id)
                 .map_err(|e| AttachError::Leftover(other, e))?;
         }
         self.memory.set_record(id, &record);
@@ -164,7 +166,7 @@ impl Datapath {
             self.memory.set_endpoint_at(ifindex, 0);
         }
         self.memory.set_record(id, &EndpointRecord::default());
-        self.flows.forget(id).map(drop)
+        self.flows.forget(&self.memory, id)
     }
 
     /// Frees the interface's slot if what holds it is gone. Returns the endpoint that is at this very

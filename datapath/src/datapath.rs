@@ -153,7 +153,7 @@ impl Datapath {
 
     /// Removes finished connections, up to a bound a call; call it every second with `now_ns()`.
     pub fn collect(&mut self, now_ns: u64) -> io::Result<CollectReport> {
-        self.flows.collect(now_ns)
+        self.flows.collect(&self.memory, now_ns)
     }
 
     /// The programs' clock: nanoseconds since boot, time asleep left out.

@@ -1,25 +1,38 @@
-//! The four tables of remembered connections together.
+//! The tables of remembered connections together, and when a connection may go.
+//!
+//! Invariant: a connection that may still carry a packet stays.
 
 use std::io;
 use std::mem::offset_of;
+use std::time::Duration;
 
-use thyra_datapath_abi::{Flow4, Flow6, maps};
+use thyra_datapath_abi::{Flow4, Flow6, FlowState, maps};
 
-use crate::flows::{Flows, Swept};
+use crate::host_flows::HostFlows;
+use crate::memory::Memory;
 use crate::open::{OpenError, Source};
+use crate::outbound::Outbound;
 
-/// Entries that one collection looks at, per table.
+/// Entries of a table of the node's connections that one collection looks at.
 const BUDGET: usize = 16_384;
+
+/// After a reset, stragglers may still arrive.
+const RESET_LINGER: Duration = Duration::from_secs(2);
+/// After both sides have closed, the last ACK may still be asked for again; a FIN that comes later is
+/// answered with a reset, which hurts nobody. Kept short, since each entry takes the place of a new
+/// connection.
+const CLOSED_LINGER: Duration = Duration::from_secs(2);
+/// Linux gives up on a SYN after 127 s (`tcp_syn_retries` = 6).
+const UNANSWERED_LINGER: Duration = Duration::from_secs(130);
 
 const KEY4: usize = size_of::<Flow4>();
 const KEY6: usize = size_of::<Flow6>();
 
 #[derive(Debug)]
 pub(crate) struct FlowMaps {
-    outbound4: Flows<KEY4>,
-    outbound6: Flows<KEY6>,
-    host4: Flows<KEY4>,
-    host6: Flows<KEY6>,
+    outbound: Outbound,
+    host4: HostFlows<KEY4>,
+    host6: HostFlows<KEY6>,
 }
 
 /// What one `Datapath::collect` did.
@@ -31,55 +44,124 @@ pub struct CollectReport {
     pub removed: usize,
 }
 
+/// The same of one table.
+pub(crate) type Swept = CollectReport;
+
+impl std::ops::Add for CollectReport {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            looked_at: self.looked_at + other.looked_at,
+            removed: self.removed + other.removed,
+        }
+    }
+}
+
 impl FlowMaps {
-    pub(crate) fn open(source: &Source<'_>) -> Result<Self, OpenError> {
+    pub(crate) fn open(source: &Source<'_>, memory: &Memory) -> Result<Self, OpenError> {
         let (endpoint4, endpoint6) = (offset_of!(Flow4, endpoint), offset_of!(Flow6, endpoint));
         Ok(Self {
-            outbound4: Flows::new(source.map(maps::OUTBOUND4)?, endpoint4),
-            outbound6: Flows::new(source.map(maps::OUTBOUND6)?, endpoint6),
-            host4: Flows::new(source.map(maps::HOST_FLOWS4)?, endpoint4),
-            host6: Flows::new(source.map(maps::HOST_FLOWS6)?, endpoint6),
+            outbound: Outbound::open(source, memory)?,
+            host4: HostFlows::new(source.map(maps::HOST_FLOWS4)?, endpoint4),
+            host6: HostFlows::new(source.map(maps::HOST_FLOWS6)?, endpoint6),
         })
     }
 
     /// Removes finished connections; each call goes on where the last one stopped.
-    pub(crate) fn collect(&mut self, now_ns: u64) -> io::Result<CollectReport> {
-        let mut report = CollectReport::default();
-        let mut add = |swept: Swept| {
-            report.looked_at += swept.looked_at;
-            report.removed += swept.removed;
-        };
-        add(self.outbound4.sweep(now_ns, BUDGET)?);
-        add(self.outbound6.sweep(now_ns, BUDGET)?);
-        add(self.host4.sweep(now_ns, BUDGET)?);
-        add(self.host6.sweep(now_ns, BUDGET)?);
-        Ok(report)
+    pub(crate) fn collect(&mut self, memory: &Memory, now_ns: u64) -> io::Result<CollectReport> {
+        Ok(self.outbound.sweep(memory, now_ns)
+            + self.host4.sweep(now_ns, BUDGET)?
+            + self.host6.sweep(now_ns, BUDGET)?)
     }
 
     /// Forgets all connections of an endpoint.
-    pub(crate) fn forget(&self, endpoint: u16) -> io::Result<usize> {
-        let mut removed = self.outbound4.forget(endpoint)?;
-        removed += self.outbound6.forget(endpoint)?;
-        removed += self.host4.forget(endpoint)?;
-        removed += self.host6.forget(endpoint)?;
-        Ok(removed)
+    pub(crate) fn forget(&self, memory: &Memory, endpoint: u16) -> io::Result<()> {
+        self.outbound.forget(memory, endpoint);
+        self.host4.forget(endpoint)?;
+        self.host6.forget(endpoint)
     }
 
     /// Gives the connections of one endpoint to another id as well.
-    pub(crate) fn copy(&self, from: u16, to: u16) -> io::Result<()> {
-        self.outbound4.copy(from, to)?;
-        self.outbound6.copy(from, to)?;
+    pub(crate) fn copy(&self, memory: &Memory, from: u16, to: u16) -> io::Result<()> {
+        if !self.outbound.copy(memory, from, to) {
+            return Err(io::Error::other("the table of the pods' own connections is full"));
+        }
         self.host4.copy(from, to)?;
         self.host6.copy(from, to)
     }
 
     /// Name and entries of each table, as of the last whole walk.
     pub(crate) fn fill(&self) -> [(&'static str, usize); 4] {
+        let [outbound4, outbound6] = self.outbound.entries();
         [
-            (maps::OUTBOUND4, self.outbound4.entries()),
-            (maps::OUTBOUND6, self.outbound6.entries()),
+            (maps::OUTBOUND4, outbound4),
+            (maps::OUTBOUND6, outbound6),
             (maps::HOST_FLOWS4, self.host4.entries()),
             (maps::HOST_FLOWS6, self.host6.entries()),
         ]
+    }
+}
+
+/// Whether nothing can come any more on a connection in this state.
+pub(crate) fn is_finished(state: FlowState, now_ns: u64) -> bool {
+    let both_fins = FlowState::LOCAL_FIN | FlowState::REMOTE_FIN;
+    let linger = if state.has(FlowState::RESET) {
+        RESET_LINGER
+    } else if state.has(both_fins) {
+        CLOSED_LINGER
+    } else if !state.has(FlowState::ANSWERED) {
+        UNANSWERED_LINGER
+    } else {
+        return false;
+    };
+    u128::from(state.age_ns(now_ns)) >= linger.as_nanos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn finished(flags: u32, age_seconds: u64) -> bool {
+        let begun = 7 * SECOND;
+        // Ages are whole ticks.
+        let now = begun + age_seconds * SECOND + FlowState::TICK_NS;
+        is_finished(FlowState::live(flags, 0, FlowState::tick(begun)), now)
+    }
+
+    #[test]
+    fn an_established_connection_stays_however_old() {
+        assert!(!finished(FlowState::ANSWERED, 1_000_000));
+        assert!(
+            !finished(FlowState::ANSWERED | FlowState::LOCAL_FIN, 1_000_000),
+            "half closed"
+        );
+    }
+
+    #[test]
+    fn a_reset_connection_goes_after_two_seconds() {
+        assert!(!finished(FlowState::ANSWERED | FlowState::RESET, 1));
+        assert!(finished(FlowState::ANSWERED | FlowState::RESET, 2));
+    }
+
+    #[test]
+    fn a_connection_closed_by_both_goes_after_two_seconds() {
+        let closed = FlowState::ANSWERED | FlowState::LOCAL_FIN | FlowState::REMOTE_FIN;
+        assert!(!finished(closed, 1));
+        assert!(finished(closed, 2));
+    }
+
+    #[test]
+    fn an_unanswered_syn_goes_after_the_last_retry() {
+        assert!(!finished(0, 129));
+        assert!(finished(0, 130));
+    }
+
+    #[test]
+    fn a_clock_behind_the_entry_removes_nothing() {
+        let state = FlowState::live(FlowState::RESET, 0, FlowState::tick(10 * SECOND));
+        assert!(!is_finished(state, 0));
     }
 }

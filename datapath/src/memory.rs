@@ -3,6 +3,7 @@
 //! Invariant: outside `Datapath::commit` only the control word's bank is read and never written, except that
 //! an endpoint that is detached loses its place in both banks by one store each.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::iter::repeat_n;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +21,9 @@ const STATE_WORDS: usize = size_of::<State>() / WORD;
 const CONTROL: usize = offset_of!(State, control) / WORD;
 const RECORDS: usize = offset_of!(State, endpoints) / WORD;
 const RECORD_WORDS: usize = size_of::<EndpointRecord>() / WORD;
+const FLOW_SEED: usize = offset_of!(State, flow_seed) / WORD;
+const OUTBOUND_BUDGET: usize = offset_of!(State, outbound_budget) / WORD;
+const OUTBOUND: usize = offset_of!(State, outbound) / WORD;
 /// Where the table of interfaces begins, in entries of 16 bits.
 const INTERFACES: usize = offset_of!(State, ifindex) / size_of::<u16>();
 const _: () = assert!(RECORD_WORDS * WORD == size_of::<EndpointRecord>());
@@ -37,8 +41,14 @@ pub(crate) struct Memory {
 impl Memory {
     pub(crate) fn open(source: &Source<'_>) -> Result<Self, OpenError> {
         let blocks = |name: &'static str| source.map(name);
+        let state = source.memory(maps::STATE, STATE_WORDS)?;
+        if state.load(FLOW_SEED) == 0 {
+            // Fresh maps: no program runs on them yet. A hasher's keys are the standard library's random numbers.
+            state.store(FLOW_SEED, RandomState::new().build_hasher().finish() | 1);
+        }
+        state.store(OUTBOUND_BUDGET, limits::OUTBOUND_BUDGET);
         Ok(Self {
-            state: source.memory(maps::STATE, STATE_WORDS)?,
+            state,
             banks: source.memory(maps::BANKS, 2 * BANK_WORDS)?,
             extents: [Table::ALL.map(Table::words); 2],
             blocks4: Blocks::new(blocks(maps::BLOCKS4)?).map_err(|e| OpenError::map(maps::BLOCKS4, e))?,
@@ -53,6 +63,21 @@ impl Memory {
     /// Makes everything that was written before the live state.
     pub(crate) fn set_control(&self, control: Control) {
         self.state.publish(CONTROL, control.0);
+    }
+
+    /// What is mixed into the hash of a connection.
+    pub(crate) fn flow_seed(&self) -> u64 {
+        self.state.load(FLOW_SEED)
+    }
+
+    /// Connections that an endpoint may have opened.
+    pub(crate) fn outbound_budget(&self) -> u64 {
+        self.state.load(OUTBOUND_BUDGET)
+    }
+
+    /// How many it has, by endpoint id; the programs count too.
+    pub(crate) fn outbound(&self) -> &[AtomicU64] {
+        &self.state.words()[OUTBOUND..OUTBOUND + limits::MAX_ENDPOINTS]
     }
 
     /// The words of one bank of a table.

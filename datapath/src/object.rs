@@ -13,6 +13,7 @@ use thyra_datapath_abi::{
 };
 use thyra_datapath_engine::Table;
 use thyra_datapath_engine::family::Address6;
+use thyra_datapath_engine::flow_table::Key;
 use thyra_datapath_engine::lookup::{buckets4, buckets6};
 
 /// The object file; empty when it was built with `THYRA_BPF=stub`.
@@ -133,6 +134,7 @@ fn describe(shapes: &[MapShape]) -> String {
     for (name, limit) in table_limits() {
         let _ = writeln!(text, "{name} {limit}");
     }
+    let _ = writeln!(text, "a state of a connection {:x?}", FlowState::live(!0, !0, 1));
     for address in PROBES {
         let wide = Address6 {
             high: address,
@@ -140,8 +142,31 @@ fn describe(shapes: &[MapShape]) -> String {
         };
         let narrow = u32::try_from(address >> 32).unwrap_or(0);
         let _ = writeln!(text, "buckets {:?} {:?}", buckets4(narrow), buckets6(wide));
+        let (flow4, flow6) = (flow4(address), flow6(address));
+        let _ = writeln!(
+            text,
+            "flows {:?} {:?}",
+            Key::v4(&flow4, address),
+            Key::v6(&flow6, address)
+        );
     }
     text
+}
+
+/// A connection, to tell one hash function of connections from another.
+fn flow4(bits: u64) -> Flow4 {
+    zerocopy::transmute!([bits, !bits])
+}
+
+/// The same for IPv6.
+fn flow6(bits: u64) -> Flow6 {
+    zerocopy::transmute!([
+        bits,
+        !bits,
+        bits.rotate_left(7),
+        !bits.rotate_left(9),
+        bits.rotate_left(11)
+    ])
 }
 
 /// Offsets of every field, then the size; destructured without `..`, so that a new field stops the build
@@ -160,7 +185,6 @@ fn records() -> Vec<(&'static str, Vec<usize>)> {
         Slot6 { high, low, value }
         Flow4 { local, remote, local_port, remote_port, endpoint, pad }
         Flow6 { local, remote, local_port, remote_port, endpoint, pad }
-        FlowState { flags, pad, changed_ns }
         Event {
             time_ns, generation, ifindex, length, sequence, source, destination, source_port, destination_port,
             endpoint, verdict, kind, reason, tcp_flags, flags, family, protocol, pad,
@@ -184,6 +208,9 @@ fn elements() -> [(&'static str, Vec<usize>); 3] {
     ];
     let state = [
         offset_of!(State, control),
+        offset_of!(State, flow_seed),
+        offset_of!(State, outbound_budget),
+        offset_of!(State, outbound),
         offset_of!(State, endpoints),
         offset_of!(State, ifindex),
         size_of::<State>(),

@@ -240,7 +240,7 @@ impl Datapath {
             Origin::PickedUp
         };
         let mut datapath = Self {
-            flows: FlowMaps::open(&source)?,
+            flows: FlowMaps::open(&source, &memory)?,
             older: older(&config.bpffs, pins)?,
             config,
             pins: pins.clone(),

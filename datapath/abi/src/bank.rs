@@ -41,6 +41,12 @@ pub struct Bank {
 pub struct State {
     /// Which bank is live, and how verdicts are carried out.
     pub control: Control,
+    /// Mixed into the hash of every connection, so that a pod can't choose its buckets.
+    pub flow_seed: u64,
+    /// Connections that one endpoint may have in `OUTBOUND4` and `OUTBOUND6` together.
+    pub outbound_budget: u64,
+    /// How many it has, by endpoint id.
+    pub outbound: [u64; MAX_ENDPOINTS],
     /// By endpoint id.
     pub endpoints: [EndpointRecord; MAX_ENDPOINTS],
     /// Endpoint id, by interface index modulo `IFINDEX_SLOTS`.

@@ -43,7 +43,7 @@ impl EventKind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Event {
-    /// `bpf_ktime_get_ns`: nanoseconds since boot.
+    /// Nanoseconds since boot: of the last timer interrupt (at most 10 ms ago) where the packet went on.
     pub time_ns: u64,
     /// Generation of the tables that judged the packet.
     pub generation: u32,

@@ -2,7 +2,8 @@
 //!
 //! The policy tables exist twice: see `control`. The sum of all maps is asserted below.
 
-use crate::{Bank, CpuCounters, State};
+use crate::flow::{FLOW_SLOTS, FlowBucket4, FlowBucket6};
+use crate::{Bank, CpuCounters, Flow4, Flow6, FlowState, State};
 
 /// Endpoint ids are 1 to 255; 0 means "no endpoint".
 pub const MAX_ENDPOINTS: usize = 256;
@@ -31,8 +32,12 @@ pub const BUCKETS: usize = 32_768;
 pub const SLOTS4: usize = 4;
 /// Slots in an IPv6 bucket: 4 × 24 = 96 bytes.
 pub const SLOTS6: usize = 4;
+/// Buckets of the connections that pods opened, per family.
+pub const FLOW_BUCKETS: usize = 16_384;
 /// Connections that pods opened, per family, all endpoints together.
-pub const MAX_OUTBOUND: usize = 65_536;
+pub const MAX_OUTBOUND: usize = FLOW_BUCKETS * FLOW_SLOTS;
+/// Connections that one endpoint may have opened, both families together.
+pub const OUTBOUND_BUDGET: u64 = 32_768;
 /// Connections that the node made, per family.
 pub const MAX_HOST_FLOWS: usize = 16_384;
 /// Bytes of the event ring.
@@ -48,7 +53,10 @@ pub const BANK_BYTES: usize = size_of::<Bank>();
 /// An upper estimate of a hash entry's own cost in the kernel (element header and bucket), bytes.
 const HASH_ENTRY_BYTES: usize = 64;
 
-const FLOW_BYTES: usize = (MAX_OUTBOUND + MAX_HOST_FLOWS) * (16 + 40 + 2 * 16 + 2 * HASH_ENTRY_BYTES);
+const HOST_FLOW_BYTES: usize = MAX_HOST_FLOWS
+    * (size_of::<Flow4>() + size_of::<Flow6>() + 2 * size_of::<FlowState>() + 2 * HASH_ENTRY_BYTES);
+const OUTBOUND_BYTES: usize = FLOW_BUCKETS * (size_of::<FlowBucket4>() + size_of::<FlowBucket6>());
+const FLOW_BYTES: usize = HOST_FLOW_BYTES + OUTBOUND_BYTES;
 
 /// Bytes of all maps on a machine with `cpus` CPUs, the LPM tables (allocated as they fill) left out.
 #[must_use]

@@ -5,7 +5,7 @@
 //! | `STATE` | mmap array | 0 → `State` |
 //! | `BANKS` | mmap array | bank → `Bank` |
 //! | `BLOCKS4`, `BLOCKS6` | LPM trie | `Block4`, `Block6` → class (u32) |
-//! | `OUTBOUND4`, `OUTBOUND6` | hash | `Flow4`, `Flow6` → `FlowState` |
+//! | `OUTBOUND4`, `OUTBOUND6` | mmap array | bucket → `FlowBucket4`, `FlowBucket6` |
 //! | `HOST_FLOWS4`, `HOST_FLOWS6` | LRU hash | `Flow4`, `Flow6` → `FlowState` |
 //! | `COUNTERS` | mmap array | CPU → `CpuCounters` |
 //! | `EVENTS` | ring buffer | `Event` |

@@ -7,8 +7,9 @@
 )]
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf};
-use thyra_datapath_abi::limits::{EVENT_RING_BYTES, MAX_BLOCKS, MAX_HOST_FLOWS, MAX_OUTBOUND};
+use aya_ebpf::maps::{Array, LpmTrie, LruHashMap, RingBuf};
+use thyra_datapath_abi::flow::{FlowBucket4, FlowBucket6};
+use thyra_datapath_abi::limits::{EVENT_RING_BYTES, FLOW_BUCKETS, MAX_BLOCKS, MAX_HOST_FLOWS};
 use thyra_datapath_abi::maps::MMAPABLE;
 use thyra_datapath_abi::source::{Block4, Block6};
 use thyra_datapath_abi::{Bank, CpuCounters, Flow4, Flow6, FlowState, State};
@@ -34,9 +35,9 @@ pub static BLOCKS4: LpmTrie<Banked<4>, u32> = LpmTrie::with_max_entries(MAX_BLOC
 #[map]
 pub static BLOCKS6: LpmTrie<Banked<16>, u32> = LpmTrie::with_max_entries(MAX_BLOCKS as u32 * 2, 0);
 #[map]
-pub static OUTBOUND4: HashMap<Flow4, FlowState> = HashMap::with_max_entries(MAX_OUTBOUND as u32, 0);
+pub static OUTBOUND4: Array<FlowBucket4> = Array::with_max_entries(FLOW_BUCKETS as u32, MMAPABLE);
 #[map]
-pub static OUTBOUND6: HashMap<Flow6, FlowState> = HashMap::with_max_entries(MAX_OUTBOUND as u32, 0);
+pub static OUTBOUND6: Array<FlowBucket6> = Array::with_max_entries(FLOW_BUCKETS as u32, MMAPABLE);
 #[map]
 pub static HOST_FLOWS4: LruHashMap<Flow4, FlowState> = LruHashMap::with_max_entries(MAX_HOST_FLOWS as u32, 0);
 #[map]

@@ -1,4 +1,4 @@
-//! The kernel's maps as the engine's `Tables`, `Flows` and `Counters`.
+//! The kernel's maps as the engine's `Tables` and `Counters`; `flows` has the connections.
 //!
 //! Invariant: every index is masked to its table, whose size is a power of two (`abi::bank`), so that each access
 //! stays inside its element; a look-up that misses gives zero or none, which the engine never takes for
@@ -8,23 +8,19 @@
     reason = "indices are widened to the width of an address, after they were masked; classes fit 16 bits"
 )]
 
-use core::intrinsics::{AtomicOrdering, atomic_or};
-
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
-use aya_ebpf::maps::{HashMap, LruHashMap, lpm_trie::Key};
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::maps::lpm_trie::Key;
 use thyra_datapath_abi::count::{CpuCounters, EndpointCounter, REASONS, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::limits::{
     BUCKETS, IFINDEX_SLOTS, MAX_CLASSES, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES, MAX_ROWS, MAX_SETS,
     MAX_VERDICTS, SLOTS4, SLOTS6,
 };
 use thyra_datapath_abi::{
-    Bank, Cell, Control, EndpointRecord, EndpointSets, Event, EventKind, Flow4, Flow6, FlowState, Reason,
-    Slot4, Slot6, State,
+    Bank, Cell, Control, EndpointRecord, EndpointSets, Event, EventKind, Reason, Slot4, Slot6, State,
 };
 use thyra_datapath_engine::Tables;
 use thyra_datapath_engine::account::{Counters, Direction, reason_number};
 use thyra_datapath_engine::family::Address6;
-use thyra_datapath_engine::flows::{FlowTable, Flows};
 use thyra_datapath_engine::program::Maps;
 
 use crate::{events, maps};
@@ -36,7 +32,7 @@ pub struct ThisNode;
 /// The elements that a packet needs, found once.
 #[derive(Clone, Copy)]
 pub struct Node {
-    state: *const State,
+    pub(crate) state: *mut State,
     bank: *const Bank,
     counters: *mut CpuCounters,
     control: Control,
@@ -47,7 +43,7 @@ impl Maps for ThisNode {
 
     #[inline(always)]
     fn open(self) -> Option<Node> {
-        let state = maps::STATE.get_ptr(0)?;
+        let state = maps::STATE.get_ptr_mut(0)?;
         // SAFETY: the kernel gave out the element, whose words user space stores whole.
         let control = unsafe { core::ptr::read_volatile(&raw const (*state).control) };
         let bank = maps::BANKS.get_ptr(control.bank())?;
@@ -57,6 +53,15 @@ impl Maps for ThisNode {
             counters: counters()?,
             control,
         })
+    }
+}
+
+impl Node {
+    /// What is mixed into the hash of a connection.
+    #[inline(always)]
+    pub fn seed(&self) -> u64 {
+        // SAFETY: a word of the element that the kernel gave out.
+        unsafe { core::ptr::read_volatile(&raw const (*self.state).flow_seed) }
     }
 }
 
@@ -176,93 +181,6 @@ impl Tables for Node {
             let cells = (&raw const (*self.bank).rows).cast();
             at::<Cell, { MAX_ROWS * MAX_COLUMNS }>(cells, index)
         }
-    }
-}
-
-/// Adds `mark` to a state and gives what it was.
-#[inline(always)]
-fn mark_state(state: *mut FlowState, mark: u32) -> u32 {
-    // SAFETY: the kernel gave out the element, and keeps its memory until the program ends. Another CPU may
-    // write it too: the flags are read and written by single 32-bit operations, the time is a hint.
-    unsafe {
-        let before = core::ptr::read_volatile(&raw const (*state).flags);
-        if before & mark != mark {
-            atomic_or::<u32, u32, { AtomicOrdering::Relaxed }>(&raw mut (*state).flags, mark);
-            (*state).changed_ns = bpf_ktime_get_ns();
-        }
-        before
-    }
-}
-
-#[inline(always)]
-fn find<K>(
-    own: &HashMap<K, FlowState>,
-    host: &LruHashMap<K, FlowState>,
-    table: FlowTable,
-    key: &K,
-    mark: u32,
-) -> Option<u32> {
-    let state = match table {
-        FlowTable::Outbound => own.get_ptr_mut(key),
-        FlowTable::Host => host.get_ptr_mut(key),
-    };
-    state.map(|state| mark_state(state, mark))
-}
-
-#[inline(always)]
-fn open<K>(
-    own: &HashMap<K, FlowState>,
-    host: &LruHashMap<K, FlowState>,
-    table: FlowTable,
-    key: &K,
-    flags: u32,
-) -> bool {
-    // SAFETY: a helper without arguments.
-    let state = FlowState {
-        flags,
-        pad: 0,
-        changed_ns: unsafe { bpf_ktime_get_ns() },
-    };
-    match table {
-        FlowTable::Outbound => own.insert(key, state, 0),
-        FlowTable::Host => host.insert(key, state, 0),
-    }
-    .is_ok()
-}
-
-#[inline(always)]
-fn forget<K>(own: &HashMap<K, FlowState>, host: &LruHashMap<K, FlowState>, table: FlowTable, key: &K) {
-    // An entry that is not there is as good as removed.
-    let _absent = match table {
-        FlowTable::Outbound => own.remove(key),
-        FlowTable::Host => host.remove(key),
-    };
-}
-
-impl Flows for Node {
-    #[inline(always)]
-    fn find4(&self, table: FlowTable, key: &Flow4, mark: u32) -> Option<u32> {
-        find(&maps::OUTBOUND4, &maps::HOST_FLOWS4, table, key, mark)
-    }
-    #[inline(always)]
-    fn find6(&self, table: FlowTable, key: &Flow6, mark: u32) -> Option<u32> {
-        find(&maps::OUTBOUND6, &maps::HOST_FLOWS6, table, key, mark)
-    }
-    #[inline(always)]
-    fn open4(&self, table: FlowTable, key: &Flow4, flags: u32) -> bool {
-        open(&maps::OUTBOUND4, &maps::HOST_FLOWS4, table, key, flags)
-    }
-    #[inline(always)]
-    fn open6(&self, table: FlowTable, key: &Flow6, flags: u32) -> bool {
-        open(&maps::OUTBOUND6, &maps::HOST_FLOWS6, table, key, flags)
-    }
-    #[inline(always)]
-    fn forget4(&self, table: FlowTable, key: &Flow4) {
-        forget(&maps::OUTBOUND4, &maps::HOST_FLOWS4, table, key);
-    }
-    #[inline(always)]
-    fn forget6(&self, table: FlowTable, key: &Flow6) {
-        forget(&maps::OUTBOUND6, &maps::HOST_FLOWS6, table, key);
     }
 }
 

@@ -68,7 +68,11 @@ fn towards_sender(direction: Direction) -> u64 {
 /// Writes `segment` in the place of the packet.
 #[inline(always)]
 fn rewrite<F: Family>(skb: Skb, segment: Segment<F>) -> Result<(), Refused> {
-    if write(skb, &segment) {
+    let partial = match prepare(skb, segment.l4) {
+        Prepared::REFUSED => return Err(Refused),
+        prepared => prepared == Prepared::PARTIAL,
+    };
+    if write(skb, &segment, partial) {
         Ok(())
     } else {
         Err(Refused)
@@ -77,26 +81,53 @@ fn rewrite<F: Family>(skb: Skb, segment: Segment<F>) -> Result<(), Refused> {
 
 /// A function of its own, because a program's stack is 512 bytes.
 #[inline(never)]
-fn write<F: Family>(skb: Skb, segment: &Segment<F>) -> bool {
-    try_write(skb, segment).is_ok()
+fn write<F: Family>(skb: Skb, segment: &Segment<F>, partial: bool) -> bool {
+    try_write(skb, segment, partial).is_ok()
 }
 
-/// Swaps the MACs too: the second segment of a pair swaps them back.
 #[inline(always)]
-fn try_write<F: Family>(skb: Skb, segment: &Segment<F>) -> Result<(), Refused> {
-    let partial = is_partial(skb, segment.l4)?;
-    // SAFETY: a helper on the program's own context.
-    if unsafe { bpf_skb_change_tail(skb.0, segment.l4 + TCP_HEADER, 0) } != 0 {
-        return Err(Refused);
-    }
-    let (destination, source) = (load::<6>(skb, 0)?, load::<6>(skb, 6)?);
-    store(skb, 0, &source)?;
-    store(skb, 6, &destination)?;
+fn try_write<F: Family>(skb: Skb, segment: &Segment<F>, partial: bool) -> Result<(), Refused> {
     let (ip, tcp) = reset::bytes(segment, partial);
     store(skb, segment.l3, &ip)?;
     store(skb, segment.l4, &tcp)?;
     skb.set_mark(OWN_MARK);
     Ok(())
+}
+
+/// What `prepare` found; a number, since a function of its own returns nothing else.
+struct Prepared;
+
+impl Prepared {
+    /// The kernel refused an operation.
+    const REFUSED: u32 = 0;
+    /// The checksum is the programs' to write.
+    const WHOLE: u32 = 1;
+    /// The device still has to add the checksum.
+    const PARTIAL: u32 = 2;
+}
+
+/// Cuts the packet behind the TCP header that begins at `l4` and swaps its MACs: the second segment of a pair
+/// swaps them back. A function of its own for the stack's sake, too.
+#[inline(never)]
+fn prepare(skb: Skb, l4: u32) -> u32 {
+    match try_prepare(skb, l4) {
+        Err(Refused) => Prepared::REFUSED,
+        Ok(false) => Prepared::WHOLE,
+        Ok(true) => Prepared::PARTIAL,
+    }
+}
+
+#[inline(always)]
+fn try_prepare(skb: Skb, l4: u32) -> Result<bool, Refused> {
+    let partial = is_partial(skb, l4)?;
+    // SAFETY: a helper on the program's own context.
+    if unsafe { bpf_skb_change_tail(skb.0, l4 + TCP_HEADER, 0) } != 0 {
+        return Err(Refused);
+    }
+    let (destination, source) = (load::<6>(skb, 0)?, load::<6>(skb, 6)?);
+    store(skb, 0, &source)?;
+    store(skb, 6, &destination)?;
+    Ok(partial)
 }
 
 /// Whether the device still has to add the checksum (`CHECKSUM_PARTIAL`): then, and only then, a change that

@@ -52,7 +52,7 @@ pub trait Family: Copy + Sized {
     /// `Flows::open4` or `open6`.
     fn open<S: Flows + ?Sized>(flows: &S, table: FlowTable, key: &Self::Flow, flags: u32) -> bool;
     /// `Flows::forget4` or `forget6`.
-    fn forget<S: Flows + ?Sized>(flows: &S, table: FlowTable, key: &Self::Flow);
+    fn forget<S: Flows + ?Sized>(flows: &S, key: &Self::Flow);
 }
 
 /// IPv4.
@@ -161,8 +161,8 @@ impl Family for V4 {
         flows.open4(table, key, flags)
     }
     #[inline(always)]
-    fn forget<S: Flows + ?Sized>(flows: &S, table: FlowTable, key: &Flow4) {
-        flows.forget4(table, key);
+    fn forget<S: Flows + ?Sized>(flows: &S, key: &Flow4) {
+        flows.forget4(key);
     }
 }
 
@@ -245,7 +245,7 @@ impl Family for V6 {
         flows.open6(table, key, flags)
     }
     #[inline(always)]
-    fn forget<S: Flows + ?Sized>(flows: &S, table: FlowTable, key: &Flow6) {
-        flows.forget6(table, key);
+    fn forget<S: Flows + ?Sized>(flows: &S, key: &Flow6) {
+        flows.forget6(key);
     }
 }

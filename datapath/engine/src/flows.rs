@@ -21,12 +21,13 @@ pub trait Flows {
     fn find4(&self, table: FlowTable, key: &Flow4, mark: u32) -> Option<u32>;
     /// The same for IPv6.
     fn find6(&self, table: FlowTable, key: &Flow6, mark: u32) -> Option<u32>;
-    /// Writes an entry with `flags`, over an old one of the same key; false when the table is full.
+    /// Writes an entry with `flags`, over an old one of the same key; false when the table is full, or the
+    /// endpoint's budget is spent.
     fn open4(&self, table: FlowTable, key: &Flow4, flags: u32) -> bool;
     /// The same for IPv6.
     fn open6(&self, table: FlowTable, key: &Flow6, flags: u32) -> bool;
-    /// Removes an entry, if there is one.
-    fn forget4(&self, table: FlowTable, key: &Flow4);
+    /// Removes a connection that the node made, if there is one.
+    fn forget4(&self, key: &Flow4);
     /// The same for IPv6.
-    fn forget6(&self, table: FlowTable, key: &Flow6);
+    fn forget6(&self, key: &Flow6);
 }

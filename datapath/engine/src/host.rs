@@ -5,25 +5,33 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
 
 use thyra_datapath_abi as abi;
 use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::flow::{FLOW4_WORDS, FLOW6_WORDS, FlowBucket4, FlowBucket6};
 use thyra_datapath_abi::limits::{
-    IFINDEX_SLOTS, MAX_COLUMNS, MAX_ENDPOINTS, MAX_OUTBOUND, MAX_PORT_CLASSES, SLOTS4, SLOTS6,
+    FLOW_BUCKETS, IFINDEX_SLOTS, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES, OUTBOUND_BUDGET, SLOTS4,
+    SLOTS6,
 };
 use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_abi::{
     Control, EndpointRecord, EndpointSets, Event, EventKind, Flow4, Flow6, FlowState, Reason, Slot4, Slot6,
 };
-use zerocopy::IntoBytes as _;
+use zerocopy::{Immutable, IntoBytes};
 
 use crate::account::{Counters, Direction};
 use crate::decide::Arrival;
 use crate::family::Address6;
+use crate::flow_table::{self, Key};
+use crate::flow_words::FlowWords;
 use crate::flows::{FlowTable, Flows};
 use crate::load::chunk;
 use crate::program::{self, Hook, Maps, Program};
 use crate::{BankImage, Family, Load, Packet, Table, Tables};
+
+/// Nobody aims at the buckets of a node in memory.
+const SEED: u64 = 0;
 
 /// Everything that a program counts and reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,16 +68,19 @@ pub struct HostNode {
     pub control: Control,
     /// The banks.
     pub banks: [BankImage; 2],
-    /// How many connections of one family pods may have open.
-    pub outbound_limit: usize,
+    /// How many connections one pod may have open.
+    pub outbound_budget: u64,
     /// Nanoseconds since boot.
     pub now_ns: Cell<u64>,
     /// What was counted.
     pub ledger: RefCell<Ledger>,
     records: Vec<EndpointRecord>,
     ifindex: Vec<u16>,
-    flows4: RefCell<HashMap<(FlowTable, Flow4), FlowState>>,
-    flows6: RefCell<HashMap<(FlowTable, Flow6), FlowState>>,
+    outbound4: Vec<AtomicU64>,
+    outbound6: Vec<AtomicU64>,
+    outbound: Vec<AtomicU64>,
+    host4: RefCell<HashMap<Flow4, FlowState>>,
+    host6: RefCell<HashMap<Flow6, FlowState>>,
 }
 
 impl Default for HostNode {
@@ -77,13 +88,16 @@ impl Default for HostNode {
         Self {
             control: Control::default(),
             banks: Default::default(),
-            outbound_limit: MAX_OUTBOUND,
+            outbound_budget: OUTBOUND_BUDGET,
             now_ns: Cell::default(),
             ledger: RefCell::default(),
             records: vec![EndpointRecord::default(); MAX_ENDPOINTS],
             ifindex: vec![0; IFINDEX_SLOTS],
-            flows4: RefCell::default(),
-            flows6: RefCell::default(),
+            outbound4: zeroed(FLOW_BUCKETS * size_of::<FlowBucket4>()),
+            outbound6: zeroed(FLOW_BUCKETS * size_of::<FlowBucket6>()),
+            outbound: zeroed(MAX_ENDPOINTS * size_of::<u64>()),
+            host4: RefCell::default(),
+            host6: RefCell::default(),
         }
     }
 }
@@ -110,65 +124,78 @@ impl HostNode {
     /// What is remembered of IPv4 connections, sorted by their keys' bytes.
     #[must_use]
     pub fn flows4(&self, table: FlowTable) -> Vec<(Flow4, FlowState)> {
-        let mut flows: Vec<_> = only(&self.flows4.borrow(), table);
-        flows.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
-        flows
+        sorted(match table {
+            FlowTable::Outbound => entries(self.words(&self.outbound4), |key: [u64; FLOW4_WORDS]| {
+                zerocopy::transmute!(key)
+            }),
+            FlowTable::Host => self.host4.borrow().iter().map(|(k, s)| (*k, *s)).collect(),
+        })
     }
 
     /// The same for IPv6.
     #[must_use]
     pub fn flows6(&self, table: FlowTable) -> Vec<(Flow6, FlowState)> {
-        let mut flows: Vec<_> = only(&self.flows6.borrow(), table);
-        flows.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
-        flows
+        sorted(match table {
+            FlowTable::Outbound => entries(self.words(&self.outbound6), |key: [u64; FLOW6_WORDS]| {
+                zerocopy::transmute!(key)
+            }),
+            FlowTable::Host => self.host6.borrow().iter().map(|(k, s)| (*k, *s)).collect(),
+        })
     }
 
-    fn find<K: Copy + Eq + core::hash::Hash>(
+    fn words<'a>(&'a self, buckets: &'a [AtomicU64]) -> FlowWords<'a> {
+        FlowWords {
+            buckets,
+            counts: &self.outbound,
+            budget: self.outbound_budget,
+            now_ns: self.now_ns.get(),
+        }
+    }
+
+    fn find_host<K: Eq + core::hash::Hash>(
         &self,
-        flows: &RefCell<HashMap<(FlowTable, K), FlowState>>,
-        (table, key): (FlowTable, K),
+        flows: &RefCell<HashMap<K, FlowState>>,
+        key: &K,
         mark: u32,
     ) -> Option<u32> {
         let mut flows = flows.borrow_mut();
-        let state = flows.get_mut(&(table, key))?;
-        let before = state.flags;
-        if before & mark != mark {
-            state.flags |= mark;
-            state.changed_ns = self.now_ns.get();
+        let state = flows.get_mut(key)?;
+        let before = *state;
+        if !before.has(mark) {
+            *state = before.marked(mark, FlowState::tick(self.now_ns.get()));
         }
-        Some(before)
+        Some(before.flags())
     }
 
-    fn open<K: Copy + Eq + core::hash::Hash>(
+    fn open_host<K: Copy + Eq + core::hash::Hash>(
         &self,
-        flows: &RefCell<HashMap<(FlowTable, K), FlowState>>,
-        (table, key): (FlowTable, K),
+        flows: &RefCell<HashMap<K, FlowState>>,
+        key: &K,
         flags: u32,
     ) -> bool {
-        let mut flows = flows.borrow_mut();
-        let count = flows.keys().filter(|(t, _)| *t == table).count();
-        if table == FlowTable::Outbound && count >= self.outbound_limit && !flows.contains_key(&(table, key))
-        {
-            return false;
-        }
-        flows.insert(
-            (table, key),
-            FlowState {
-                flags,
-                pad: 0,
-                changed_ns: self.now_ns.get(),
-            },
-        );
+        let state = FlowState::live(flags, 0, FlowState::tick(self.now_ns.get()));
+        flows.borrow_mut().insert(*key, state);
         true
     }
 }
 
-fn only<K: Copy>(flows: &HashMap<(FlowTable, K), FlowState>, table: FlowTable) -> Vec<(K, FlowState)> {
-    flows
-        .iter()
-        .filter(|((t, _), _)| *t == table)
-        .map(|((_, key), state)| (*key, *state))
+/// So many bytes of zeros.
+fn zeroed(bytes: usize) -> Vec<AtomicU64> {
+    (0..bytes / size_of::<u64>())
+        .map(|_| AtomicU64::default())
         .collect()
+}
+
+fn entries<K, const W: usize>(words: FlowWords<'_>, key: impl Fn([u64; W]) -> K) -> Vec<(K, FlowState)> {
+    words
+        .entries()
+        .map(|entry| (key(entry.key), entry.state))
+        .collect()
+}
+
+fn sorted<K: IntoBytes + Immutable>(mut flows: Vec<(K, FlowState)>) -> Vec<(K, FlowState)> {
+    flows.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+    flows
 }
 
 /// Whoever holds one bank's image, with the state beside it.
@@ -249,22 +276,34 @@ impl Holder for &HostNode {
 
 impl Flows for &HostNode {
     fn find4(&self, table: FlowTable, key: &Flow4, mark: u32) -> Option<u32> {
-        self.find(&self.flows4, (table, *key), mark)
-    }
-    fn find6(&self, table: FlowTable, key: &Flow6, mark: u32) -> Option<u32> {
-        self.find(&self.flows6, (table, *key), mark)
+        match table {
+            FlowTable::Outbound => flow_table::find(&self.words(&self.outbound4), &Key::v4(key, SEED), mark),
+            FlowTable::Host => self.find_host(&self.host4, key, mark),
+        }
     }
     fn open4(&self, table: FlowTable, key: &Flow4, flags: u32) -> bool {
-        self.open(&self.flows4, (table, *key), flags)
+        match table {
+            FlowTable::Outbound => flow_table::open(&self.words(&self.outbound4), &Key::v4(key, SEED), flags),
+            FlowTable::Host => self.open_host(&self.host4, key, flags),
+        }
+    }
+    fn forget4(&self, key: &Flow4) {
+        self.host4.borrow_mut().remove(key);
+    }
+    fn find6(&self, table: FlowTable, key: &Flow6, mark: u32) -> Option<u32> {
+        match table {
+            FlowTable::Outbound => flow_table::find(&self.words(&self.outbound6), &Key::v6(key, SEED), mark),
+            FlowTable::Host => self.find_host(&self.host6, key, mark),
+        }
     }
     fn open6(&self, table: FlowTable, key: &Flow6, flags: u32) -> bool {
-        self.open(&self.flows6, (table, *key), flags)
+        match table {
+            FlowTable::Outbound => flow_table::open(&self.words(&self.outbound6), &Key::v6(key, SEED), flags),
+            FlowTable::Host => self.open_host(&self.host6, key, flags),
+        }
     }
-    fn forget4(&self, table: FlowTable, key: &Flow4) {
-        self.flows4.borrow_mut().remove(&(table, *key));
-    }
-    fn forget6(&self, table: FlowTable, key: &Flow6) {
-        self.flows6.borrow_mut().remove(&(table, *key));
+    fn forget6(&self, key: &Flow6) {
+        self.host6.borrow_mut().remove(key);
     }
 }
 

@@ -11,6 +11,9 @@ pub mod account;
 pub mod bank;
 pub mod decide;
 pub mod family;
+pub mod flow_table;
+#[cfg(not(target_arch = "bpf"))]
+pub mod flow_words;
 pub mod flows;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;

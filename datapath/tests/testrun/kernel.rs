@@ -4,13 +4,18 @@
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, RingBuf, lpm_trie::Key};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
+use thyra_datapath_abi::flow::{FLOW4_WORDS, FLOW6_WORDS, FlowBucket4, FlowBucket6};
+use thyra_datapath_abi::limits::{FLOW_BUCKETS, MAX_ENDPOINTS, OUTBOUND_BUDGET};
 use thyra_datapath_abi::{
     Control, CpuCounters, EndpointRecord, Event, Flow4, Flow6, FlowState, Reason, State, maps,
 };
+use thyra_datapath_engine::flow_table::{self, Key as TableKey};
+use thyra_datapath_engine::flow_words::FlowWords;
 use thyra_datapath_engine::flows::FlowTable;
 use thyra_datapath_engine::host::{HostNode, Ledger};
 use thyra_datapath_engine::{BANK_WORDS, BankImage, Table, Tables as _};
@@ -33,6 +38,9 @@ const IFINDEX: usize = 40;
 /// Where things lie in the maps, in words.
 const WORD: usize = size_of::<u64>();
 const CONTROL: usize = offset_of!(State, control) / WORD;
+const SEED: usize = offset_of!(State, flow_seed) / WORD;
+const BUDGET: usize = offset_of!(State, outbound_budget) / WORD;
+const COUNTS: usize = offset_of!(State, outbound) / WORD;
 const RECORDS: usize = offset_of!(State, endpoints) / WORD;
 const INTERFACES: usize = offset_of!(State, ifindex) / WORD;
 const CPU_WORDS: usize = size_of::<CpuCounters>() / WORD;
@@ -43,6 +51,8 @@ pub(crate) struct Kernel {
     state: Memory,
     banks: Memory,
     counters: Memory,
+    outbound4: Memory,
+    outbound6: Memory,
 }
 
 /// What the kernel did with a packet.
@@ -70,14 +80,9 @@ pub(crate) fn enter_namespace() {
 }
 
 impl Kernel {
-    /// Loads the object that ships with this build, with room for `outbound` connections of each family.
-    pub(crate) fn load(outbound: Option<usize>) -> Self {
+    /// Loads the object that ships with this build.
+    pub(crate) fn load() -> Self {
         let mut loader = EbpfLoader::new();
-        if let Some(limit) = outbound {
-            for map in [maps::OUTBOUND4, maps::OUTBOUND6] {
-                loader.map_max_entries(map, u32::try_from(limit).unwrap());
-            }
-        }
         let cpus = aya::util::nr_cpus().unwrap();
         loader.map_max_entries(maps::COUNTERS, u32::try_from(cpus).unwrap());
         let mut ebpf = loader.load(OBJECT).unwrap();
@@ -89,15 +94,25 @@ impl Kernel {
             Some(Map::Array(map)) => Memory::new(map, words),
             other => panic!("`{name}` is {other:?}"),
         };
-        Self {
+        let mut kernel = Self {
             state: memory(maps::STATE, size_of::<State>() / WORD),
             banks: memory(maps::BANKS, 2 * BANK_WORDS),
             counters: memory(maps::COUNTERS, cpus * CPU_WORDS),
+            outbound4: memory(maps::OUTBOUND4, FLOW_BUCKETS * size_of::<FlowBucket4>() / WORD),
+            outbound6: memory(maps::OUTBOUND6, FLOW_BUCKETS * size_of::<FlowBucket6>() / WORD),
             ebpf,
-        }
+        };
+        kernel.state.words()[SEED] = 0x7468_7972_6100_0001;
+        kernel.set_budget(None);
+        kernel
     }
 
-    fn hash<K: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, [u8; size_of::<FlowState>()]> {
+    /// How many connections a pod may have open; by default as many as the datapath says.
+    pub(crate) fn set_budget(&mut self, budget: Option<u64>) {
+        self.state.words()[BUDGET] = budget.unwrap_or(OUTBOUND_BUDGET);
+    }
+
+    fn hash<K: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, u64> {
         HashMap::try_from(self.ebpf.map_mut(name).unwrap()).unwrap()
     }
 
@@ -146,41 +161,40 @@ impl Kernel {
 
     /// Replaces what is remembered of connections.
     pub(crate) fn remember(&mut self, lines: &[String]) {
-        for name in [maps::OUTBOUND4, maps::HOST_FLOWS4] {
-            let mut map = self.hash::<[u8; size_of::<Flow4>()]>(name);
-            let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
-            keys.iter().for_each(|key| map.remove(key).unwrap());
-        }
-        for name in [maps::OUTBOUND6, maps::HOST_FLOWS6] {
-            let mut map = self.hash::<[u8; size_of::<Flow6>()]>(name);
-            let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
-            keys.iter().for_each(|key| map.remove(key).unwrap());
-        }
+        self.outbound4.words().fill(0);
+        self.outbound6.words().fill(0);
+        self.state.words()[COUNTS..][..MAX_ENDPOINTS].fill(0);
+        empty::<{ size_of::<Flow4>() }>(&mut self.hash(maps::HOST_FLOWS4));
+        empty::<{ size_of::<Flow6>() }>(&mut self.hash(maps::HOST_FLOWS6));
         for line in lines {
             let flow = Remembered::parse(line);
-            let state = FlowState {
-                flags: flow.flags,
-                ..FlowState::default()
-            };
-            let state = <[u8; 16]>::read_from_bytes(state.as_bytes()).unwrap();
+            let state = FlowState::live(flow.flags, 0, 0).0;
             match (key(&flow), flow.table) {
-                (FlowKey::V4(key), table) => {
-                    let name = if table == FlowTable::Outbound {
-                        maps::OUTBOUND4
-                    } else {
-                        maps::HOST_FLOWS4
-                    };
-                    let key = <[u8; 16]>::read_from_bytes(key.as_bytes()).unwrap();
-                    self.hash::<[u8; 16]>(name).insert(key, state, 0).unwrap();
+                (FlowKey::V4(key), FlowTable::Outbound) => {
+                    let table = self.outbound(Family::V4);
+                    assert!(flow_table::open(
+                        &table,
+                        &TableKey::v4(&key, self.seed()),
+                        flow.flags
+                    ));
                 }
-                (FlowKey::V6(key), table) => {
-                    let name = if table == FlowTable::Outbound {
-                        maps::OUTBOUND6
-                    } else {
-                        maps::HOST_FLOWS6
-                    };
-                    let key = <[u8; 40]>::read_from_bytes(key.as_bytes()).unwrap();
-                    self.hash::<[u8; 40]>(name).insert(key, state, 0).unwrap();
+                (FlowKey::V6(key), FlowTable::Outbound) => {
+                    let table = self.outbound(Family::V6);
+                    assert!(flow_table::open(
+                        &table,
+                        &TableKey::v6(&key, self.seed()),
+                        flow.flags
+                    ));
+                }
+                (FlowKey::V4(key), FlowTable::Host) => {
+                    let key: [u8; size_of::<Flow4>()] = zerocopy::transmute!(key);
+                    let mut map = self.hash::<[u8; size_of::<Flow4>()]>(maps::HOST_FLOWS4);
+                    map.insert(key, state, 0).unwrap();
+                }
+                (FlowKey::V6(key), FlowTable::Host) => {
+                    let key: [u8; size_of::<Flow6>()] = zerocopy::transmute!(key);
+                    let mut map = self.hash::<[u8; size_of::<Flow6>()]>(maps::HOST_FLOWS6);
+                    map.insert(key, state, 0).unwrap();
                 }
             }
         }
@@ -189,28 +203,54 @@ impl Kernel {
     /// What is remembered of connections, as cases write it.
     pub(crate) fn flows(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
-        for (table, name) in [
-            (FlowTable::Outbound, maps::OUTBOUND4),
-            (FlowTable::Host, maps::HOST_FLOWS4),
-        ] {
-            for entry in self.hash::<[u8; 16]>(name).iter() {
-                let (key, state) = entry.unwrap();
-                let key = Flow4::read_from_bytes(&key).unwrap();
-                lines.push(line4(table, &key, &FlowState::read_from_bytes(&state).unwrap()));
-            }
+        for entry in self.outbound(Family::V4).entries::<FLOW4_WORDS>() {
+            lines.push(line4(
+                FlowTable::Outbound,
+                &zerocopy::transmute!(entry.key),
+                &entry.state,
+            ));
         }
-        for (table, name) in [
-            (FlowTable::Outbound, maps::OUTBOUND6),
-            (FlowTable::Host, maps::HOST_FLOWS6),
-        ] {
-            for entry in self.hash::<[u8; 40]>(name).iter() {
-                let (key, state) = entry.unwrap();
-                let key = Flow6::read_from_bytes(&key).unwrap();
-                lines.push(line6(table, &key, &FlowState::read_from_bytes(&state).unwrap()));
-            }
+        for entry in self.outbound(Family::V6).entries::<FLOW6_WORDS>() {
+            lines.push(line6(
+                FlowTable::Outbound,
+                &zerocopy::transmute!(entry.key),
+                &entry.state,
+            ));
+        }
+        for entry in self.hash::<[u8; size_of::<Flow4>()]>(maps::HOST_FLOWS4).iter() {
+            let (key, state) = entry.unwrap();
+            lines.push(line4(
+                FlowTable::Host,
+                &zerocopy::transmute!(key),
+                &FlowState(state),
+            ));
+        }
+        for entry in self.hash::<[u8; size_of::<Flow6>()]>(maps::HOST_FLOWS6).iter() {
+            let (key, state) = entry.unwrap();
+            lines.push(line6(
+                FlowTable::Host,
+                &zerocopy::transmute!(key),
+                &FlowState(state),
+            ));
         }
         lines.sort();
         lines
+    }
+
+    fn seed(&self) -> u64 {
+        self.state.shared()[SEED].load(Ordering::Relaxed)
+    }
+
+    fn outbound(&self, family: Family) -> FlowWords<'_> {
+        FlowWords {
+            buckets: match family {
+                Family::V4 => self.outbound4.shared(),
+                Family::V6 => self.outbound6.shared(),
+            },
+            counts: &self.state.shared()[COUNTS..][..MAX_ENDPOINTS],
+            budget: OUTBOUND_BUDGET,
+            now_ns: 0,
+        }
     }
 
     /// Runs a packet in the place of a case's own.
@@ -282,4 +322,15 @@ impl Kernel {
         }
         sums
     }
+}
+
+#[derive(Clone, Copy)]
+enum Family {
+    V4,
+    V6,
+}
+
+fn empty<const K: usize>(map: &mut HashMap<&mut MapData, [u8; K], u64>) {
+    let keys: Vec<_> = map.keys().map(Result::unwrap).collect();
+    keys.iter().for_each(|key| map.remove(key).unwrap());
 }

@@ -1,6 +1,7 @@
 //! The memory of a loaded map, as user space maps it.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::atomic::AtomicU64;
 
 use aya::maps::MapData;
 
@@ -40,6 +41,12 @@ impl Memory {
     pub(crate) fn words(&mut self) -> &mut [u64] {
         // SAFETY: the mapping is page-aligned and `words` long; `self` is borrowed for as long as the slice is.
         unsafe { std::slice::from_raw_parts_mut(self.base, self.words) }
+    }
+
+    /// All words, as what is shared with programs is reached.
+    pub(crate) fn shared(&self) -> &[AtomicU64] {
+        // SAFETY: as above; atomics have the size and alignment of their words.
+        unsafe { std::slice::from_raw_parts(self.base.cast(), self.words) }
     }
 }
 

@@ -55,7 +55,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + ?Sized>(
     }
     if packet.is_syn() && !arrival.is_from_node() {
         // The tuple is no longer the node's: what the pod answers is judged.
-        F::forget(node, FlowTable::Host, &packet.flow_to_pod(endpoint));
+        F::forget(node, &packet.flow_to_pod(endpoint));
     }
     if sets.mode() == Mode::Off {
         track(node, packet, &packet.flow_to_pod(endpoint), Side::Remote);

@@ -1,15 +1,14 @@
-//! The short way of the usual packet: one that goes on with a connection which policy allows, or which the pod
-//! opened.
+//! The short way of the usual packet: any but a SYN, on a connection which policy allows or which the pod opened.
 //!
 //! Invariant: what passes here passes `to_pod` and `from_pod` too, and is counted as they would count it; a packet
 //! that is not that usual is left to them, with nothing written. (A test runs every packet both ways.)
 
 use thyra_datapath_abi::{Action, EndpointRecord, EndpointSets, Mode, Reason};
 
-use super::Arrival;
 use super::to_pod::{came_from, is_own_interface};
+use super::{Arrival, Side, is_own};
 use crate::account::{Counters, Direction};
-use crate::flows::{FlowTable, Flows};
+use crate::flows::Flows;
 use crate::packet::Packet;
 use crate::tables::{Tables, endpoint_at};
 use crate::{Family, lookup};
@@ -23,7 +22,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     bytes: u32,
 ) -> bool {
     // What the node itself made has no interface that it came in by.
-    if packet.changes_state() || arrival.ingress_ifindex == 0 {
+    if packet.is_syn() || arrival.ingress_ifindex == 0 {
         return false;
     }
     let Some((endpoint, record, sets)) = judged(node, arrival) else {
@@ -42,17 +41,19 @@ pub fn to_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
         return false;
     }
     let cell = lookup::cell(node, F::set(sets), source.class, packet.destination_port);
-    if cell.action() == Action::Allow {
-        node.endpoint(endpoint, Direction::ToPod, true);
-        node.verdict(cell.verdict(), bytes, false);
-        return true;
+    let allowed = cell.action() == Action::Allow;
+    let own = (!allowed || packet.changes_state())
+        && is_own::<F, N>(node, &packet.flow_to_pod(endpoint), packet.flags, Side::Remote);
+    if !allowed && !own {
+        return false;
     }
-    let own = F::find(node, FlowTable::Outbound, &packet.flow_to_pod(endpoint), 0).is_some();
-    if own {
-        node.endpoint(endpoint, Direction::ToPod, true);
+    node.endpoint(endpoint, Direction::ToPod, true);
+    if allowed {
+        node.verdict(cell.verdict(), bytes, false);
+    } else {
         node.reason(Reason::OwnReply, bytes);
     }
-    own
+    true
 }
 
 /// Whether the packet that the pod sends may go on without another look; it is counted then.
@@ -63,7 +64,7 @@ pub fn from_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     packet: &Packet<F>,
     bytes: u32,
 ) -> bool {
-    if packet.changes_state() {
+    if packet.is_syn() {
         return false;
     }
     let Some((endpoint, record, sets)) = judged(node, arrival) else {
@@ -75,16 +76,17 @@ pub fn from_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     }
     let peer = F::source(node, packet.destination);
     let cell = lookup::cell(node, F::set(sets), peer.class, packet.source_port);
-    if cell.action() == Action::Allow {
-        node.endpoint(endpoint, Direction::FromPod, true);
-        return true;
+    let allowed = cell.action() == Action::Allow;
+    let own = (!allowed || packet.changes_state())
+        && is_own::<F, N>(node, &packet.flow_from_pod(endpoint), packet.flags, Side::Pod);
+    if !allowed && !own {
+        return false;
     }
-    let own = F::find(node, FlowTable::Outbound, &packet.flow_from_pod(endpoint), 0).is_some();
-    if own {
-        node.endpoint(endpoint, Direction::FromPod, true);
+    node.endpoint(endpoint, Direction::FromPod, true);
+    if !allowed {
         node.reason(Reason::OwnConnection, bytes);
     }
-    own
+    true
 }
 
 /// The endpoint at the packet's interface, if its packets are judged at all.

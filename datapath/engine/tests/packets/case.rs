@@ -64,8 +64,8 @@ pub(crate) struct Case {
     pub(crate) before: Vec<String>,
     /// The same after; as before when not said.
     pub(crate) after: Option<Vec<String>>,
-    /// How many connections of their own pods may have open.
-    pub(crate) outbound_limit: Option<usize>,
+    /// How many connections of its own a pod may have open.
+    pub(crate) outbound_budget: Option<u64>,
     /// `pass`, `pass-own`, `drop`, `refuse`, `revoke`.
     pub(crate) end: String,
     /// Verdict that is counted.
@@ -123,8 +123,8 @@ impl Case {
     /// The node before the packet.
     pub(crate) fn node(&self) -> HostNode {
         let mut node = world::node(self.flags());
-        if let Some(limit) = self.outbound_limit {
-            node.outbound_limit = limit;
+        if let Some(limit) = self.outbound_budget {
+            node.outbound_budget = limit;
         }
         for line in &self.before {
             remember(&node, line);
@@ -400,7 +400,7 @@ fn line(table: FlowTable, local: SocketAddr, remote: SocketAddr, state: &FlowSta
     };
     let flags: String = FLAGS
         .iter()
-        .filter(|(_, bit)| state.flags & bit != 0)
+        .filter(|(_, bit)| state.flags() & bit != 0)
         .map(|(name, _)| format!(" {name}"))
         .collect();
     format!("{table} {local} {remote}{flags}")

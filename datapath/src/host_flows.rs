@@ -1,32 +1,23 @@
-//! The tables of remembered connections, and when an entry may go.
+//! The tables of the connections that the node made.
 //!
 //! Invariant: a connection that may still carry a packet stays; an entry that changed while it was being
 //! removed is put back.
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use aya::maps::MapData;
 use thyra_datapath_abi::FlowState;
 
+use crate::flow_maps::{Swept, is_finished};
 use crate::sys::{self, Cursor};
-
-/// After a reset, stragglers may still arrive.
-const RESET_LINGER: Duration = Duration::from_secs(2);
-/// After both sides have closed, the last ACK may still be asked for again; a FIN that comes later is
-/// answered with a reset, which hurts nobody. Kept short, since each entry takes the place of a new
-/// connection.
-const CLOSED_LINGER: Duration = Duration::from_secs(2);
-/// Linux gives up on a SYN after 127 s (`tcp_syn_retries` = 6).
-const UNANSWERED_LINGER: Duration = Duration::from_secs(130);
 
 const BATCH: usize = 1024;
 const STATE_BYTES: usize = size_of::<FlowState>();
 
 /// One table; `K` is the size of its key.
 #[derive(Debug)]
-pub(crate) struct Flows<const K: usize> {
+pub(crate) struct HostFlows<const K: usize> {
     map: MapData,
     /// Offset of the endpoint id in the key.
     endpoint_at: usize,
@@ -38,14 +29,7 @@ pub(crate) struct Flows<const K: usize> {
 /// A key and what is remembered under it.
 type Entry<const K: usize> = ([u8; K], FlowState);
 
-/// What one call to `Flows::sweep` did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Swept {
-    pub(crate) looked_at: usize,
-    pub(crate) removed: usize,
-}
-
-impl<const K: usize> Flows<K> {
+impl<const K: usize> HostFlows<K> {
     /// `map` must have keys of `K` bytes and values of a `FlowState`; the loader has compared its shape.
     pub(crate) fn new(map: MapData, endpoint_at: usize) -> Self {
         assert!(endpoint_at + 2 <= K, "the endpoint id lies within the key");
@@ -87,20 +71,19 @@ impl<const K: usize> Flows<K> {
         Ok(swept)
     }
 
-    /// Forgets all connections of an endpoint. Returns how many there were.
-    pub(crate) fn forget(&self, endpoint: u16) -> io::Result<usize> {
-        let mut removed = 0;
+    /// Forgets all connections of an endpoint.
+    pub(crate) fn forget(&self, endpoint: u16) -> io::Result<()> {
         let mut cursor = Some(Cursor::default());
         while let Some(at) = cursor {
             let (batch, next) = self.batch(at)?;
             for (key, _) in batch {
-                if self.endpoint(&key) == endpoint && self.remove_if(&key, |_| true)? {
-                    removed += 1;
+                if self.endpoint(&key) == endpoint {
+                    self.remove_if(&key, |_| true)?;
                 }
             }
             cursor = next;
         }
-        Ok(removed)
+        Ok(())
     }
 
     /// Writes all connections of endpoint `from` once more under the id `to`.
@@ -150,77 +133,4 @@ impl<const K: usize> Flows<K> {
 
 fn state(bytes: [u8; STATE_BYTES]) -> FlowState {
     zerocopy::transmute!(bytes)
-}
-
-/// Whether nothing can come any more on a connection in this state.
-fn is_finished(state: FlowState, now_ns: u64) -> bool {
-    let both_fins = FlowState::LOCAL_FIN | FlowState::REMOTE_FIN;
-    let linger = if state.flags & FlowState::RESET != 0 {
-        RESET_LINGER
-    } else if state.flags & both_fins == both_fins {
-        CLOSED_LINGER
-    } else if state.flags & FlowState::ANSWERED == 0 {
-        UNANSWERED_LINGER
-    } else {
-        return false;
-    };
-    u128::from(now_ns.saturating_sub(state.changed_ns)) >= linger.as_nanos()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: u64 = 1_000_000_000;
-
-    fn finished(flags: u32, age_seconds: u64) -> bool {
-        is_finished(
-            FlowState {
-                flags,
-                pad: 0,
-                changed_ns: 7,
-            },
-            7 + age_seconds * SECOND,
-        )
-    }
-
-    #[test]
-    fn an_established_connection_stays_however_old() {
-        assert!(!finished(FlowState::ANSWERED, 1_000_000));
-        assert!(
-            !finished(FlowState::ANSWERED | FlowState::LOCAL_FIN, 1_000_000),
-            "half closed"
-        );
-    }
-
-    #[test]
-    fn a_reset_connection_goes_after_two_seconds() {
-        assert!(!finished(FlowState::ANSWERED | FlowState::RESET, 1));
-        assert!(finished(FlowState::ANSWERED | FlowState::RESET, 2));
-    }
-
-    #[test]
-    fn a_connection_closed_by_both_goes_after_two_seconds() {
-        let closed = FlowState::ANSWERED | FlowState::LOCAL_FIN | FlowState::REMOTE_FIN;
-        assert!(!finished(closed, 1));
-        assert!(finished(closed, 2));
-    }
-
-    #[test]
-    fn an_unanswered_syn_goes_after_the_last_retry() {
-        assert!(!finished(0, 129));
-        assert!(finished(0, 130));
-    }
-
-    #[test]
-    fn a_clock_behind_the_entry_removes_nothing() {
-        assert!(!is_finished(
-            FlowState {
-                flags: FlowState::RESET,
-                pad: 0,
-                changed_ns: 10 * SECOND
-            },
-            0
-        ));
-    }
 }
