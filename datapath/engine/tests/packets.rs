@@ -6,6 +6,8 @@ mod both_ways;
 mod case;
 #[path = "packets/frame.rs"]
 mod frame;
+#[path = "packets/guards.rs"]
+mod guards;
 #[path = "packets/world.rs"]
 mod world;
 
