@@ -1,18 +1,17 @@
 //! `thyra policy`: the policies that the agent holds, and the check of files before they are applied.
 
+mod validate;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use thyra_policy_compiler::manifest::{self, Manifests};
+use thyra_policy_compiler::manifest::{self, ManifestError, Manifests};
 use thyra_proto::thyra::v1;
 
 use crate::client::{Agent, refused};
 use crate::output::{Format, Show, dash, show, table};
-
-/// The files hold a mistake.
-const BAD_INPUT: u8 = 2;
 
 /// `thyra policy …`
 #[derive(Debug, clap::Subcommand)]
@@ -25,13 +24,19 @@ pub(crate) enum Command {
         /// namespace/name
         policy: String,
     },
-    /// Check files: unknown fields, bad values, with file, line and the mend; exit code 2 when there are
-    /// mistakes
-    #[command(after_help = "Example: thyra policy validate -f policies/ -f more.yaml")]
+    /// Check files: what is refused, and what probably isn't meant, each with place, code and mend
+    #[command(
+        after_help = "Example: thyra policy validate -f policies/ -f cluster.yaml --strict\n\
+                      Exit code: 0 nothing amiss or warnings only, 1 a warning with --strict, 2 an error.\n\
+                      The codes: docs/validate.md"
+    )]
     Validate {
         /// A file, a folder, or - for stdin; may be repeated
         #[arg(short, long = "file", required = true, value_name = "PATH")]
         files: Vec<PathBuf>,
+        /// Warnings fail too
+        #[arg(long)]
+        strict: bool,
     },
 }
 
@@ -113,41 +118,10 @@ impl Show for Policy {
     }
 }
 
-/// What `policy validate` found.
-#[derive(Debug, Serialize)]
-struct Findings {
-    errors: Vec<String>,
-    warnings: Vec<String>,
-    /// `kind file:line` of objects that can't change a verdict.
-    ignored: Vec<String>,
-    objects: usize,
-}
-
-impl Show for Findings {
-    fn text(&self) -> String {
-        let mut text = String::new();
-        for error in &self.errors {
-            text += &format!("error: {error}\n");
-        }
-        for warning in &self.warnings {
-            text += &format!("warning: {warning}\n");
-        }
-        for ignored in &self.ignored {
-            text += &format!("ignored: {ignored}\n");
-        }
-        text + &format!(
-            "{} objects read, {} errors, {} warnings\n",
-            self.objects,
-            self.errors.len(),
-            self.warnings.len()
-        )
-    }
-}
-
 /// Runs the command.
 pub(crate) async fn run(command: Command, agent: Agent, format: Format) -> Result<ExitCode> {
-    if let Command::Validate { files } = &command {
-        return validate(files, format);
+    if let Command::Validate { files, strict } = &command {
+        return validate::run(files, *strict, format);
     }
     let mut client = agent.connect().await?;
     let reply = client
@@ -168,35 +142,8 @@ pub(crate) async fn run(command: Command, agent: Agent, format: Format) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-fn validate(files: &[PathBuf], format: Format) -> Result<ExitCode> {
-    let findings = match read(files)? {
-        Ok(manifests) => Findings {
-            errors: Vec::new(),
-            warnings: manifests.warnings.iter().map(ToString::to_string).collect(),
-            ignored: manifests
-                .ignored
-                .iter()
-                .map(|i| format!("{} ({})", i.kind, i.at))
-                .collect(),
-            objects: manifests.objects.len(),
-        },
-        Err(errors) => Findings {
-            errors,
-            warnings: Vec::new(),
-            ignored: Vec::new(),
-            objects: 0,
-        },
-    };
-    show(&findings, format)?;
-    Ok(if findings.errors.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(BAD_INPUT)
-    })
-}
-
 /// The objects of all files, or all their mistakes.
-pub(crate) fn read(files: &[PathBuf]) -> Result<Result<Manifests, Vec<String>>> {
+pub(crate) fn read(files: &[PathBuf]) -> Result<Result<Manifests, Vec<ManifestError>>> {
     let (mut all, mut errors) = (Manifests::default(), Vec::new());
     for file in files {
         let found = if file.as_os_str() == "-" {
@@ -210,7 +157,7 @@ pub(crate) fn read(files: &[PathBuf]) -> Result<Result<Manifests, Vec<String>>> 
         };
         match found {
             Ok(manifests) => all.apply(manifests),
-            Err(found) => errors.extend(found.iter().map(ToString::to_string)),
+            Err(found) => errors.extend(found),
         }
     }
     Ok(if errors.is_empty() { Ok(all) } else { Err(errors) })

@@ -5,6 +5,7 @@
 
 pub mod compile;
 pub mod explain;
+pub mod finding;
 pub mod manifest;
 pub mod oracle;
 pub mod parse;
@@ -12,4 +13,5 @@ pub mod policy;
 pub mod report;
 pub mod residual;
 pub mod traffic;
+pub mod validate;
 pub mod world;

@@ -15,6 +15,7 @@ mod mesh;
 mod metadata;
 mod node;
 pub mod object;
+mod places;
 mod pod;
 mod reader;
 mod scalar;
@@ -31,9 +32,11 @@ use std::sync::Arc;
 pub use address::{NodePlan, Plan, PlanError, PodPlan, addresses};
 pub use error::{Location, ManifestError, Position};
 pub use object::{Body, Ignored, Object, ObjectKey};
+pub use places::Places;
 pub use world::{WorldError, mesh, world};
 pub use yaml::{MAX_BYTES, MAX_DEPTH, MAX_NODES};
 
+use crate::finding::Code;
 use kinds::Sorted;
 use reader::{Reader, Rigour};
 
@@ -180,6 +183,7 @@ fn at_start(file: &str, text: String) -> ManifestError {
             file: file.into(),
             position: Position::default(),
         },
+        code: Code::NotReadable,
         text,
     }
 }
@@ -206,6 +210,7 @@ pub fn read_bytes(name: &str, bytes: &[u8]) -> Result<Manifests, Vec<ManifestErr
             };
             Err(vec![ManifestError {
                 at,
+                code: Code::NotReadable,
                 text: "not UTF-8; save the file as UTF-8".into(),
             }])
         }
@@ -224,6 +229,7 @@ pub fn read_str(name: &str, text: &str) -> Result<Manifests, Vec<ManifestError>>
         Err(fault) => {
             return Err(vec![ManifestError {
                 at: Location::new(&file, fault.at),
+                code: Code::Syntax,
                 text: fault.text,
             }]);
         }
@@ -285,6 +291,7 @@ fn distinct(manifests: Manifests) -> Result<Manifests, Vec<ManifestError>> {
             Entry::Occupied(place) if place.get().raw == object.raw => {}
             Entry::Occupied(place) => errors.push(ManifestError {
                 at: object.at,
+                code: Code::DefinedTwice,
                 text: format!(
                     "{} `{}` stands twice with different contents, first at {}; remove one",
                     object.kind,

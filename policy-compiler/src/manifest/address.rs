@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::object::{Body, Pod, Service, ServiceKind};
 use super::{Location, ManifestError, Manifests};
+use crate::finding::Code;
 
 /// Most nodes of a plan.
 const MAX_NODES: usize = 16;
@@ -203,6 +204,7 @@ fn pod_places<'m>(manifests: &'m Manifests, plan: &Plan) -> Result<Vec<Place<'m>
             );
             return Err(PlanError::Manifest(ManifestError {
                 at: object.at.clone(),
+                code: Code::NoPlan,
                 text,
             }));
         }

@@ -7,6 +7,7 @@ use super::level::Level;
 use super::node::{Node, Value};
 use super::object::Metadata;
 use super::reader::{Reader, Rigour};
+use crate::finding::Code;
 use crate::parse::{self, ConditionError, MAX_SERVICE_ACCOUNTS};
 use crate::policy::{
     AuthorizationPolicy, Condition, Operation, PolicyAction, Rule, Source, StringMatch, Unknown,
@@ -173,7 +174,7 @@ fn warn_if_idle(level: &Level<'_>, policy: &AuthorizationPolicy, reader: &mut Re
     if policy.rules.is_empty() && policy.action != PolicyAction::Allow {
         let text =
             "a policy without `rules` that is not ALLOW has no effect; `rules: [{}]` matches everything";
-        reader.warning(level.node.at, text);
+        reader.warning(level.node.at, Code::NoEffect, text);
     }
 }
 
@@ -234,7 +235,12 @@ fn source(node: &Node, path: String, policy: &AuthorizationPolicy, reader: &mut 
         let strict = reader.rigour == Rigour::Strict;
         let principal = |value: &str| principal(value, strict);
         let account = |value: &str| parse::service_account(value, namespace);
-        source.principals = level.pair(("principals", "notPrincipals"), principal, reader);
+        source.principals = level.pair_as(
+            Code::BadPrincipal,
+            ("principals", "notPrincipals"),
+            principal,
+            reader,
+        );
         source.namespaces = level.pair(("namespaces", "notNamespaces"), parse::namespace, reader);
         source.service_accounts = level.pair(("serviceAccounts", "notServiceAccounts"), account, reader);
         source.trust_domains = level.pair(("trustDomains", "notTrustDomains"), parse::trust_domain, reader);
@@ -285,7 +291,7 @@ fn check_source(level: &Level<'_>, source: &Source, reader: &mut Reader<'_>) {
                 and `*` \
                  is a wildcard only at either end"
             );
-            reader.warning(level.node.at, text);
+            reader.warning(level.node.at, Code::OddPrincipal, text);
         }
     }
 }
@@ -364,7 +370,7 @@ fn condition(
         Err(ConditionError::Inexpressible(key)) => {
             let text =
                 format!("condition key `{key}` can't be expressed: matched in DENY, not matched in ALLOW");
-            reader.warning(level.at("key"), text);
+            reader.warning(level.at("key"), Code::Inexpressible, text);
             Some(Err(Unknown(format!("{path}.key `{key}`").into())))
         }
         Err(error) => {

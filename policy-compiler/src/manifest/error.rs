@@ -5,6 +5,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::finding::Code;
+
 /// Line and column from 1, in characters; 0 and 0 for input that has no lines (objects from an API server).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
@@ -51,6 +53,8 @@ impl fmt::Display for Location {
 pub struct ManifestError {
     /// Where.
     pub at: Location,
+    /// What kind of mistake.
+    pub code: Code,
     /// What is wrong and what to do.
     pub text: String,
 }

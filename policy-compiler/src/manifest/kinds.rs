@@ -10,9 +10,11 @@ use super::fields;
 use super::metadata::{self, Scope};
 use super::node::{Node, Value};
 use super::object::{self, Body, Ignored, Metadata, Object};
+use super::places::Places;
 use super::reader::{Reader, Rigour};
 use super::shape::{Field, Shape, check, closest};
 use super::{authentication, authorization, mesh, pod, service};
+use crate::finding::Code;
 
 /// A kind that Thyra reads.
 struct Kind {
@@ -187,8 +189,9 @@ pub(super) fn sort(node: &Node, lines: &[&str], reader: &mut Reader<'_>) -> Sort
         Some(kind) if kind.versions.contains(&bare_version) => read(kind, node, version, reader),
         Some(kind) => {
             let at = node.get("apiVersion").map_or(node.at, |n| n.at);
-            reader.error(
+            reader.mistake(
                 at,
+                Code::UnknownKind,
                 format!(
                     "{name} has no version `{bare_version}`; write `apiVersion: {}`",
                     full(kind)
@@ -234,8 +237,9 @@ fn other(node: &Node, version: &str, group: &str, name: &str, reader: &mut Reade
     let at = node.get("kind").map_or(node.at, |n| n.at);
     if let Some(kind) = kinds().find(|kind| kind.name == name && !known_elsewhere(group, name)) {
         let at = node.get("apiVersion").map_or(node.at, |n| n.at);
-        reader.error(
+        reader.mistake(
             at,
+            Code::UnknownKind,
             format!(
                 "`{version}` has no kind `{name}`; write `apiVersion: {}`",
                 full(kind)
@@ -250,7 +254,11 @@ fn other(node: &Node, version: &str, group: &str, name: &str, reader: &mut Reade
             || "remove it".to_owned(),
             |near| format!("did you mean `{near}`?"),
         );
-        reader.error(at, format!("unknown kind `{name}` in `{version}`; {mend}"));
+        reader.mistake(
+            at,
+            Code::UnknownKind,
+            format!("unknown kind `{name}` in `{version}`; {mend}"),
+        );
         return Sorted::Bad;
     }
     let metadata = node.get("metadata");
@@ -300,7 +308,8 @@ fn check_fields(known: &'static [Field], node: &Node, reader: &mut Reader<'_>) {
                 None => {
                     let mut names = vec!["metadata"];
                     names.extend(super::shape::names(known));
-                    reader.error(entry.at, super::shape::unknown_field(key, "", names.into_iter()));
+                    let text = super::shape::unknown_field(key, "", names.into_iter());
+                    reader.mistake(entry.at, Code::UnknownField, text);
                 }
             },
         }
@@ -398,6 +407,7 @@ fn finish(
         name: metadata.name,
         at: Location::new(reader.file, node.at),
         raw,
+        places: Places::of(node, &body),
         body,
     }))
 }

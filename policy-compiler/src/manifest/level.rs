@@ -6,6 +6,7 @@ use super::error::Position;
 use super::node::{Node, Value};
 use super::reader::Reader;
 use super::shape::{join, unknown_field};
+use crate::finding::Code;
 use crate::policy::{Field, Labels};
 
 /// A mapping of a policy.
@@ -32,7 +33,8 @@ impl<'n> Level<'n> {
         };
         for entry in entries.iter().filter(|e| !known.contains(&&*e.key)) {
             let field = join(&path, &entry.key);
-            reader.unreadable(
+            reader.unreadable_as(
+                Code::UnknownField,
                 entry.at,
                 &field,
                 unknown_field(&entry.key, &path, known.iter().copied()),
@@ -114,6 +116,7 @@ impl<'n> Level<'n> {
         &self,
         key: &str,
         parse: &impl Fn(&str) -> Result<T, E>,
+        code: Code,
         reader: &mut Reader<'_>,
     ) -> Vec<T> {
         let field = self.field(key);
@@ -123,7 +126,7 @@ impl<'n> Level<'n> {
                 Ok(value) => values.push(value),
                 Err(error) => {
                     let path = format!("{field}[{index}]");
-                    reader.unreadable(*at, &path, format!("`{path}`: {}", error.to_string()));
+                    reader.unreadable_as(code, *at, &path, format!("`{path}`: {}", error.to_string()));
                 }
             }
         }
@@ -133,13 +136,24 @@ impl<'n> Level<'n> {
     /// A field and its `not*` twin.
     pub(super) fn pair<T, E: ToString>(
         &self,
+        keys: (&str, &str),
+        parse: impl Fn(&str) -> Result<T, E>,
+        reader: &mut Reader<'_>,
+    ) -> Field<T> {
+        self.pair_as(Code::BadValue, keys, parse, reader)
+    }
+
+    /// The same, whose mistakes have a code of their own.
+    pub(super) fn pair_as<T, E: ToString>(
+        &self,
+        code: Code,
         (key, not_key): (&str, &str),
         parse: impl Fn(&str) -> Result<T, E>,
         reader: &mut Reader<'_>,
     ) -> Field<T> {
         Field {
-            values: self.parsed(key, &parse, reader),
-            not_values: self.parsed(not_key, &parse, reader),
+            values: self.parsed(key, &parse, code, reader),
+            not_values: self.parsed(not_key, &parse, code, reader),
         }
     }
 

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::error::Location;
+use super::places::Places;
 use crate::policy::{AuthorizationPolicy, Labels, PeerAuthentication, RequestAuthentication};
 use crate::world::{AppProtocol, Mesh};
 
@@ -27,6 +28,8 @@ pub struct Object {
     pub at: Location,
     /// The whole object as JSON, values unchanged, `metadata.namespace` filled in.
     pub raw: serde_json::Value,
+    /// Where the parts of a policy stand; of other kinds only where they begin.
+    pub places: Places,
     /// The typed part.
     pub body: Body,
 }

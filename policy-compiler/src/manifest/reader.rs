@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::error::{Location, ManifestError, Position};
+use crate::finding::Code;
 use crate::policy::Unknown;
 
 /// Most errors that are listed for one file.
@@ -45,28 +46,40 @@ impl<'a> Reader<'a> {
 
     /// A mistake, whatever the rigour.
     pub(super) fn error(&mut self, at: Position, text: impl Into<String>) {
+        self.mistake(at, Code::BadValue, text);
+    }
+
+    /// A mistake of a kind of its own, whatever the rigour.
+    pub(super) fn mistake(&mut self, at: Position, code: Code, text: impl Into<String>) {
         if self.errors.len() < MAX_ERRORS {
-            self.errors.push(ManifestError {
-                at: Location::new(self.file, at),
-                text: cut(text.into()),
-            });
+            self.errors.push(self.problem(at, code, text));
+        }
+    }
+
+    fn problem(&self, at: Position, code: Code, text: impl Into<String>) -> ManifestError {
+        ManifestError {
+            at: Location::new(self.file, at),
+            code,
+            text: cut(text.into()),
         }
     }
 
     /// Worth a word, but istiod accepts it and so do we.
-    pub(super) fn warning(&mut self, at: Position, text: impl Into<String>) {
+    pub(super) fn warning(&mut self, at: Position, code: Code, text: impl Into<String>) {
         if self.warnings.len() < MAX_ERRORS {
-            self.warnings.push(ManifestError {
-                at: Location::new(self.file, at),
-                text: cut(text.into()),
-            });
+            self.warnings.push(self.problem(at, code, text));
         }
     }
 
     /// A part of a policy at `path` that can't be read.
     pub(super) fn unreadable(&mut self, at: Position, path: &str, text: impl Into<String>) {
+        self.unreadable_as(Code::BadValue, at, path, text);
+    }
+
+    /// The same, as a mistake of a kind of its own.
+    pub(super) fn unreadable_as(&mut self, code: Code, at: Position, path: &str, text: impl Into<String>) {
         match self.rigour {
-            Rigour::Strict => self.error(at, text),
+            Rigour::Strict => self.mistake(at, code, text),
             Rigour::Lenient => self.unknown.push(Unknown(path.into())),
         }
     }

@@ -5,6 +5,7 @@
 
 use super::node::{Node, Value, shorten};
 use super::reader::Reader;
+use crate::finding::Code;
 
 /// What may stand in a place.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +94,11 @@ pub(super) fn check(shape: Shape, node: &Node, path: &str, reader: &mut Reader<'
             for entry in entries {
                 match fields.iter().find(|(name, _)| *name == &*entry.key) {
                     Some((name, of)) => check(*of, &entry.node, &join(path, name), reader),
-                    None => reader.error(entry.at, unknown_field(&entry.key, path, names(fields))),
+                    None => reader.mistake(
+                        entry.at,
+                        Code::UnknownField,
+                        unknown_field(&entry.key, path, names(fields)),
+                    ),
                 }
             }
         }

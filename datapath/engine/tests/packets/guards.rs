@@ -338,7 +338,8 @@ fn only_what_has_a_socket_and_no_interface_is_the_nodes() {
         has_socket: true,
         ..foe()
     };
-    // What the node fragments again or answers for has lost its interface; what a proxy on the node sends on has a socket.
+    // What the node fragments again or answers for has lost its interface; what a proxy on the node sends on has a
+    // socket.
     Try { ingress: 0, ..foe() }.is_stopped_unlike(&made_by_the_node);
     Try {
         has_socket: true,
