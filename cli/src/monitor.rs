@@ -9,7 +9,7 @@ use serde::Serialize;
 use thyra_proto::thyra::v1;
 
 use crate::client::{Agent, refused};
-use crate::output::{Format, GREEN, RED, YELLOW, coloured, write};
+use crate::output::{Format, GREEN, RED, YELLOW, coloured, no_picture, write};
 use crate::verdict::Verdict;
 
 /// What `-t` takes.
@@ -152,6 +152,7 @@ impl Event {
             Format::Table => self.line(),
             Format::Json => serde_json::to_string(self)? + "\n",
             Format::Yaml => format!("---\n{}", serde_saphyr::to_string(self)?),
+            Format::Html | Format::Svg => return Err(no_picture()),
         })
     }
 }

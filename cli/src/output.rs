@@ -4,7 +4,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
 /// `-o`.
@@ -17,6 +17,10 @@ pub(crate) enum Format {
     Json,
     /// One YAML document.
     Yaml,
+    /// A page (`policy matrix` alone).
+    Html,
+    /// A picture (`policy matrix` alone).
+    Svg,
 }
 
 /// The option that every command has.
@@ -39,8 +43,14 @@ pub(crate) fn show(value: &impl Show, format: Format) -> Result<()> {
         Format::Table => value.text(),
         Format::Json => serde_json::to_string_pretty(value).context("write JSON")? + "\n",
         Format::Yaml => serde_saphyr::to_string(value).context("write YAML")?,
+        Format::Html | Format::Svg => return Err(no_picture()),
     };
     write(&text)
+}
+
+/// What every other command says.
+pub(crate) fn no_picture() -> anyhow::Error {
+    anyhow!("only `policy matrix` makes pages and pictures; give `-o table`, `-o json` or `-o yaml`")
 }
 
 /// Writes `text` to stdout; a reader that went away (`| head`) is no error.

@@ -1,5 +1,6 @@
 //! `thyra policy`: the policies that the agent holds, and the check of files before they are applied.
 
+mod matrix;
 mod validate;
 
 use std::path::PathBuf;
@@ -38,6 +39,11 @@ pub(crate) enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Who may talk to whom, per port, from files: a table, `-o html` a page, `-o svg` a picture
+    #[command(
+        after_help = "Example: thyra policy matrix --manifests testdata/lab/quickstart/manifests -o svg > who.svg"
+    )]
+    Matrix(matrix::Args),
 }
 
 #[derive(Debug, Serialize)]
@@ -123,6 +129,9 @@ pub(crate) async fn run(command: Command, agent: Agent, format: Format) -> Resul
     if let Command::Validate { files, strict } = &command {
         return validate::run(files, *strict, format);
     }
+    if let Command::Matrix(args) = &command {
+        return matrix::run(args, format);
+    }
     let mut client = agent.connect().await?;
     let reply = client
         .admin
@@ -137,7 +146,7 @@ pub(crate) async fn run(command: Command, agent: Agent, format: Format) -> Resul
             Some(found) => show(&found, format)?,
             None => bail!("no policy `{policy}`; `thyra policy list` shows all"),
         },
-        Command::Validate { .. } => {}
+        Command::Validate { .. } | Command::Matrix(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

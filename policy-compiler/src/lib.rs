@@ -7,6 +7,7 @@ pub mod compile;
 pub mod explain;
 pub mod finding;
 pub mod manifest;
+pub mod matrix;
 pub mod oracle;
 pub mod parse;
 pub mod policy;
