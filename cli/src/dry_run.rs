@@ -4,6 +4,7 @@
 //! them.
 
 mod batch;
+mod diff;
 mod offline;
 mod question;
 
@@ -37,9 +38,10 @@ const DISAGREE: u8 = 4;
     thyra dry-run --manifests policies/ --from shop/front --to shop/cart --port 8080\n  \
     thyra dry-run --manifests policies/ --from shop/front --to shop/cart --port 8080 --path /admin --explain\n  \
     thyra dry-run --manifests policies/ --connections connections.jsonl > verdicts.jsonl\n  \
+    thyra dry-run --diff --manifests policies/ -f change.yaml --delete old-policy.yaml\n  \
     thyra dry-run --from outside --to service/shop/cart --port 80 --expect deny\n\n\
     Without files the running agent answers. Exit codes: 0 answered, 1 error, 2 bad files or lines, 3 a verdict is \
-    not the expected one, 4 tables and oracle differ.")]
+    not the expected one, 4 tables and oracle differ, 5 the change changes verdicts.")]
 pub(crate) struct Args {
     /// Folder of manifests
     #[arg(long, value_name = "DIR")]
@@ -53,7 +55,7 @@ pub(crate) struct Args {
     /// Who connects: namespace/pod, namespace/sa/NAME, an address, or outside (203.0.113.7, 2001:db8::7)
     #[arg(
         long,
-        required_unless_present = "connections",
+        required_unless_present_any = ["connections", "diff"],
         default_value = "",
         hide_default_value = true
     )]
@@ -61,7 +63,7 @@ pub(crate) struct Args {
     /// Whom: namespace/pod or service/namespace/name
     #[arg(
         long,
-        required_unless_present = "connections",
+        required_unless_present_any = ["connections", "diff"],
         default_value = "",
         hide_default_value = true
     )]
@@ -69,7 +71,7 @@ pub(crate) struct Args {
     /// The port that is dialled: the pod's, or the Service's
     #[arg(
         long,
-        required_unless_present = "connections",
+        required_unless_present_any = ["connections", "diff"],
         default_value_t = 0,
         hide_default_value = true
     )]
@@ -85,6 +87,8 @@ pub(crate) struct Args {
     /// One JSON connection a line, from a file or - for stdin; one JSON verdict a line (files only)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "port", "live", "expect", "explain", "first"])]
     connections: Option<PathBuf>,
+    #[command(flatten)]
+    change: diff::Change,
     /// Which reading a stream has: by what the port declares, or as the line or the options say
     #[arg(long, value_enum, default_value_t = Protocol::Declared)]
     protocol: Protocol,
@@ -151,6 +155,9 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
     if args.ip == 5 {
         bail!("`--ip 5`: there are IPv4 and IPv6; give 4 or 6");
     }
+    if args.change.diff {
+        return diff::run(&args, format);
+    }
     let files: Vec<PathBuf> = args.manifests.iter().chain(&args.files).cloned().collect();
     if files.is_empty() {
         if args.connections.is_some() || args.explain || args.with_oracle || !args.first.is_empty() {
@@ -163,14 +170,8 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
         show(&answers, format)?;
         return Ok(exit_code(&args, &answers));
     }
-    let manifests = match policy::read(&files)? {
-        Ok(manifests) => manifests,
-        Err(errors) => {
-            for error in errors {
-                eprintln!("error: {error}");
-            }
-            return Ok(ExitCode::from(BAD_INPUT));
-        }
+    let Some(manifests) = policy::read_or_tell(&files)? else {
+        return Ok(ExitCode::from(BAD_INPUT));
     };
     if let Some(connections) = &args.connections {
         return many(&manifests, &args, connections);

@@ -44,7 +44,7 @@ enum Command {
     /// Events as they happen
     Monitor(Single<monitor::Args>),
     /// What policy says of a connection, from files or from the agent
-    DryRun(Single<dry_run::Args>),
+    DryRun(Box<Single<dry_run::Args>>),
     /// The streams to istiod
     Xds(Group<status::Xds>),
     /// A whole node on this machine, out of network namespaces

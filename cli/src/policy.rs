@@ -171,3 +171,16 @@ pub(crate) fn read(files: &[PathBuf]) -> Result<Result<Manifests, Vec<ManifestEr
     }
     Ok(if errors.is_empty() { Ok(all) } else { Err(errors) })
 }
+
+/// The objects of all files; none when there are mistakes, which are told on stderr.
+pub(crate) fn read_or_tell(files: &[PathBuf]) -> Result<Option<Manifests>> {
+    match read(files)? {
+        Ok(manifests) => Ok(Some(manifests)),
+        Err(errors) => {
+            for error in errors {
+                eprintln!("error: {error}");
+            }
+            Ok(None)
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! Invariant: a table cell says what the oracle says for every connection that falls into it.
 
 pub mod compile;
+pub mod diff;
 pub mod explain;
 pub mod finding;
 pub mod manifest;

@@ -193,7 +193,9 @@ fn ports(tables: &Tables, set: u16, class: u16) -> Vec<Ports> {
     ports
 }
 
-fn fate(verdict: &Verdict) -> Fate {
+/// What may happen to a connection with this verdict.
+#[must_use]
+pub fn fate(verdict: &Verdict) -> Fate {
     match (verdict.action, verdict.reason) {
         (Action::Allow, _) => Fate::Allow,
         (Action::Proxy, _) | (_, Reason::NeedsL7 | Reason::NeedsCustom) => Fate::NeedsL7,
@@ -201,20 +203,38 @@ fn fate(verdict: &Verdict) -> Fate {
     }
 }
 
+impl Fate {
+    /// allow | needs-l7 | deny
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::NeedsL7 => "needs-l7",
+            Self::Deny => "deny",
+        }
+    }
+}
+
 impl Ports {
     /// `8080`, `1-79,443`, `any`.
     #[must_use]
     pub fn numbers(&self) -> String {
-        let run = |(first, last): &(u16, u16)| {
-            if first == last {
-                first.to_string()
-            } else {
-                format!("{first}-{last}")
-            }
-        };
-        match self.runs[..] {
-            [(0, u16::MAX)] => "any".to_owned(),
-            _ => self.runs.iter().map(run).collect::<Vec<_>>().join(","),
+        ports_text(&self.runs)
+    }
+}
+
+/// `8080`, `1-79,443`, `any`.
+#[must_use]
+pub fn ports_text(runs: &[(u16, u16)]) -> String {
+    let run = |(first, last): &(u16, u16)| {
+        if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
         }
+    };
+    match runs {
+        [(0, u16::MAX)] => "any".to_owned(),
+        _ => runs.iter().map(run).collect::<Vec<_>>().join(","),
     }
 }

@@ -14,7 +14,7 @@ use thyra_policy_compiler::manifest;
 use thyra_policy_compiler::matrix::{self, Fate, Group, Matrix, Ports};
 use thyra_policy_compiler::world::NodeOptions;
 
-use super::read;
+use super::read_or_tell;
 use crate::output::{Format, Show, show, table, write};
 
 /// Sources or endpoints that are still shown one by one.
@@ -96,11 +96,7 @@ impl From<Matrix> for Shown {
 fn row(ports: &Ports) -> Row {
     Row {
         ports: ports.numbers(),
-        fate: match ports.fate {
-            Fate::Allow => "allow",
-            Fate::NeedsL7 => "needs-l7",
-            Fate::Deny => "deny",
-        },
+        fate: ports.fate.name(),
         why: ports.text.clone(),
         ip: (ports.family != 0).then_some(ports.family),
     }
@@ -184,14 +180,8 @@ fn escape(text: &str) -> String {
 /// Runs the command.
 pub(super) fn run(args: &Args, format: Format) -> Result<ExitCode> {
     let files: Vec<PathBuf> = args.manifests.iter().chain(&args.files).cloned().collect();
-    let manifests = match read(&files)? {
-        Ok(manifests) => manifests,
-        Err(errors) => {
-            for error in errors {
-                eprintln!("error: {error}");
-            }
-            return Ok(ExitCode::from(BAD_INPUT));
-        }
+    let Some(manifests) = read_or_tell(&files)? else {
+        return Ok(ExitCode::from(BAD_INPUT));
     };
     let options = NodeOptions {
         default_mode: Mode::Enforce,

@@ -1,0 +1,236 @@
+//! `thyra dry-run --diff`: what a change of the files would change.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use thyra_datapath_abi::Mode;
+use thyra_datapath_abi::tables::Tables;
+use thyra_policy_compiler::compile::Compiler;
+use thyra_policy_compiler::diff::{self, Side};
+use thyra_policy_compiler::manifest::{self, Manifests};
+use thyra_policy_compiler::matrix::ports_text;
+use thyra_policy_compiler::world::{NodeOptions, World};
+
+use super::{Args, BAD_INPUT};
+use crate::output::{Format, GREEN, RED, Show, YELLOW, coloured, show};
+use crate::policy::read_or_tell;
+
+/// Some verdict changes.
+const CHANGED: u8 = 5;
+/// Sources that are named one by one.
+const NAMED: usize = 4;
+
+/// What changes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Change {
+    /// What changes when -f is applied over --manifests (exit code 5 when anything does)
+    #[arg(long, requires = "manifests", conflicts_with_all = ["from", "to", "port", "live", "expect", "connections"])]
+    pub(super) diff: bool,
+    /// With --diff: a file whose objects are taken away; may be repeated
+    #[arg(long, value_name = "FILE", requires = "diff")]
+    delete: Vec<PathBuf>,
+    /// With --diff: the folder as it will be, instead of -f and --delete
+    #[arg(long, value_name = "DIR", requires = "diff", conflicts_with_all = ["files", "delete"])]
+    against: Option<PathBuf>,
+}
+
+/// The difference, as programs see it.
+#[derive(Debug, Serialize)]
+struct Shown {
+    changes: Vec<Row>,
+    /// Endpoints that come and go.
+    added: Vec<String>,
+    removed: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    to: String,
+    ports: String,
+    /// 4 or 6 where only one family changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip: Option<u8>,
+    /// allow | needs-l7 | deny
+    before: &'static str,
+    after: &'static str,
+    why: String,
+    from: Vec<String>,
+}
+
+impl From<diff::Diff> for Shown {
+    fn from(found: diff::Diff) -> Self {
+        let row = |change: diff::Change| Row {
+            to: change.endpoint,
+            ports: ports_text(&change.runs),
+            ip: (change.family != 0).then_some(change.family),
+            before: change.before.name(),
+            after: change.after.name(),
+            why: change.why,
+            from: change.sources,
+        };
+        Self {
+            changes: found.changes.into_iter().map(row).collect(),
+            added: found.added,
+            removed: found.removed,
+        }
+    }
+}
+
+impl Row {
+    fn text(&self) -> String {
+        let (verb, colour) = match (self.before, self.after) {
+            (_, "allow") => ("gain", GREEN),
+            (_, "deny") => ("lose", RED),
+            _ => ("need L7 for", YELLOW),
+        };
+        let who = match self.from.len() {
+            1..=NAMED => self.from.join(", "),
+            more => format!("{} sources ({}, …)", more, self.from[..NAMED].join(", ")),
+        };
+        let verb = if self.from.len() == 1 && verb != "need L7 for" {
+            format!("{verb}s")
+        } else {
+            verb.to_owned()
+        };
+        let family = self.ip.map(|ip| format!(" over IPv{ip}")).unwrap_or_default();
+        let ports = if self.ports == "any" {
+            "every port"
+        } else {
+            &self.ports
+        };
+        format!(
+            "{who} {} {ports} on {}{family}: {}\n",
+            coloured(&verb, colour),
+            self.to,
+            self.why
+        )
+    }
+}
+
+impl Show for Shown {
+    fn text(&self) -> String {
+        let mut text: String = self.changes.iter().map(Row::text).collect();
+        for (what, names) in [("comes", &self.added), ("goes", &self.removed)] {
+            for name in names {
+                text += &format!("{name} {what}\n");
+            }
+        }
+        if text.is_empty() {
+            text += "no verdict changes\n";
+        }
+        text
+    }
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args, format: Format) -> Result<ExitCode> {
+    let Some(base) = &args.manifests else {
+        bail!("`--diff` needs `--manifests DIR`, the state before the change");
+    };
+    if args.files.is_empty() && args.change.delete.is_empty() && args.change.against.is_none() {
+        bail!("`--diff` needs a change: `-f FILE`, `--delete FILE` or `--against DIR`");
+    }
+    let Some(before) = read_or_tell(std::slice::from_ref(base))? else {
+        return Ok(ExitCode::from(BAD_INPUT));
+    };
+    let Some(after) = changed(&before, args)? else {
+        return Ok(ExitCode::from(BAD_INPUT));
+    };
+    let (before, after) = (compiled(&before)?, compiled(&after)?);
+    let bar = progress_bar();
+    let found = diff::diff(side(&before), side(&after), |done, total| {
+        bar.set_length(u64::try_from(total).unwrap_or(u64::MAX));
+        bar.set_position(u64::try_from(done).unwrap_or(u64::MAX));
+    });
+    bar.finish_and_clear();
+    let shown = Shown::from(found);
+    let same = shown.changes.is_empty() && shown.added.is_empty() && shown.removed.is_empty();
+    show(&shown, format)?;
+    Ok(if same {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(CHANGED)
+    })
+}
+
+/// The files after the change; none when they hold mistakes.
+fn changed(before: &Manifests, args: &Args) -> Result<Option<Manifests>> {
+    if let Some(folder) = &args.change.against {
+        return read_or_tell(std::slice::from_ref(folder));
+    }
+    let mut after = before.clone();
+    if !args.change.delete.is_empty() {
+        let Some(gone) = read_or_tell(&args.change.delete)? else {
+            return Ok(None);
+        };
+        if after.delete(&gone).is_empty() {
+            bail!(
+                "`--delete`: `{}` holds none of these objects",
+                base(args).display()
+            );
+        }
+    }
+    if !args.files.is_empty() {
+        let Some(more) = read_or_tell(&args.files)? else {
+            return Ok(None);
+        };
+        after.apply(more);
+    }
+    Ok(Some(after))
+}
+
+fn base(args: &Args) -> &Path {
+    args.manifests.as_deref().unwrap_or(Path::new(""))
+}
+
+fn compiled(manifests: &Manifests) -> Result<(World, Tables)> {
+    let options = NodeOptions {
+        default_mode: Mode::Enforce,
+        ..NodeOptions::default()
+    };
+    let world = manifest::world(manifests, options)?;
+    let tables = Compiler::new().compile(&world)?;
+    Ok((world, tables))
+}
+
+fn side((world, tables): &(World, Tables)) -> Side<'_> {
+    Side { world, tables }
+}
+
+/// On a terminal only.
+fn progress_bar() -> ProgressBar {
+    if std::io::stderr().is_terminal() {
+        ProgressBar::new(0)
+    } else {
+        ProgressBar::hidden()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_told_in_one_line_for_each_endpoint() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/lab/quickstart/manifests");
+        let before = manifest::read_dir(&folder).unwrap();
+        let lock = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                    metadata: {name: lock, namespace: shop}\n\
+                    spec: {action: DENY, rules: [{to: [{operation: {ports: [\"8080\"]}}]}]}\n";
+        let mut after = before.clone();
+        after.apply(manifest::read_str("lock.yaml", lock).unwrap());
+        let (before, after) = (compiled(&before).unwrap(), compiled(&after).unwrap());
+        let shown = Shown::from(diff::diff(side(&before), side(&after), |_, _| {}));
+        let wanted = "\
+shop/cart, shop/catalog, shop/front lose 8080 on shop/cart: denied by shop/lock#0: policy denied
+ops/monitor, shop/cart, shop/catalog, shop/front lose 8080 on shop/catalog: denied by shop/lock#0: policy denied
+7 sources (ops/monitor, outside, payments/api, payments/ledger, …) lose 8080 on shop/front: denied by shop/lock#0: \
+                      policy denied
+";
+        assert_eq!(shown.text(), wanted);
+    }
+}
