@@ -11,6 +11,8 @@ mod frame;
 mod kernel;
 #[path = "testrun/memory.rs"]
 mod memory;
+#[path = "testrun/policy.rs"]
+mod policy;
 #[path = "../engine/tests/packets/world.rs"]
 mod world;
 
@@ -96,6 +98,24 @@ fn the_kernel_does_to_every_packet_what_the_host_does() {
                 check(&mut kernel, &case, bank);
             }
         }
+    });
+}
+
+#[test]
+fn the_kernel_lets_in_what_the_tables_of_every_policy_case_let_in() {
+    in_a_namespace(|| {
+        let mut kernel = Kernel::load();
+        let (mut asked, mut passed) = (0, 0);
+        for mesh in policy::meshes() {
+            let (more, through) = mesh.check(&mut kernel);
+            asked += more;
+            passed += through;
+        }
+        assert!(asked > 5_000, "{asked} packets");
+        assert!(
+            passed > asked / 10 && passed < asked * 9 / 10,
+            "{passed} of {asked} passed"
+        );
     });
 }
 

@@ -27,7 +27,7 @@ use crate::memory::Memory;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/thyra.bpf.o"));
 
 /// Interfaces that a packet can be at; test-run looks them up in the thread's network namespace.
-const LINKS: [(u32, u32); 3] = [(2, 3), (4, 5), (6, 7)];
+const LINKS: [(u32, u32); 4] = [(2, 3), (4, 5), (6, 7), (8, 9)];
 
 /// Offsets in `struct __sk_buff` (include/uapi/linux/bpf.h) and its length.
 const CONTEXT: usize = 192;
@@ -119,6 +119,7 @@ impl Kernel {
     /// Writes `image` into one bank and makes it live, with the flags of `control`.
     pub(crate) fn fill(&mut self, image: &BankImage, bank: u32, control: Control) {
         let first = usize::try_from(bank).unwrap() * BANK_WORDS;
+        self.banks.words()[first..first + BANK_WORDS].fill(0);
         for table in Table::ALL {
             let words = image.words(table);
             let start = first + table.start();
@@ -126,12 +127,16 @@ impl Kernel {
         }
         let mut blocks: LpmTrie<_, [u8; 8], u32> =
             LpmTrie::try_from(self.ebpf.map_mut(maps::BLOCKS4).unwrap()).unwrap();
+        let stale: Vec<_> = blocks.keys().map(Result::unwrap).collect();
+        stale.iter().for_each(|key| blocks.remove(key).unwrap());
         for (key, class) in image.blocks4(bank) {
             let data = <[u8; 8]>::read_from_bytes(&key.as_bytes()[4..]).unwrap();
             blocks.insert(&Key::new(key.prefix_len, data), class, 0).unwrap();
         }
         let mut blocks: LpmTrie<_, [u8; 20], u32> =
             LpmTrie::try_from(self.ebpf.map_mut(maps::BLOCKS6).unwrap()).unwrap();
+        let stale: Vec<_> = blocks.keys().map(Result::unwrap).collect();
+        stale.iter().for_each(|key| blocks.remove(key).unwrap());
         for (key, class) in image.blocks6(bank) {
             let data = <[u8; 20]>::read_from_bytes(&key.as_bytes()[4..]).unwrap();
             blocks.insert(&Key::new(key.prefix_len, data), class, 0).unwrap();
@@ -147,7 +152,7 @@ impl Kernel {
     /// Writes the records of a node's endpoints.
     pub(crate) fn attach(&mut self, node: &HostNode) {
         let state = self.state.words();
-        for endpoint in 1..8_u16 {
+        for endpoint in 1..16_u16 {
             let record: [u64; size_of::<EndpointRecord>() / WORD] =
                 zerocopy::transmute!(*(&node).record(endpoint));
             let first = RECORDS + usize::from(endpoint) * record.len();
@@ -255,25 +260,34 @@ impl Kernel {
 
     /// Runs a packet in the place of a case's own.
     pub(crate) fn run(&mut self, case: &Case, frame: &[u8], mark: u32) -> Run {
-        let name = match case.program {
+        let program = match case.program {
             Program::ToPod => maps::TO_POD,
             Program::FromPod => maps::FROM_POD,
         };
+        self.run_at(program, (case.at, case.ingress()), frame, mark)
+    }
+
+    /// Runs a packet at interface `at`, come in by `ingress`.
+    pub(crate) fn run_at(
+        &mut self,
+        program: &str,
+        (at, ingress): (u32, u32),
+        frame: &[u8],
+        mark: u32,
+    ) -> Run {
         let mut context = [0; CONTEXT];
         context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
-        context[INGRESS..INGRESS + 4].copy_from_slice(&case.ingress().to_ne_bytes());
-        context[IFINDEX..IFINDEX + 4].copy_from_slice(&case.at.to_ne_bytes());
+        context[INGRESS..INGRESS + 4].copy_from_slice(&ingress.to_ne_bytes());
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&at.to_ne_bytes());
         let mut out = vec![0; 4096];
-        let program: &SchedClassifier = self.ebpf.program(name).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = self.ebpf.program(program).unwrap().try_into().unwrap();
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        let result = program
-            .test_run(options)
-            .unwrap_or_else(|e| panic!("{}: {e:?}", case.name));
+        let result = program.test_run(options).unwrap();
         out.truncate(usize::try_from(result.data_size_out).unwrap());
         let code = i32::from_ne_bytes(result.return_value.to_ne_bytes());
         Run { code, bytes: out }

@@ -20,7 +20,7 @@ impl Check<'_> {
             && let Some(unknown) = rule.unknown.first()
         {
             let text = format!(
-                "this ALLOW rule never matches: `{}` can't be expressed; remove the condition",
+                "this ALLOW rule never matches: {} can't be expressed; remove the condition",
                 unknown.0
             );
             self.find(path, Code::NeverMatches, text);
