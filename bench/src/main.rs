@@ -4,7 +4,9 @@
 
 mod added;
 mod bpffs;
+mod compile;
 mod control_plane;
+mod growth;
 mod load;
 mod mesh;
 mod netns;
@@ -56,6 +58,8 @@ enum Part {
     Packets,
     /// From istiod's response to the kernel.
     Propagation,
+    /// The compiler alone.
+    Compile,
 }
 
 /// How long things are measured.
@@ -94,7 +98,9 @@ fn main() -> Result<ExitCode> {
         Some(path) => path,
         None => std::env::current_exe()?.with_file_name("thyra-agent"),
     };
-    let steps = Steps::new(ratios::steps() + added::steps() + propagation::steps(effort.changes));
+    let steps =
+        Steps::new(ratios::steps() + added::steps() + propagation::steps(effort.changes) + compile::steps());
+    let picture = arguments.results.with_file_name("compile.svg");
     let mut found = Found::new();
     let wanted = |part| arguments.only.is_none_or(|only| only == part);
     // A part that fails leaves its figures missing, which fails the run; the other parts are still worth
@@ -108,6 +114,10 @@ fn main() -> Result<ExitCode> {
         if wanted(Part::Propagation) {
             let propagation = || propagation::measure(&agent, effort.changes, &steps);
             parts.push(("propagation", Box::new(propagation)));
+        }
+        if wanted(Part::Compile) {
+            let compile = || compile::measure(&picture, &steps);
+            parts.push(("compile", Box::new(compile)));
         }
         for (name, part) in parts {
             // A thread of its own, since it moves into a network namespace.

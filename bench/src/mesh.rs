@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use ipnet::{IpNet, Ipv4Net};
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 use thyra_policy_compiler::policy::{
@@ -55,6 +56,34 @@ pub(crate) fn world(size: Size, ports: &[u16]) -> World {
             .insert(policy.reference.clone(), Arc::new(policy));
     }
     world
+}
+
+/// Spreads so many CIDR blocks over the policies.
+pub(crate) fn add_blocks(world: &mut World, blocks: u32) {
+    let policies = u32::try_from(world.authorization.len())
+        .unwrap_or(u32::MAX)
+        .max(1);
+    for (at, policy) in (0..policies).zip(world.authorization.values_mut()) {
+        let values = (at..blocks)
+            .step_by(usize::try_from(policies).unwrap_or(1))
+            .filter_map(|i| {
+                let network = Ipv4Addr::from(0xac10_0000 + i * 16);
+                Ipv4Net::new(network, 28).ok().map(IpNet::V4)
+            });
+        let source = Source {
+            ip_blocks: Field {
+                values: values.collect(),
+                not_values: Vec::new(),
+            },
+            ..Source::default()
+        };
+        if source.ip_blocks.is_empty() {
+            continue;
+        }
+        for rule in &mut Arc::make_mut(policy).rules {
+            rule.from.push(source.clone());
+        }
+    }
 }
 
 /// Address of workload `i`: the node's pods first, the rest of the mesh elsewhere.

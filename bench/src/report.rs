@@ -42,6 +42,9 @@ pub(crate) const PROMISES: &[Promise] = &[
     at_most("added_ns_own", "ns/packet", 50.0, "an empty program"),
     at_most("added_ns_reply", "ns/packet", 50.0, "an empty program"),
     at_most("propagation_p99_ms", "ms", 20.0, "none"),
+    at_most("compile_full_ms", "ms", 1_000.0, "none"),
+    at_most("compile_peak_mib", "MiB", 200.0, "none"),
+    at_most("compile_policy_ms", "ms", 3.0, "none"),
 ];
 
 /// Figures that are printed without a goal of this list's own.
@@ -50,6 +53,8 @@ pub(crate) const INFORMATION: &[Promise] = &[
     at_most("added_ns_syn_own", "ns/packet", 300.0, "an empty program"),
     at_most("added_ns_fin_in", "ns/packet", 50.0, "an empty program"),
     at_most("added_ns_fin_own", "ns/packet", 100.0, "an empty program"),
+    at_most("compile_added_us", "µs", 100.0, "none"),
+    at_most("compile_removed_us", "µs", 100.0, "none"),
     at_most("propagation_split_p99_ms", "ms", 40.0, "none"),
 ];
 

@@ -35,6 +35,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use rustc_hash::FxHashSet;
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::limits;
 use thyra_datapath_abi::tables::{EndpointTables, PolicyRef, RuleRef, Tables};
@@ -301,7 +302,7 @@ impl Compiler {
             };
             (lent, place.block)
         });
-        let met: HashSet<(Lent, BlockId)> = addresses.chain(ranges).collect();
+        let met: FxHashSet<(Lent, BlockId)> = addresses.chain(ranges).collect();
         Slots::new(&mut self.tests, &used, &self.identities, met.iter().copied())
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use thyra_datapath_abi::limits;
 use thyra_datapath_abi::tables::{
     ClassInfo, EndpointTables, RuleRef, SourceAddress, SourceBlock, Tables, Verdict, Would,
@@ -126,7 +127,7 @@ struct Rows<'a> {
     /// The keys are kept alive by the sets during assembly.
     by_pointer: HashMap<*const Vec<Decided>, u16>,
     verdicts: Vec<Verdict>,
-    verdict_of: HashMap<Decided, u16>,
+    verdict_of: FxHashMap<Decided, u16>,
     by_verdict: HashMap<Verdict, u16>,
     residuals: Residuals,
 }
@@ -139,7 +140,7 @@ impl<'a> Rows<'a> {
             by_content: HashMap::new(),
             by_pointer: HashMap::new(),
             verdicts: Vec::new(),
-            verdict_of: HashMap::new(),
+            verdict_of: FxHashMap::default(),
             by_verdict: HashMap::new(),
             residuals: Residuals::new(),
         }
@@ -408,7 +409,7 @@ fn classes(sources: &Sources<'_>, slot_column: &[u16], tables: &mut Tables) -> R
 
 #[derive(Default)]
 struct Classes {
-    numbers: HashMap<(Lent, BlockId), u16>,
+    numbers: FxHashMap<(Lent, BlockId), u16>,
     blocks: HashMap<BlockId, Vec<Arc<str>>>,
 }
 

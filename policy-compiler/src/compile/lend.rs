@@ -285,6 +285,8 @@ fn differences<K: Ord, T>(
             (None, None) => return (gone, come),
             (Some(_), None) => std::cmp::Ordering::Less,
             (None, Some(_)) => std::cmp::Ordering::Greater,
+            // One object has one key: no need to read it.
+            (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new) => std::cmp::Ordering::Equal,
             (Some((a, _)), Some((b, _))) => a.cmp(b),
         };
         let old = order.is_le().then(|| left.next()).flatten();

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
+use rustc_hash::FxHashMap;
 
 use super::bits::Bits;
 use super::block::{BlockId, Blocks};
@@ -91,7 +92,7 @@ pub(crate) struct Slots {
     pub(crate) pending: Vec<usize>,
     index: BTreeMap<Slot, usize>,
     group_of: Vec<usize>,
-    identity: HashMap<(TestId, Side), Bits>,
+    identity: FxHashMap<(TestId, Side), Bits>,
     /// Slots that may have no identity.
     pub(crate) nobody: Bits,
 }
@@ -128,7 +129,7 @@ impl Slots {
             pending,
             index,
             group_of,
-            identity: HashMap::new(),
+            identity: FxHashMap::default(),
         };
         for at in 0..slots.list.len() {
             if slots.list[at].0 == Who::Unknown {
@@ -213,13 +214,13 @@ fn group(tests: &Tests, used: &[TestId], identities: usize) -> (Vec<usize>, Vec<
     let mut group_of = vec![0; identities];
     let mut size = vec![identities; usize::from(identities > 0)];
     for test in used {
-        let mut hit: HashMap<usize, usize> = HashMap::new();
+        let mut hit: FxHashMap<usize, usize> = FxHashMap::default();
         for identity in tests.list[*test].holds.iter() {
             *hit.entry(group_of[identity]).or_default() += 1;
         }
         // A group that the test holds as a whole stays one.
         hit.retain(|group, count| *count < size[*group]);
-        let mut split: HashMap<usize, usize> = HashMap::new();
+        let mut split: FxHashMap<usize, usize> = FxHashMap::default();
         for identity in tests.list[*test].holds.iter() {
             let group = group_of[identity];
             if !hit.contains_key(&group) {

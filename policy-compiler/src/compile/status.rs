@@ -2,7 +2,8 @@
 //!
 //! Invariant: every policy of the world has a line, enforced or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
@@ -20,6 +21,8 @@ pub(super) fn report(
     mut problems: Vec<String>,
 ) -> Report {
     let mut report = Report::default();
+    // Endpoints under the same policies share one list of them.
+    let mut lists: HashMap<&[usize], Arc<[PolicyRef]>> = HashMap::new();
     let mut acting: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
     let mut peers: BTreeMap<&PolicyRef, Vec<u16>> = BTreeMap::new();
     for destination in destinations {
@@ -32,7 +35,13 @@ pub(super) fn report(
                 peers.entry(reference).or_default().push(id);
             }
         }
-        report.endpoints.insert(id, endpoint(destination, policies));
+        let list = lists.entry(&destination.scope.policies).or_insert_with(|| {
+            let named = destination.scope.policies.iter();
+            named.map(|at| policies.all[*at].reference().clone()).collect()
+        });
+        report
+            .endpoints
+            .insert(id, endpoint(destination, Arc::clone(list)));
     }
     for (at, policy) in policies.all.iter().enumerate() {
         let endpoints = acting.remove(&at).unwrap_or_default();
@@ -72,16 +81,11 @@ pub(super) fn report(
     report
 }
 
-fn endpoint(destination: &Destination<'_>, policies: &Policies) -> EndpointReport {
+fn endpoint(destination: &Destination<'_>, policies: Arc<[PolicyRef]>) -> EndpointReport {
     EndpointReport {
         mode: destination.enrolment.mode,
         mode_reason: destination.enrolment.reason,
-        policies: destination
-            .scope
-            .policies
-            .iter()
-            .map(|at| policies.all[*at].reference().clone())
-            .collect(),
+        policies,
         peer_authentication: destination.scope.peer_authentication.clone(),
         notes: destination.scope.notes.iter().cloned().collect(),
     }
