@@ -7,6 +7,7 @@ mod demo;
 mod go;
 mod hash;
 mod lint;
+mod mutants;
 mod setup;
 mod step;
 mod suite;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::{bench, child, cluster, demo, lint, setup, suite, tree::Tree};
+use crate::{bench, child, cluster, demo, lint, mutants, setup, suite, tree::Tree};
 
 /// What a verb gets: the tree it works on and the words after its name.
 pub(crate) struct Call<'a> {
@@ -55,6 +55,16 @@ const VERBS: &[Verb] = &[
         run: bench::run,
     },
     Verb {
+        name: "fuzz-policy",
+        summary: "a million random connections and requests against the oracle; keeps what it finds",
+        run: fuzz_policy,
+    },
+    Verb {
+        name: "mutants",
+        summary: "seeded mistakes of the compiler, each of which the tests must catch (about 15 minutes)",
+        run: mutants::run,
+    },
+    Verb {
         name: "proto",
         summary: "regenerate the checked-in protobuf code from the .proto files",
         run: proto,
@@ -94,6 +104,29 @@ fn help(_: &Call<'_>) -> Result<ExitCode> {
     for verb in VERBS {
         println!("  {:<13} {}", verb.name, verb.summary);
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Worlds, of 40 connections each, unless the first argument says otherwise.
+const FUZZED: &str = "25000";
+
+fn fuzz_policy(call: &Call<'_>) -> Result<ExitCode> {
+    let worlds = call.args.first().map_or(FUZZED, String::as_str);
+    child::check(
+        call.tree
+            .cargo()
+            .args([
+                "test",
+                "--release",
+                "-p",
+                "thyra-policy-compiler",
+                "--test",
+                "agreement",
+            ])
+            .args(["--", "--nocapture", "say_what_the_oracle_says"])
+            .env("THYRA_PROP_CASES", worlds)
+            .env("THYRA_PROP_PROGRESS", "1"),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn meshes() -> Vec<Mesh> {
     let entries = std::fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path());
-    let cases = entries.filter(|path| path.is_dir());
+    let cases = entries.filter(|path| path.join("policy.yaml").exists());
     cases
         .map(|case| {
             let mut manifests = manifest::read_dir(&folder.join("world.yaml")).unwrap();

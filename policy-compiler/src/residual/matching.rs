@@ -134,3 +134,56 @@ fn template(wanted: &str, has: &str) -> bool {
     let longest = has.bytes().take_while(|byte| fits(byte)).count();
     (usize::from(!many)..=longest).any(|taken| template(rest, &has[taken..]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exact(texts: &[&str]) -> Vec<StringMatch> {
+        texts
+            .iter()
+            .map(|text| StringMatch::Exact((*text).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn one_value_of_a_list_is_enough_to_match_and_to_refuse() {
+        let cases: [(&[&str], &[&str], &[&str], bool); 8] = [
+            (&["a"], &[], &["a", "b"], true),
+            (&["a"], &[], &["b"], false),
+            (&["a"], &[], &[], false),
+            (&[], &["a"], &["a", "b"], false),
+            (&[], &["a"], &["b"], true),
+            (&[], &["a"], &[], true),
+            (&["b"], &["a"], &["a", "b"], false),
+            (&["b"], &["a"], &["b"], true),
+        ];
+        for (values, not_values, has, wanted) in cases {
+            let field = Field {
+                values: exact(values),
+                not_values: exact(not_values),
+            };
+            assert_eq!(
+                asked_of_any(&field, has),
+                wanted,
+                "{values:?} {not_values:?} {has:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn templates_use_up_the_whole_path() {
+        for (wanted, has, fits) in [
+            ("/a/{*}", "/a/b", true),
+            ("/a/{*}", "/a/", false),
+            ("/a/{*}", "/a/b/c", false),
+            ("/a/{**}", "/a/b/c", true),
+            ("/a/{**}", "/a/", true),
+            ("/{*}/b", "/x/b", true),
+            ("/{*}/b", "/x/y/b", false),
+            ("/{**}/b", "/x/y/b", true),
+        ] {
+            assert_eq!(template(wanted, has), fits, "{wanted} {has}");
+        }
+    }
+}

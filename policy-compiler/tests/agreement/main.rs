@@ -3,6 +3,7 @@
 
 mod edit;
 mod entropy;
+mod found;
 mod requests;
 mod world;
 
@@ -12,7 +13,6 @@ use std::net::IpAddr;
 
 use entropy::Entropy;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use thyra_datapath_abi::tables::{RuleRef, Tables, Verdict};
 use thyra_datapath_abi::{Action, Cell, Reason};
 use thyra_datapath_engine::BankImage;
@@ -63,19 +63,6 @@ fn worlds() -> u32 {
     })
 }
 
-fn runner(cases: u32) -> TestRunner {
-    TestRunner::new(Config {
-        cases,
-        failure_persistence: None,
-        max_shrink_iters: 4000,
-        ..Config::default()
-    })
-}
-
-fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(any::<u8>(), 5000..10_000)
-}
-
 fn agree(world: &World, tables: &Tables, connection: &Connection) -> Result<Verdict, TestCaseError> {
     let judgement = judge(world, connection);
     // The oracle knows no residuals; what they say is compared below.
@@ -98,8 +85,8 @@ fn agree(world: &World, tables: &Tables, connection: &Connection) -> Result<Verd
 fn tables_say_what_the_oracle_says() {
     let shares: RefCell<BTreeMap<&'static str, u32>> = RefCell::default();
     let reasons: RefCell<BTreeMap<&'static str, u32>> = RefCell::default();
-    let result = runner(worlds()).run(&bytes(), |bytes| {
-        let mut entropy = Entropy(&bytes);
+    found::run("tables_say_what_the_oracle_says", worlds(), |bytes| {
+        let mut entropy = Entropy(bytes);
         let world = world::world(&mut entropy);
         let tables = Compiler::new().compile(&world).expect("a small world fits");
         prop_assert_eq!(
@@ -120,9 +107,6 @@ fn tables_say_what_the_oracle_says() {
         }
         Ok(())
     });
-    if let Err(failure) = result {
-        panic!("{failure}");
-    }
     let shares = shares.into_inner();
     let total: u32 = shares.values().sum();
     println!("{total} connections: {shares:?}\n{:#?}", reasons.into_inner());
@@ -213,65 +197,66 @@ fn is_exact(compiler: &Compiler, cell: &Verdict, traffic: &Traffic) -> bool {
 fn residuals_say_what_the_oracle_says_of_every_request() {
     let shares: RefCell<BTreeMap<String, u32>> = RefCell::default();
     let fields: RefCell<BTreeMap<String, u32>> = RefCell::default();
-    let result = runner(worlds()).run(&bytes(), |bytes| {
-        let mut entropy = Entropy(&bytes);
-        let world = world::world(&mut entropy);
-        let mut compiler = Compiler::new();
-        let tables = compiler.compile(&world).expect("a small world fits");
-        let mut naming = Compiler::naming();
-        let named_tables = naming.compile(&world).expect("a small world fits");
-        for _ in 0..CONNECTIONS {
-            let connection = asking(&mut entropy, &world, &tables);
-            let traffic = requests::traffic(&mut entropy);
-            let mut trace = Vec::new();
-            let wanted = judge_traffic(&world, &connection, &traffic, &mut trace);
-            let found = last_word(&compiler, &world, &tables, &connection, &traffic);
-            let cell = lookup(&tables, &connection).expect("every cell has a verdict");
-            let exact = is_exact(&compiler, cell, &traffic);
-            let alike = found
-                .as_ref()
-                .is_some_and(|found| found.action == wanted.action && (same_cause(found, &wanted) || !exact));
-            let one = is_judged_once(&compiler, &world, &tables, &connection);
-            let by = last_word(&naming, &world, &named_tables, &connection, &traffic).filter(|_| one);
-            let named = found.clone().map(|found| residual::named(found, by));
-            prop_assert!(
-                named
-                    .as_ref()
-                    .is_some_and(|named| !one || same_cause(named, &wanted)),
-                "named: {:?}\noracle: {:?}\n{:?}\n{:?}\n{:#?}\n{:#?}",
-                named,
-                wanted,
-                connection,
-                traffic,
-                trace,
-                world
-            );
-            prop_assert!(
-                alike,
-                "residual: {:?}\noracle: {:?}\n{:?}\n{:?}\n{:#?}\n{:#?}\n{:#?}",
-                found,
-                wanted,
-                connection,
-                traffic,
-                trace,
-                cell,
-                world
-            );
-            let ended = format!(
-                "{:?}{}",
-                wanted.action,
-                if cell.residual.is_some() { " by L7" } else { "" }
-            );
-            *shares.borrow_mut().entry(ended).or_default() += 1;
-            for (_, field) in &cell.because {
-                *fields.borrow_mut().entry(field.to_string()).or_default() += 1;
+    found::run(
+        "residuals_say_what_the_oracle_says_of_every_request",
+        worlds(),
+        |bytes| {
+            let mut entropy = Entropy(bytes);
+            let world = world::world(&mut entropy);
+            let mut compiler = Compiler::new();
+            let tables = compiler.compile(&world).expect("a small world fits");
+            let mut naming = Compiler::naming();
+            let named_tables = naming.compile(&world).expect("a small world fits");
+            for _ in 0..CONNECTIONS {
+                let connection = asking(&mut entropy, &world, &tables);
+                let traffic = requests::traffic(&mut entropy);
+                let mut trace = Vec::new();
+                let wanted = judge_traffic(&world, &connection, &traffic, &mut trace);
+                let found = last_word(&compiler, &world, &tables, &connection, &traffic);
+                let cell = lookup(&tables, &connection).expect("every cell has a verdict");
+                let exact = is_exact(&compiler, cell, &traffic);
+                let alike = found.as_ref().is_some_and(|found| {
+                    found.action == wanted.action && (same_cause(found, &wanted) || !exact)
+                });
+                let one = is_judged_once(&compiler, &world, &tables, &connection);
+                let by = last_word(&naming, &world, &named_tables, &connection, &traffic).filter(|_| one);
+                let named = found.clone().map(|found| residual::named(found, by));
+                prop_assert!(
+                    named
+                        .as_ref()
+                        .is_some_and(|named| !one || same_cause(named, &wanted)),
+                    "named: {:?}\noracle: {:?}\n{:?}\n{:?}\n{:#?}\n{:#?}",
+                    named,
+                    wanted,
+                    connection,
+                    traffic,
+                    trace,
+                    world
+                );
+                prop_assert!(
+                    alike,
+                    "residual: {:?}\noracle: {:?}\n{:?}\n{:?}\n{:#?}\n{:#?}\n{:#?}",
+                    found,
+                    wanted,
+                    connection,
+                    traffic,
+                    trace,
+                    cell,
+                    world
+                );
+                let ended = format!(
+                    "{:?}{}",
+                    wanted.action,
+                    if cell.residual.is_some() { " by L7" } else { "" }
+                );
+                *shares.borrow_mut().entry(ended).or_default() += 1;
+                for (_, field) in &cell.because {
+                    *fields.borrow_mut().entry(field.to_string()).or_default() += 1;
+                }
             }
-        }
-        Ok(())
-    });
-    if let Err(failure) = result {
-        panic!("{failure}");
-    }
+            Ok(())
+        },
+    );
     let shares = shares.into_inner();
     let total: u32 = shares.values().sum();
     println!(
@@ -312,68 +297,70 @@ fn kernel(node: &HostNode, connection: &Connection) -> Cell {
 
 #[test]
 fn the_kernels_look_ups_find_the_same_cells() {
-    let result = runner(worlds() / 4).run(&bytes(), |bytes| {
-        let mut entropy = Entropy(&bytes);
-        let world = world::world(&mut entropy);
-        let tables = Compiler::new().compile(&world).expect("a small world fits");
-        let image = BankImage::build(&tables, &|index| u16::try_from(index + 1).unwrap());
-        let node = HostNode::new(image.expect("a small world fits"), 0);
-        for _ in 0..CONNECTIONS {
-            let connection = world::connection(&mut entropy, &world);
-            if connection.source.is_ipv4() != connection.destination.is_ipv4() {
-                continue;
+    found::run(
+        "the_kernels_look_ups_find_the_same_cells",
+        worlds() / 4,
+        |bytes| {
+            let mut entropy = Entropy(bytes);
+            let world = world::world(&mut entropy);
+            let tables = Compiler::new().compile(&world).expect("a small world fits");
+            let image = BankImage::build(&tables, &|index| u16::try_from(index + 1).unwrap());
+            let node = HostNode::new(image.expect("a small world fits"), 0);
+            for _ in 0..CONNECTIONS {
+                let connection = world::connection(&mut entropy, &world);
+                if connection.source.is_ipv4() != connection.destination.is_ipv4() {
+                    continue;
+                }
+                let verdict = lookup(&tables, &connection).expect("every cell has a verdict");
+                let index = tables.verdicts.iter().position(|known| known == verdict).unwrap();
+                let wanted = Cell::new(verdict.action, u16::try_from(index + 1).unwrap()).unwrap();
+                prop_assert_eq!(
+                    kernel(&node, &connection),
+                    wanted,
+                    "{:?}\n{:#?}",
+                    connection,
+                    world
+                );
             }
-            let verdict = lookup(&tables, &connection).expect("every cell has a verdict");
-            let index = tables.verdicts.iter().position(|known| known == verdict).unwrap();
-            let wanted = Cell::new(verdict.action, u16::try_from(index + 1).unwrap()).unwrap();
-            prop_assert_eq!(
-                kernel(&node, &connection),
-                wanted,
-                "{:?}\n{:#?}",
-                connection,
-                world
-            );
-        }
-        Ok(())
-    });
-    if let Err(failure) = result {
-        panic!("{failure}");
-    }
+            Ok(())
+        },
+    );
 }
 
 #[test]
 fn a_compiler_with_a_past_says_what_a_fresh_one_says() {
-    let result = runner(worlds() / 2).run(&bytes(), |bytes| {
-        let mut entropy = Entropy(&bytes);
-        let mut world = world::world(&mut entropy);
-        let mut compiler = Compiler::new();
-        compiler.compile(&world).expect("a small world fits");
-        for _ in 0..EDITS {
-            edit::edit(&mut entropy, &mut world);
-            let kept = compiler.compile(&world).expect("a small world fits");
-            let mut fresh_compiler = Compiler::new();
-            let fresh = fresh_compiler.compile(&world).expect("a small world fits");
-            for connection in world::connections(&world) {
-                let (left, right) = (lookup(&kept, &connection), lookup(&fresh, &connection));
-                prop_assert_eq!(left, right, "{:?}\n{:#?}", connection, world);
+    found::run(
+        "a_compiler_with_a_past_says_what_a_fresh_one_says",
+        worlds() / 2,
+        |bytes| {
+            let mut entropy = Entropy(bytes);
+            let mut world = world::world(&mut entropy);
+            let mut compiler = Compiler::new();
+            compiler.compile(&world).expect("a small world fits");
+            for _ in 0..EDITS {
+                edit::edit(&mut entropy, &mut world);
+                let kept = compiler.compile(&world).expect("a small world fits");
+                let mut fresh_compiler = Compiler::new();
+                let fresh = fresh_compiler.compile(&world).expect("a small world fits");
+                for connection in world::connections(&world) {
+                    let (left, right) = (lookup(&kept, &connection), lookup(&fresh, &connection));
+                    prop_assert_eq!(left, right, "{:?}\n{:#?}", connection, world);
+                }
+                prop_assert_eq!(compiler.report(), fresh_compiler.report());
+                let size = |t: &Tables| {
+                    (
+                        t.classes.len(),
+                        t.columns,
+                        t.rows.len(),
+                        t.sets.len(),
+                        t.port_classes,
+                    )
+                };
+                prop_assert_eq!(size(&kept), size(&fresh));
             }
-            prop_assert_eq!(compiler.report(), fresh_compiler.report());
-            let size = |t: &Tables| {
-                (
-                    t.classes.len(),
-                    t.columns,
-                    t.rows.len(),
-                    t.sets.len(),
-                    t.port_classes,
-                )
-            };
-            prop_assert_eq!(size(&kept), size(&fresh));
-        }
-        Ok(())
-    });
-    if let Err(failure) = result {
-        panic!("{failure}");
-    }
+            Ok(())
+        },
+    );
 }
 
 fn holds(ports: &str, port: u16) -> bool {
@@ -411,8 +398,8 @@ fn read_off<'a>(lines: &'a [Line], tables: &Tables, connection: &Connection) -> 
 
 #[test]
 fn a_person_reads_every_cell_off_the_lines() {
-    let result = runner(worlds() / 4).run(&bytes(), |bytes| {
-        let mut entropy = Entropy(&bytes);
+    found::run("a_person_reads_every_cell_off_the_lines", worlds() / 4, |bytes| {
+        let mut entropy = Entropy(bytes);
         let world = world::world(&mut entropy);
         let tables = Compiler::new().compile(&world).expect("a small world fits");
         for connection in world::connections(&world) {
@@ -432,7 +419,4 @@ fn a_person_reads_every_cell_off_the_lines() {
         }
         Ok(())
     });
-    if let Err(failure) = result {
-        panic!("{failure}");
-    }
 }
