@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thyra_datapath_abi::flow::{FLOW_SLOTS, FLOW4_WORDS, FlowBucket4};
-use thyra_datapath_abi::limits::{FLOW_BUCKETS, MAX_ENDPOINTS};
+use thyra_datapath_abi::limits::{FLOW_BUCKETS, MAX_ENDPOINTS, OUTBOUND_BUDGET};
 use thyra_datapath_abi::{Flow4, FlowState};
 use thyra_datapath_engine::flow_table::{self, Key};
 use thyra_datapath_engine::flow_words::FlowWords;
@@ -158,6 +158,21 @@ fn a_budget_is_an_endpoints_own() {
     assert!(open(1, 5), "again");
     assert!(open(2, 0), "another endpoint");
     assert_eq!((memory.count(1), memory.count(2)), (100, 1));
+}
+
+#[test]
+fn one_pods_million_connections_leave_anothers_idle_one_alone() {
+    let memory = Memory::new();
+    let table = FlowWords {
+        budget: OUTBOUND_BUDGET,
+        ..memory.table()
+    };
+    let open = |endpoint, number| flow_table::open(&table, &key(endpoint, number), 0);
+    assert!(open(2, 7));
+    let opened = (0..1_000_000).filter(|number| open(1, *number)).count();
+    assert_eq!(u64::try_from(opened).unwrap(), OUTBOUND_BUDGET);
+    assert_eq!(flow_table::find(&table, &key(2, 7), 0), Some(0));
+    assert!((8..1_000).all(|number| open(2, number)), "and it opens more");
 }
 
 /// Two threads open, mark and close connections of their own, a third removes what is finished; none of them
