@@ -10,6 +10,8 @@ use thyra_proto::istio::security::v1beta1 as raw;
 use thyra_proto::istio::r#type::v1beta1::WorkloadSelector;
 use thyra_proto::istio::workload as wire;
 
+use prost::Message as _;
+
 use super::*;
 
 fn metadata(name: &str) -> Metadata {
@@ -354,4 +356,121 @@ fn a_mapped_block_is_the_ipv4_block() {
     );
     assert!(block(mapped, 64).is_err());
     assert!(block(vec![10, 0, 0, 0], 33).is_err());
+}
+
+/// A generator of numbers that are the same in every run (Knuth's MMIX constants).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % limit
+    }
+
+    fn byte(&mut self) -> u8 {
+        u8::try_from(self.below(256)).unwrap()
+    }
+}
+
+/// Bytes changed, put in, taken out, repeated or cut off: a few at a time, so that much still decodes.
+fn mutated(random: &mut Random, seed: &[u8]) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    for _ in 0..=random.below(4) {
+        let at = random.below(bytes.len() + 1);
+        match random.below(5) {
+            0 if at < bytes.len() => bytes[at] = random.byte(),
+            1 => bytes.insert(at, random.byte()),
+            2 if at < bytes.len() => {
+                bytes.remove(at);
+            }
+            3 => bytes.truncate(at),
+            _ => {
+                let tail = bytes[at..].to_vec();
+                bytes.extend(tail);
+            }
+        }
+    }
+    bytes
+}
+
+/// Decodes and converts; whether it came that far, and was taken.
+fn taken<M: prost::Message + Default, T>(
+    bytes: &[u8],
+    convert: impl Fn(M) -> Result<T, ConvertError>,
+) -> Option<bool> {
+    M::decode(bytes).ok().map(|message| convert(message).is_ok())
+}
+
+/// A policy with something in every field.
+fn full_policy() -> raw::AuthorizationPolicy {
+    let texts = |text: &str| vec![text.to_owned(), "*".to_owned()];
+    let mut rule = from(raw::Source {
+        principals: texts("cluster.local/ns/a/sa/b"),
+        not_namespaces: texts("a*"),
+        ip_blocks: vec!["10.0.0.0/8".into(), "::1".into()],
+        ..raw::Source::default()
+    });
+    rule.to.push(raw::rule::To {
+        operation: Some(raw::Operation {
+            ports: vec!["80".into()],
+            paths: texts("/a/{**}"),
+            hosts: texts("x"),
+            ..raw::Operation::default()
+        }),
+    });
+    rule.when.push(raw::Condition {
+        key: "request.auth.claims[a][b]".into(),
+        values: texts("v"),
+        not_values: Vec::new(),
+    });
+    raw::AuthorizationPolicy {
+        action: 1,
+        ..policy(rule)
+    }
+}
+
+#[test]
+fn any_bytes_are_taken_or_refused_and_never_panic() {
+    let clause_of = l4::Match {
+        principals: vec![exact("a")],
+        destination_ports: vec![80],
+        ..l4::Match::default()
+    };
+    let workload_of = wire::Workload {
+        uid: "c//Pod/a/b".into(),
+        name: "b".into(),
+        namespace: "a".into(),
+        addresses: vec![vec![10, 0, 0, 1]],
+        ..wire::Workload::default()
+    };
+    let seeds = [
+        full_policy().encode_to_vec(),
+        lossy(l4::Action::Deny, vec![clause(vec![clause_of])]).encode_to_vec(),
+        workload_of.encode_to_vec(),
+    ];
+    let mut random = Random(7);
+    let mut counts = BTreeMap::new();
+    for round in 0..60_000 {
+        let bytes = mutated(&mut random, &seeds[round % seeds.len()]);
+        let ends = [
+            taken(&bytes, |m| policy::authorization(metadata("shop/p"), m, &[])),
+            taken(&bytes, |m| peer::authentication(metadata("shop/p"), m, &[])),
+            taken(&bytes, |m| policy::request(metadata("shop/p"), m)),
+            taken(&bytes, |m| {
+                authorization::authorization(m, "istio-system", String::new(), &[])
+            }),
+            taken(&bytes, workload::workload),
+            taken(&bytes, workload::service),
+        ];
+        for end in ends {
+            *counts.entry(end).or_insert(0_u32) += 1;
+        }
+    }
+    // Each end must be common, or the bytes test nothing.
+    for end in [None, Some(false), Some(true)] {
+        assert!(counts[&end] > 2_000, "{counts:?}");
+    }
 }
