@@ -12,7 +12,7 @@ use thyra_policy_compiler::oracle::{Connection, judge};
 use thyra_policy_compiler::parse;
 use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication, PolicyAction,
-    Rule, Source, StringMatch, Unknown,
+    Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
 use thyra_policy_compiler::world::{
     AppProtocol, Endpoint, Service, ServicePort, Workload, WorkloadKind, World,
@@ -666,6 +666,25 @@ fn s17_the_same_account_name_in_two_namespaces_is_two_identities() {
     put(&mut world, allow("shop/front", vec![from(accounts)]));
     assert!(allowed(&world, FRONT, 80));
     assert!(!allowed(&world, "10.244.3.3", 80));
+}
+
+#[test]
+fn s17_not_service_accounts_refuses_the_account_of_its_namespace_alone() {
+    let mut world = shop();
+    pod(&mut world, "team-a/front", "front", "10.244.0.9");
+    let account = |namespace: &str, name: &str| ServiceAccountRef {
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    let source = Source {
+        service_accounts: none_of([account("shop", "front")]),
+        ..Source::default()
+    };
+    put(&mut world, allow("shop/p", vec![from(source)]));
+    assert!(!allowed(&world, FRONT, 80));
+    assert!(allowed(&world, "10.244.0.9", 80), "the same name elsewhere");
+    assert!(allowed(&world, CART, 80));
+    assert!(allowed(&world, OUTSIDER, 80), "nobody is not shop/front either");
 }
 
 #[test]

@@ -122,6 +122,8 @@ fn caught(copy: &Path, place: &Path) -> Result<Vec<String>> {
             .current_dir(copy)
             .env("CARGO_TARGET_DIR", place.join("target"))
             .env("THYRA_PROP_CASES", WORLDS)
+            // What a mistake leaves unused is no news.
+            .env("RUSTFLAGS", "-Awarnings")
             .args(["test", "-q", "-p", "thyra-policy-compiler"])
             .args(TESTS);
         cargo

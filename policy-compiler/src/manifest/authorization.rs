@@ -371,7 +371,7 @@ fn condition(
             let text =
                 format!("condition key `{key}` can't be expressed: matched in DENY, not matched in ALLOW");
             reader.warning(level.at("key"), Code::Inexpressible, text);
-            Some(Err(Unknown(format!("{path}.key `{key}`").into())))
+            Some(Err(Unknown(format!("{path} key `{key}`").into())))
         }
         Err(error) => {
             let at = match &error {

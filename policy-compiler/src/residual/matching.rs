@@ -148,7 +148,8 @@ mod tests {
 
     #[test]
     fn one_value_of_a_list_is_enough_to_match_and_to_refuse() {
-        let cases: [(&[&str], &[&str], &[&str], bool); 8] = [
+        type Texts = &'static [&'static str];
+        let cases: [(Texts, Texts, Texts, bool); 8] = [
             (&["a"], &[], &["a", "b"], true),
             (&["a"], &[], &["b"], false),
             (&["a"], &[], &[], false),
@@ -168,6 +169,18 @@ mod tests {
                 wanted,
                 "{values:?} {not_values:?} {has:?}"
             );
+        }
+    }
+
+    #[test]
+    fn host_names_have_no_case() {
+        for (wanted, has, fits) in [
+            (StringMatch::Exact("Shop.Example".into()), "shop.EXAMPLE", true),
+            (StringMatch::Suffix(".Example".into()), "a.exAmple", true),
+            (StringMatch::Prefix("Shop.".into()), "sHop.x", true),
+            (StringMatch::Exact("shop.example".into()), "shop.examples", false),
+        ] {
+            assert_eq!(text_ignoring_case(&wanted, has), fits, "{wanted:?} {has}");
         }
     }
 
