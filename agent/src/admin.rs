@@ -26,7 +26,7 @@ use tonic::{Request, Response, Status};
 
 use crate::board::Board;
 use crate::monitor::{Hub, Namer, Seen};
-use crate::store::{Handle, SharedPlane};
+use crate::store::{Handle, SharedPlane, lock};
 use crate::word;
 
 /// Events that one slow listener may have waiting.
@@ -152,7 +152,8 @@ impl AdminService for Admin {
         let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
         // From here on nothing is missed: the caller may act as soon as it has its answer.
         let seen = self.hub.listen();
-        tokio::spawn(self.clone().listen(wanted, seen, sender));
+        self.report_new().await?;
+        tokio::spawn(self.clone().serve(wanted, seen, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -168,8 +169,30 @@ impl AdminService for Admin {
 
 impl Admin {
     /// Feeds one listener until it goes away.
-    async fn listen(
+    async fn serve(
         self,
+        wanted: api::MonitorRequest,
+        seen: broadcast::Receiver<Seen>,
+        sender: mpsc::Sender<Result<api::MonitorEvent, Status>>,
+    ) {
+        self.feed(wanted, seen, sender).await;
+        // When this fails, events go on with nobody to hear them until the next listener leaves.
+        let _failed = self.report_new().await;
+    }
+
+    /// Has allowed connections reported if somebody listens, and only then: a report costs more than its packet.
+    async fn report_new(&self) -> Result<(), Status> {
+        let set = self.blocking(|admin| {
+            let mut plane = lock::write(&admin.plane);
+            // Counted under the lock: whoever comes or goes now waits here for the last word.
+            plane.report_new(admin.hub.listeners() > 0);
+            Ok(())
+        });
+        set.await.map(drop)
+    }
+
+    async fn feed(
+        &self,
         wanted: api::MonitorRequest,
         mut seen: broadcast::Receiver<Seen>,
         sender: mpsc::Sender<Result<api::MonitorEvent, Status>>,

@@ -54,6 +54,12 @@ impl Hub {
         self.0.subscribe()
     }
 
+    /// How many listen.
+    #[must_use]
+    pub fn listeners(&self) -> usize {
+        self.0.receiver_count()
+    }
+
     /// Without a listener there is nobody to tell.
     fn tell(&self, seen: Seen) {
         drop(self.0.send(seen));

@@ -113,6 +113,8 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// The live ones stay.
     fn commit(&mut self, tables: &Tables, generation: u32) -> Result<Committed, PlaneError>;
+    /// Whether allowed new connections are reported as events.
+    fn report_new(&mut self, on: bool);
     /// Index of an interface; none when it doesn't exist.
     fn interface_index(&self, name: &str) -> Option<u32>;
     /// Generation of the live tables; 0 when nothing was ever committed.

@@ -99,7 +99,8 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
             HostTrafficChoice::Allow => HostTraffic::Allow,
             HostTrafficChoice::Enforce => HostTraffic::Enforce,
         },
-        report_new: true,
+        // Only while somebody listens: `Admin::monitor`.
+        report_new: false,
     })?)
 }
 

@@ -44,7 +44,7 @@ impl Policed {
             state_dir: bpffs.files().join("state"),
             deny: Deny::Reset,
             host_traffic: HostTraffic::Allow,
-            report_new: true,
+            report_new: false,
         })
         .context("open the datapath")?;
         for pod in 0..SIZE.endpoints {
@@ -78,6 +78,11 @@ impl Policed {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether allowed connections are reported, as they are while somebody listens.
+    pub(crate) fn report_new(&mut self, on: bool) {
+        self.datapath.set_report_new(on);
     }
 
     /// Reads the events from now on, as the agent does; on the calling thread's CPUs, until the process ends.

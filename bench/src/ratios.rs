@@ -13,6 +13,8 @@ use crate::policed::Policed;
 use crate::progress::Steps;
 use crate::stats::{Estimate, bootstrap, median};
 
+/// The figure in which every allowed connection is reported.
+const WATCHED: &str = "crr_watched_ratio";
 /// Pairs of a ratio; the issue asks for at least 15.
 const PAIRS: usize = 21;
 /// The CPU that both pods and all their packets use.
@@ -37,10 +39,12 @@ pub(crate) fn measure(
     let kinds = [
         ("rr_ratio", Kind::RequestResponse),
         ("crr_ratio", Kind::ConnectRequestResponse),
+        (WATCHED, Kind::ConnectRequestResponse),
         ("stream_ratio", Kind::Stream),
     ];
     let mut found = Vec::new();
     for (name, kind) in kinds {
+        policed.report_new(name == WATCHED);
         let mut ratios = Vec::with_capacity(PAIRS);
         for pair in 0..PAIRS {
             ratios.push(ratio(policed, kind, span, pair % 2 == 0)?);
@@ -56,7 +60,7 @@ pub(crate) fn measure(
 /// Number of steps that `measure` reports.
 #[must_use]
 pub(crate) const fn steps() -> usize {
-    3 * PAIRS
+    4 * PAIRS
 }
 
 fn ratio(policed: &mut Policed, kind: Kind, span: Duration, policy_first: bool) -> Result<f64> {

@@ -49,6 +49,7 @@ pub(crate) const PROMISES: &[Promise] = &[
 
 /// Figures that are printed without a goal of this list's own.
 pub(crate) const INFORMATION: &[Promise] = &[
+    at_least("crr_watched_ratio", 0.95),
     at_most("added_ns_syn_in", "ns/packet", 150.0, "an empty program"),
     at_most("added_ns_syn_own", "ns/packet", 300.0, "an empty program"),
     at_most("added_ns_fin_in", "ns/packet", 50.0, "an empty program"),

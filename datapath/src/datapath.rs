@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapError};
 use rustix::time::{ClockId, clock_gettime};
+use thyra_datapath_abi::Control;
 use thyra_datapath_abi::maps;
 use thyra_datapath_abi::tables::Verdict;
 
@@ -54,7 +55,7 @@ pub struct Config {
     pub deny: Deny,
     /// What applies to the node's own connections; in force from the next commit on.
     pub host_traffic: HostTraffic,
-    /// Report allowed new connections as events; in force from the next commit on.
+    /// Report allowed new connections as events; in force from the next commit on (`Datapath::set_report_new`: at once).
     pub report_new: bool,
 }
 
@@ -128,6 +129,18 @@ impl Datapath {
     #[must_use]
     pub fn verdict(&self, id: u16) -> Option<&Verdict> {
         self.names.get(id)
+    }
+
+    /// Whether allowed new connections are reported as events, from the next packet on: a report costs more than
+    /// the packet, so it is for when somebody listens.
+    pub fn set_report_new(&mut self, on: bool) {
+        self.config.report_new = on;
+        let Control(word) = self.memory.control();
+        self.memory.set_control(Control(if on {
+            word | Control::REPORT_NEW
+        } else {
+            word & !Control::REPORT_NEW
+        }));
     }
 
     /// All counters, summed over the CPUs. They grow as long as the maps live, across restarts.

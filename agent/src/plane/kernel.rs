@@ -98,6 +98,10 @@ impl Plane for Datapath {
         })
     }
 
+    fn report_new(&mut self, on: bool) {
+        self.set_report_new(on);
+    }
+
     fn interface_index(&self, name: &str) -> Option<u32> {
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::INET,

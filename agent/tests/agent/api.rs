@@ -364,3 +364,33 @@ async fn listeners_hear_what_the_agent_does() {
     }
     agent.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn allowed_connections_are_reported_only_while_somebody_listens() {
+    let agent = Agent::start(&[("mesh.yaml", MESH)]);
+    let mut admin = AdminServiceClient::new(agent.channel().await);
+    let reports = || agent.plane.with(|told| told.reports_new);
+    assert!(!reports());
+    let first = admin
+        .monitor(api::MonitorRequest::default())
+        .await
+        .expect("listening");
+    let second = admin
+        .monitor(api::MonitorRequest::default())
+        .await
+        .expect("listening");
+    assert!(reports(), "from the answer on");
+    drop(first);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(reports(), "one is left");
+    drop(second);
+    let quiet = async {
+        while reports() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), quiet)
+        .await
+        .expect("in time");
+    agent.end().await;
+}

@@ -18,6 +18,8 @@ pub(crate) struct Told {
     pub(crate) tables: Tables,
     pub(crate) generation: u32,
     pub(crate) commits: u32,
+    /// Whether allowed connections are reported.
+    pub(crate) reports_new: bool,
     /// The next commits fail with this.
     pub(crate) full: Option<String>,
     /// The next attachments fail with this.
@@ -119,6 +121,10 @@ impl Plane for Remembering {
                 ..Committed::default()
             })
         })
+    }
+
+    fn report_new(&mut self, on: bool) {
+        self.with(|t| t.reports_new = on);
     }
 
     fn interface_index(&self, name: &str) -> Option<u32> {
