@@ -55,7 +55,8 @@ pub struct Config {
     pub deny: Deny,
     /// What applies to the node's own connections; in force from the next commit on.
     pub host_traffic: HostTraffic,
-    /// Report allowed new connections as events; in force from the next commit on (`Datapath::set_report_new`: at once).
+    /// Report allowed new connections as events; in force from the next commit on. `Datapath::set_report_new` changes
+    /// it at once.
     pub report_new: bool,
 }
 

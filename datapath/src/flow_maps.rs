@@ -68,7 +68,7 @@ impl FlowMaps {
         })
     }
 
-    /// Removes finished connections; each call goes on where the last one stopped.
+    /// Removes finished connections; of the node's, each call goes on where the last one stopped.
     pub(crate) fn collect(&mut self, memory: &Memory, now_ns: u64) -> io::Result<CollectReport> {
         Ok(self.outbound.sweep(memory, now_ns)
             + self.host4.sweep(now_ns, BUDGET)?

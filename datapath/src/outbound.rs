@@ -47,64 +47,46 @@ impl Outbound {
 
     /// Removes finished connections.
     pub(crate) fn sweep(&mut self, memory: &Memory, now_ns: u64) -> Swept {
-        let is_finished = |state, _| is_finished(state, now_ns);
-        let swept4 = self.remove4(memory, is_finished);
-        let swept6 = self.remove6(memory, is_finished);
-        self.entries = [swept4, swept6].map(|swept| swept.looked_at - swept.removed);
-        swept4 + swept6
+        let swept = self.remove(memory, &|state, _| is_finished(state, now_ns));
+        self.entries = swept.map(|swept| swept.looked_at - swept.removed);
+        swept[0] + swept[1]
     }
 
     /// Forgets all connections of an endpoint.
     pub(crate) fn forget(&self, memory: &Memory, endpoint: u16) {
-        let is_its = |_, other| other == endpoint;
-        let _removed = self.remove4(memory, is_its) + self.remove6(memory, is_its);
+        let _counted = self.remove(memory, &|_, other| other == endpoint);
     }
 
     /// Writes all connections of endpoint `from` once more under the id `to`. Returns whether all had room.
     pub(crate) fn copy(&self, memory: &Memory, from: u16, to: u16) -> bool {
-        let (words4, words6) = (words(memory, &self.v4), words(memory, &self.v6));
-        let mut all = true;
-        for entry in words4.entries::<FLOW4_WORDS>() {
-            let flow: Flow4 = zerocopy::transmute!(entry.key);
-            if flow.endpoint == from {
-                let key = Key::v4(&Flow4 { endpoint: to, ..flow }, memory.flow_seed());
-                all &= flow_table::open(&words4, &key, entry.state.flags());
-            }
-        }
-        for entry in words6.entries::<FLOW6_WORDS>() {
-            let flow: Flow6 = zerocopy::transmute!(entry.key);
-            if flow.endpoint == from {
-                let key = Key::v6(&Flow6 { endpoint: to, ..flow }, memory.flow_seed());
-                all &= flow_table::open(&words6, &key, entry.state.flags());
-            }
-        }
-        all
+        let seed = memory.flow_seed();
+        let four = words(memory, &self.v4);
+        let six = words(memory, &self.v6);
+        let copied4 = four.entries().all(|entry| {
+            let flow = Flow4 {
+                endpoint: to,
+                ..v4(entry.key)
+            };
+            v4(entry.key).endpoint != from
+                || flow_table::open(&four, &Key::v4(&flow, seed), entry.state.flags())
+        });
+        let copied6 = six.entries().all(|entry| {
+            let flow = Flow6 {
+                endpoint: to,
+                ..v6(entry.key)
+            };
+            v6(entry.key).endpoint != from
+                || flow_table::open(&six, &Key::v6(&flow, seed), entry.state.flags())
+        });
+        copied4 && copied6
     }
 
-    fn remove4(&self, memory: &Memory, unwanted: impl Fn(FlowState, u16) -> bool) -> Swept {
-        let words = words(memory, &self.v4);
-        let mut swept = Swept::default();
-        for entry in words.entries::<FLOW4_WORDS>() {
-            let flow: Flow4 = zerocopy::transmute!(entry.key);
-            swept.looked_at += 1;
-            if unwanted(entry.state, flow.endpoint) && words.remove(&entry, flow.endpoint) {
-                swept.removed += 1;
-            }
-        }
-        swept
-    }
-
-    fn remove6(&self, memory: &Memory, unwanted: impl Fn(FlowState, u16) -> bool) -> Swept {
-        let words = words(memory, &self.v6);
-        let mut swept = Swept::default();
-        for entry in words.entries::<FLOW6_WORDS>() {
-            let flow: Flow6 = zerocopy::transmute!(entry.key);
-            swept.looked_at += 1;
-            if unwanted(entry.state, flow.endpoint) && words.remove(&entry, flow.endpoint) {
-                swept.removed += 1;
-            }
-        }
-        swept
+    /// Takes out what is `unwanted`, by family.
+    fn remove(&self, memory: &Memory, unwanted: &dyn Fn(FlowState, u16) -> bool) -> [Swept; 2] {
+        [
+            remove(words(memory, &self.v4), |key| v4(key).endpoint, unwanted),
+            remove(words(memory, &self.v6), |key| v6(key).endpoint, unwanted),
+        ]
     }
 
     /// Makes the counts true again. Programs may open connections meanwhile: a count that changed during a walk is
@@ -114,13 +96,14 @@ impl Outbound {
         for _ in 0..RECOUNTS {
             let before: Vec<u64> = counts.iter().map(|count| count.load(Ordering::SeqCst)).collect();
             let mut found = vec![0_u64; MAX_ENDPOINTS];
-            for entry in words(memory, &self.v4).entries::<FLOW4_WORDS>() {
-                let flow: Flow4 = zerocopy::transmute!(entry.key);
-                found[usize::from(flow.endpoint) % MAX_ENDPOINTS] += 1;
-            }
-            for entry in words(memory, &self.v6).entries::<FLOW6_WORDS>() {
-                let flow: Flow6 = zerocopy::transmute!(entry.key);
-                found[usize::from(flow.endpoint) % MAX_ENDPOINTS] += 1;
+            let four = words(memory, &self.v4)
+                .entries()
+                .map(|entry| v4(entry.key).endpoint);
+            let six = words(memory, &self.v6)
+                .entries()
+                .map(|entry| v6(entry.key).endpoint);
+            for endpoint in four.chain(six) {
+                found[usize::from(endpoint) % MAX_ENDPOINTS] += 1;
             }
             let mut stood_still = true;
             for (count, (before, found)) in counts.iter().zip(before.into_iter().zip(found)) {
@@ -132,6 +115,29 @@ impl Outbound {
             }
         }
     }
+}
+
+fn v4(key: [u64; FLOW4_WORDS]) -> Flow4 {
+    zerocopy::transmute!(key)
+}
+
+fn v6(key: [u64; FLOW6_WORDS]) -> Flow6 {
+    zerocopy::transmute!(key)
+}
+
+/// Takes out what is `unwanted` of one table.
+fn remove<const W: usize>(
+    words: FlowWords<'_>,
+    endpoint: fn([u64; W]) -> u16,
+    unwanted: &dyn Fn(FlowState, u16) -> bool,
+) -> Swept {
+    let mut swept = Swept::default();
+    for entry in words.entries::<W>() {
+        let endpoint = endpoint(entry.key);
+        swept.looked_at += 1;
+        swept.removed += usize::from(unwanted(entry.state, endpoint) && words.remove(&entry, endpoint));
+    }
+    swept
 }
 
 fn words<'a>(memory: &'a Memory, table: &'a Mapping) -> FlowWords<'a> {

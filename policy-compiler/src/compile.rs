@@ -35,14 +35,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use rustc_hash::FxHashSet;
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::limits;
 use thyra_datapath_abi::tables::{EndpointTables, PolicyRef, RuleRef, Tables};
 
 pub use self::assemble::Residuals;
 use self::assemble::{Legend, Placed, Sources, assemble};
-use self::block::{BlockId, Blocks};
+use self::block::Blocks;
 use self::enrol::{Enrolment, enrol};
 use self::identity::Identities;
 use self::lend::{Lending, Lent};
@@ -302,8 +301,7 @@ impl Compiler {
             };
             (lent, place.block)
         });
-        let met: FxHashSet<(Lent, BlockId)> = addresses.chain(ranges).collect();
-        Slots::new(&mut self.tests, &used, &self.identities, met.iter().copied())
+        Slots::new(&mut self.tests, &used, &self.identities, addresses.chain(ranges))
     }
 
     /// Forgets everything once most of what is kept is no longer used; the next compile starts afresh.

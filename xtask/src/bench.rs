@@ -19,6 +19,9 @@ const FIGURES: &[&str] = &[
     "added_ns_own",
     "added_ns_reply",
     "propagation_p99_ms",
+    "compile_full_ms",
+    "compile_peak_mib",
+    "compile_policy_ms",
 ];
 
 /// Runs the benchmarks with the arguments given.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::bits::Bits;
 use super::block::{BlockId, Blocks};
@@ -104,7 +104,7 @@ impl Slots {
         tests: &mut Tests,
         used: &[TestId],
         identities: &Identities,
-        met: impl Iterator<Item = (Lent, BlockId)> + Clone,
+        met: impl Iterator<Item = (Lent, BlockId)>,
     ) -> Self {
         for test in used {
             tests.answer(*test, identities);
@@ -116,8 +116,9 @@ impl Slots {
             Lent::Known(identity) => Who::Group(group_of[identity]),
         };
         // The outsider comes first: class 0.
-        let mut index = BTreeMap::from([((Who::Unknown, 0), 0)]);
-        index.extend(met.map(|(lent, block)| ((who(lent), block), 0)));
+        let mut distinct = FxHashSet::from_iter([(Who::Unknown, 0)]);
+        distinct.extend(met.map(|(lent, block)| (who(lent), block)));
+        let mut index: BTreeMap<Slot, usize> = distinct.into_iter().map(|slot| (slot, 0)).collect();
         let list: Vec<Slot> = index.keys().copied().collect();
         for (at, place) in index.values_mut().enumerate() {
             *place = at;
