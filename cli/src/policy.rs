@@ -8,7 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use thyra_datapath_abi::Mode;
+use thyra_datapath_abi::tables::Tables;
+use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::manifest::{self, ManifestError, Manifests};
+use thyra_policy_compiler::world::{NodeOptions, World};
 use thyra_proto::thyra::v1;
 
 use crate::client::{Agent, refused};
@@ -183,4 +187,15 @@ pub(crate) fn read_or_tell(files: &[PathBuf]) -> Result<Option<Manifests>> {
             Ok(None)
         }
     }
+}
+
+/// The world of some files, every pod enforced, with its tables.
+pub(crate) fn compiled(manifests: &Manifests) -> Result<(World, Tables)> {
+    let options = NodeOptions {
+        default_mode: Mode::Enforce,
+        ..NodeOptions::default()
+    };
+    let world = manifest::world(manifests, options)?;
+    let tables = Compiler::new().compile(&world)?;
+    Ok((world, tables))
 }

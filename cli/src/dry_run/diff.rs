@@ -7,17 +7,15 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use serde::Serialize;
-use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::Tables;
-use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::diff::{self, Side};
-use thyra_policy_compiler::manifest::{self, Manifests};
+use thyra_policy_compiler::manifest::Manifests;
 use thyra_policy_compiler::matrix::ports_text;
-use thyra_policy_compiler::world::{NodeOptions, World};
+use thyra_policy_compiler::world::World;
 
 use super::{Args, BAD_INPUT};
 use crate::output::{Format, GREEN, RED, Show, YELLOW, coloured, show};
-use crate::policy::read_or_tell;
+use crate::policy::{compiled, read_or_tell};
 
 /// Some verdict changes.
 const CHANGED: u8 = 5;
@@ -187,16 +185,6 @@ fn base(args: &Args) -> &Path {
     args.manifests.as_deref().unwrap_or(Path::new(""))
 }
 
-fn compiled(manifests: &Manifests) -> Result<(World, Tables)> {
-    let options = NodeOptions {
-        default_mode: Mode::Enforce,
-        ..NodeOptions::default()
-    };
-    let world = manifest::world(manifests, options)?;
-    let tables = Compiler::new().compile(&world)?;
-    Ok((world, tables))
-}
-
 fn side((world, tables): &(World, Tables)) -> Side<'_> {
     Side { world, tables }
 }
@@ -212,6 +200,8 @@ fn progress_bar() -> ProgressBar {
 
 #[cfg(test)]
 mod tests {
+    use thyra_policy_compiler::manifest;
+
     use super::*;
 
     #[test]

@@ -8,13 +8,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use thyra_datapath_abi::Mode;
-use thyra_policy_compiler::compile::Compiler;
-use thyra_policy_compiler::manifest;
 use thyra_policy_compiler::matrix::{self, Fate, Group, Matrix, Ports};
-use thyra_policy_compiler::world::NodeOptions;
 
-use super::read_or_tell;
+use super::{compiled, read_or_tell};
 use crate::output::{Format, Show, show, table, write};
 
 /// Sources or endpoints that are still shown one by one.
@@ -183,15 +179,10 @@ pub(super) fn run(args: &Args, format: Format) -> Result<ExitCode> {
     let Some(manifests) = read_or_tell(&files)? else {
         return Ok(ExitCode::from(BAD_INPUT));
     };
-    let options = NodeOptions {
-        default_mode: Mode::Enforce,
-        ..NodeOptions::default()
-    };
-    let world = manifest::world(&manifests, options)?;
+    let (world, tables) = compiled(&manifests)?;
     if world.endpoints.is_empty() {
         bail!("the files hold no pods; give those of the cluster too, for example `-f cluster.yaml`");
     }
-    let tables = Compiler::new().compile(&world)?;
     let many = world.workloads.len() > SINGLY;
     let matrix = matrix::matrix(&world, &tables, many && !args.ungrouped);
     match format {
@@ -206,17 +197,14 @@ pub(super) fn run(args: &Args, format: Format) -> Result<ExitCode> {
 mod tests {
     use std::path::Path;
 
+    use thyra_policy_compiler::manifest;
+
     use super::*;
 
     fn quickstart() -> Matrix {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/lab/quickstart/manifests");
         let manifests = manifest::read_dir(&folder).unwrap();
-        let options = NodeOptions {
-            default_mode: Mode::Enforce,
-            ..NodeOptions::default()
-        };
-        let world = manifest::world(&manifests, options).unwrap();
-        let tables = Compiler::new().compile(&world).unwrap();
+        let (world, tables) = compiled(&manifests).unwrap();
         matrix::matrix(&world, &tables, false)
     }
 
