@@ -1,12 +1,12 @@
 //! What a change of policies (or of anything else) changes: every source, endpoint and port whose fate is another.
 //!
-//! Invariant: exactly the ports whose fate differs are listed. Sources and endpoints that only one of the two worlds
-//! has are named, not compared.
+//! Invariant: exactly the ports whose fate differs, or whose conditions on the request do, are listed. Sources and
+//! endpoints that only one of the two worlds has are named, not compared.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use thyra_datapath_abi::tables::{EndpointTables, Tables};
+use thyra_datapath_abi::tables::{EndpointTables, SourceBlock, Tables, Verdict};
 
 use crate::explain;
 use crate::matrix::{Fate, OUTSIDE, OUTSIDERS, fate};
@@ -66,7 +66,7 @@ pub fn diff(before: Side<'_>, after: Side<'_>, mut progress: impl FnMut(usize, u
             .cloned()
             .collect()
     };
-    let blocks = blocks(before).into_iter().chain(blocks(after)).collect();
+    let blocks = blocks([before, after]);
     let (sources_before, sources_after) = (sources(before, &blocks), sources(after, &blocks));
     let mut grouped: BTreeMap<Change, BTreeSet<String>> = BTreeMap::new();
     let total = sources_before.len();
@@ -112,23 +112,78 @@ fn endpoints(side: Side<'_>) -> BTreeMap<String, EndpointTables> {
     placed.collect()
 }
 
-/// The blocks that policies name, with an address in each.
-fn blocks(side: Side<'_>) -> Sources {
-    let settled = |class: u16| {
+/// The blocks that policies of either side name, each with an address that no longer block of either side holds and
+/// that is nobody's own; a block without one is nothing but its parts.
+fn blocks(sides: [Side<'_>; 2]) -> Sources {
+    let all = || {
+        sides
+            .into_iter()
+            .flat_map(|side| side.tables.blocks.iter().map(move |block| (side, block)))
+    };
+    let ranges: BTreeSet<(bool, u128, u128)> = all().map(|(_, block)| range(block)).collect();
+    let owned: HashSet<IpAddr> = sides
+        .iter()
+        .flat_map(|side| side.tables.addresses.iter().map(|source| source.address))
+        .collect();
+    let settled = |side: Side<'_>, class: u16| {
         !side
             .tables
             .classes
             .get(usize::from(class))
-            .is_some_and(|class| class.pending)
+            .is_some_and(|c| c.pending)
     };
-    let blocks = side.tables.blocks.iter().filter(|block| settled(block.class));
-    blocks
-        .map(|block| {
-            let (v4, v6) = (block.network.is_ipv4(), block.network.is_ipv6());
-            let address = [v4.then_some(block.network), v6.then_some(block.network)];
-            (format!("{}/{}", block.network, block.prefix), address)
-        })
-        .collect()
+    let named = all().filter(|(side, block)| settled(*side, block.class));
+    let witnessed = named.filter_map(|(_, block)| {
+        let address = witness(range(block), &ranges, &owned)?;
+        let address = [true, false].map(|v4| (address.is_ipv4() == v4).then_some(address));
+        Some((format!("{}/{}", block.network, block.prefix), address))
+    });
+    witnessed.collect()
+}
+
+/// Family (is it IPv4), first and last address of a block.
+fn range(block: &SourceBlock) -> (bool, u128, u128) {
+    let (v4, first, bits) = match block.network {
+        IpAddr::V4(network) => (true, u128::from(network.to_bits()), 32),
+        IpAddr::V6(network) => (false, network.to_bits(), 128),
+    };
+    let hosts = u128::MAX
+        .checked_shr(128 - (bits - u32::from(block.prefix)))
+        .unwrap_or(0);
+    (v4, first, first | hosts)
+}
+
+/// The first address of a block that is in none of the blocks inside it and not `owned`.
+fn witness(
+    (v4, first, last): (bool, u128, u128),
+    ranges: &BTreeSet<(bool, u128, u128)>,
+    owned: &HashSet<IpAddr>,
+) -> Option<IpAddr> {
+    let inside = ranges.range((v4, first, 0)..=(v4, last, u128::MAX));
+    let inside: Vec<(u128, u128)> = inside
+        .map(|(_, from, to)| (*from, *to))
+        .filter(|(from, to)| *to <= last && (*from, *to) != (first, last))
+        .collect();
+    let mut at = first;
+    // In order of their first addresses, so one walk passes them all.
+    let mut ahead = inside.into_iter().peekable();
+    loop {
+        while let Some((_, to)) = ahead.next_if(|(from, _)| *from <= at) {
+            at = at.max(to.checked_add(1)?);
+        }
+        if at > last {
+            return None;
+        }
+        let address = if v4 {
+            IpAddr::V4(u32::try_from(at).ok()?.into())
+        } else {
+            IpAddr::V6(at.into())
+        };
+        if !owned.contains(&address) {
+            return Some(address);
+        }
+        at = at.checked_add(1)?;
+    }
 }
 
 fn sources(side: Side<'_>, blocks: &Sources) -> Sources {
@@ -159,7 +214,7 @@ fn turns(before: Lookup<'_>, after: Lookup<'_>) -> Turns {
         let (Some(old), Some(new)) = (look(before), look(after)) else {
             continue;
         };
-        if fate(&old) == fate(&new) {
+        if !turns_away(&old, &new) {
             continue;
         }
         let runs = turns
@@ -171,6 +226,12 @@ fn turns(before: Lookup<'_>, after: Lookup<'_>) -> Turns {
         }
     }
     turns
+}
+
+/// Whether some connection may end otherwise: another fate, or other conditions on the request.
+fn turns_away(old: &Verdict, new: &Verdict) -> bool {
+    fate(old) != fate(new)
+        || (fate(new) == Fate::NeedsL7 && (&old.residual, &old.because) != (&new.residual, &new.because))
 }
 
 /// One source's changes at an endpoint, still without the source.

@@ -6,7 +6,7 @@ use std::path::Path;
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::Tables;
 use thyra_policy_compiler::compile::Compiler;
-use thyra_policy_compiler::diff::{Diff, Side, diff};
+use thyra_policy_compiler::diff::{Change, Diff, Side, diff};
 use thyra_policy_compiler::manifest::{self, Body, Manifests};
 use thyra_policy_compiler::matrix::{Fate, matrix};
 use thyra_policy_compiler::world::{NodeOptions, World};
@@ -142,4 +142,52 @@ fn a_pod_that_comes_is_named_and_not_compared() {
     let diff = changes(&without, &whole);
     assert_eq!((diff.added, diff.removed), (vec!["shop/cart".to_owned()], vec![]));
     assert!(diff.changes.iter().all(|change| change.endpoint != "shop/cart"));
+}
+
+/// The quickstart with one policy more.
+fn with_policy(spec: &str) -> Manifests {
+    let mut all = scenario("quickstart");
+    let text = format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+         spec: {spec}\n"
+    );
+    all.apply(manifest::read_str("p.yaml", &text).unwrap());
+    all
+}
+
+#[test]
+fn other_conditions_on_a_request_are_a_change() {
+    let front = "selector: {matchLabels: {app: front}}";
+    let path = |path: &str| {
+        with_policy(&format!(
+            "{{{front}, rules: [{{to: [{{operation: {{paths: [{path}]}}}}]}}]}}"
+        ))
+    };
+    let diff = changes(&path("/a"), &path("/b"));
+    assert!(!diff.changes.is_empty());
+    let l7 = |change: &Change| (change.before, change.after) == (Fate::NeedsL7, Fate::NeedsL7);
+    assert!(diff.changes.iter().all(l7), "{diff:#?}");
+    assert_eq!(changes(&path("/a"), &path("/a")), Diff::default());
+}
+
+#[test]
+fn a_block_is_not_hidden_by_one_inside_it_that_begins_alike() {
+    let deny = |source: &str| {
+        with_policy(&format!(
+            "{{action: DENY, rules: [{{from: [{{source: {{{source}}}}}]}}]}}"
+        ))
+    };
+    let before = deny("ipBlocks: [198.18.0.0/24], notIpBlocks: [198.18.0.0/24]");
+    let after = deny("ipBlocks: [198.18.0.0/15], notIpBlocks: [198.18.0.0/24]");
+    let diff = changes(&before, &after);
+    let lost =
+        |change: &&Change| change.after == Fate::Deny && change.sources.contains(&"198.18.0.0/15".to_owned());
+    assert!(diff.changes.iter().any(|change| lost(&change)), "{diff:#?}");
+    assert!(
+        !diff
+            .changes
+            .iter()
+            .any(|change| change.sources.contains(&"198.18.0.0/24".to_owned())),
+        "{diff:#?}"
+    );
 }

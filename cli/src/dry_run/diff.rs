@@ -83,17 +83,18 @@ impl Row {
         let (verb, colour) = match (self.before, self.after) {
             (_, "allow") => ("gain", GREEN),
             (_, "deny") => ("lose", RED),
+            ("needs-l7", _) => ("meet other conditions on", YELLOW),
             _ => ("need L7 for", YELLOW),
         };
         let who = match self.from.len() {
             1..=NAMED => self.from.join(", "),
             more => format!("{} sources ({}, …)", more, self.from[..NAMED].join(", ")),
         };
-        let verb = if self.from.len() == 1 && verb != "need L7 for" {
-            format!("{verb}s")
-        } else {
-            verb.to_owned()
-        };
+        // The first word is the verb.
+        let (first, rest) = verb
+            .split_once(' ')
+            .map_or((verb, String::new()), |(a, b)| (a, format!(" {b}")));
+        let verb = format!("{first}{}{rest}", if self.from.len() == 1 { "s" } else { "" });
         let family = self.ip.map(|ip| format!(" over IPv{ip}")).unwrap_or_default();
         let ports = if self.ports == "any" {
             "every port"
