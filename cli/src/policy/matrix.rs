@@ -258,6 +258,23 @@ mod tests {
     }
 
     #[test]
+    fn the_picture_is_well_formed_and_its_labels_keep_how_many_share_them() {
+        let mut matrix = quickstart();
+        let long = "a-workload-with-a-rather-long-name-0";
+        matrix.sources[0].members = (0..12).map(|i| format!("{long}{i:02}")).collect();
+        let picture = svg::picture(&matrix);
+        assert!(picture.contains("… and 11 more<title>"), "{picture}");
+        let count = |tag: &str| picture.matches(tag).count();
+        for tag in ["svg", "g", "text", "title"] {
+            assert_eq!(
+                count(&format!("<{tag}>")) + count(&format!("<{tag} ")),
+                count(&format!("</{tag}>")),
+                "{tag}"
+            );
+        }
+    }
+
+    #[test]
     fn names_cannot_break_out_of_the_page() {
         let mut matrix = quickstart();
         matrix.sources[0].members[0] = "<script>\"&".to_owned();

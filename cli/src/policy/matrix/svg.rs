@@ -151,11 +151,12 @@ fn square(text: &mut String, layout: &Layout, (x, y): (usize, usize), cell: &[Po
     ));
 }
 
-/// One letter for a cell, so that colour is not all there is.
+/// A mark for a cell, so that colour is not all there is.
 fn mark(cell: &[Ports], fate: Fate) -> &'static str {
-    let everywhere = cell.iter().all(|ports| ports.fate == Fate::Allow);
+    let has = |fate| cell.iter().any(|ports| ports.fate == fate);
     match fate {
-        Fate::Allow if everywhere => "●",
+        Fate::Allow if has(Fate::NeedsL7) => "◐~",
+        Fate::Allow if !has(Fate::Deny) => "●",
         Fate::Allow => "◐",
         Fate::NeedsL7 => "~",
         Fate::Deny => "",
@@ -171,8 +172,13 @@ const fn colours(fate: Fate) -> (&'static str, &'static str) {
     }
 }
 
+/// A label that keeps its end, which says how many share the line: the name before it is cut.
 fn short(group: &Group) -> String {
-    cut(&label(group), LONGEST)
+    let whole = label(group);
+    let over = whole.chars().count().saturating_sub(LONGEST);
+    let first = group.members.first().map_or("", String::as_str);
+    let most = first.chars().count().saturating_sub(over).max(2);
+    cut(&whole.replacen(first, &cut(first, most), 1), LONGEST)
 }
 
 fn cut(text: &str, most: usize) -> String {
