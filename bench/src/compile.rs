@@ -103,7 +103,7 @@ fn change(world: &World, edit: fn(&mut World, usize), scale: f64) -> Result<Vec<
     Ok(samples)
 }
 
-/// One principal less, or again.
+/// One principal less.
 fn policy_changed(world: &mut World, round: usize) {
     let number = round % world.authorization.len();
     let Some((reference, policy)) = world.authorization.iter().nth(number) else {

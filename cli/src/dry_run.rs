@@ -22,11 +22,9 @@ use self::offline::Offline;
 use self::question::First;
 use crate::client::{Agent, refused};
 use crate::output::{Format, GREEN, RED, Show, coloured, show};
-use crate::policy;
+use crate::policy::{self, BAD_INPUT};
 use crate::verdict::Verdict;
 
-/// The files, or some line of the connections, hold a mistake.
-const BAD_INPUT: u8 = 2;
 /// A verdict is not the expected one.
 const UNEXPECTED: u8 = 3;
 /// Tables and oracle differ.

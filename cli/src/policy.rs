@@ -18,6 +18,9 @@ use thyra_proto::thyra::v1;
 use crate::client::{Agent, refused};
 use crate::output::{Format, Show, dash, show, table};
 
+/// Exit code: the files, or some line of them, hold a mistake.
+pub(crate) const BAD_INPUT: u8 = 2;
+
 /// `thyra policy …`
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {

@@ -48,6 +48,7 @@ use self::lend::{Lending, Lent};
 use self::prepared::PreparedPolicy;
 use self::protocol::{Protocols, protocols};
 use self::row::Outcome;
+pub(crate) use self::scope::selects;
 use self::scope::{Acting, Policies, Scope, cross_check, scope};
 use self::set::{Profile, Sets};
 use self::slot::{Slots, TestId, Tests};

@@ -125,14 +125,7 @@ fn blocks(sides: [Side<'_>; 2]) -> Sources {
         .iter()
         .flat_map(|side| side.tables.addresses.iter().map(|source| source.address))
         .collect();
-    let settled = |side: Side<'_>, class: u16| {
-        !side
-            .tables
-            .classes
-            .get(usize::from(class))
-            .is_some_and(|c| c.pending)
-    };
-    let named = all().filter(|(side, block)| settled(*side, block.class));
+    let named = all().filter(|(side, block)| !side.tables.is_pending(block.class));
     let witnessed = named.filter_map(|(_, block)| {
         let address = witness(range(block), &ranges, &owned)?;
         let address = [true, false].map(|v4| (address.is_ipv4() == v4).then_some(address));
@@ -220,10 +213,7 @@ fn turns(before: Lookup<'_>, after: Lookup<'_>) -> Turns {
         let runs = turns
             .entry((fate(&old), fate(&new), explain::text(&new)))
             .or_default();
-        match runs.last_mut() {
-            Some(run) if run.1.checked_add(1) == Some(*first) => run.1 = last,
-            _ => runs.push((*first, last)),
-        }
+        explain::add_range(runs, *first, last);
     }
     turns
 }

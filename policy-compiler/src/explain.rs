@@ -39,10 +39,10 @@ pub struct Line {
 }
 
 /// First and last port of runs.
-type Ranges = Vec<(u16, u16)>;
+pub(crate) type Ranges = Vec<(u16, u16)>;
 
 /// What a source meets: verdicts (by index) with the ports they hold, in order of the first port.
-type Fate = Vec<(u16, Ranges)>;
+pub(crate) type Fate = Vec<(u16, Ranges)>;
 
 /// Principal, and whether it is awaited.
 type Source = (Option<Arc<str>>, bool);
@@ -57,7 +57,7 @@ struct Who {
 /// The cells of `endpoint`, outsider last; empty when the tables don't know the endpoint.
 #[must_use]
 pub fn lines(tables: &Tables, endpoint: u16) -> Vec<Line> {
-    let Some(placed) = tables.endpoints.iter().find(|e| e.endpoint == endpoint) else {
+    let Some(placed) = tables.endpoint(endpoint) else {
         return Vec::new();
     };
     let samples = samples(tables);
@@ -237,7 +237,8 @@ fn differing(tables: &Tables, mut classes: Vec<(u16, Fate)>, outsider: &Fate) ->
     classes
 }
 
-fn fate(tables: &Tables, set: u16, class: u16) -> Fate {
+/// What a class meets in a policy set, over all ports.
+pub(crate) fn fate(tables: &Tables, set: u16, class: u16) -> Fate {
     let verdict = |port_class: u16| -> Option<u16> {
         let row = *tables.sets.get(usize::from(set))?.get(usize::from(port_class))?;
         let column = *tables.class_column.get(usize::from(class))?;
@@ -258,13 +259,18 @@ fn fate(tables: &Tables, set: u16, class: u16) -> Fate {
         };
         match fate.iter_mut().find(|(known, _)| *known == verdict) {
             None => fate.push((verdict, vec![(*first, last)])),
-            Some((_, ranges)) => match ranges.last_mut() {
-                Some((_, end)) if end.checked_add(1) == Some(*first) => *end = last,
-                _ => ranges.push((*first, last)),
-            },
+            Some((_, ranges)) => add_range(ranges, *first, last),
         }
     }
     fate
+}
+
+/// Adds ports that come after all of `ranges`.
+pub(crate) fn add_range(ranges: &mut Ranges, first: u16, last: u16) {
+    match ranges.last_mut() {
+        Some((_, end)) if end.checked_add(1) == Some(first) => *end = last,
+        _ => ranges.push((first, last)),
+    }
 }
 
 fn push(
@@ -287,7 +293,7 @@ fn push(
             principal: who.principal.clone(),
             pending: who.pending,
             blocks: who.blocks.clone(),
-            ports: ports(ranges),
+            ports: ports(ranges, ANY),
             verdict: tables.verdicts[usize::from(*verdict)].clone(),
             source: sample.get(&class).copied().flatten(),
             port: ranges.first().map_or(0, |(first, _)| *first),
@@ -295,9 +301,11 @@ fn push(
     }
 }
 
-fn ports(ranges: &Ranges) -> String {
-    if ranges[..] == [(0, u16::MAX)] {
-        return ANY.to_owned();
+/// `9080`, `1-79`, `80,443`, or `any` where it is every port.
+#[must_use]
+pub fn ports(ranges: &[(u16, u16)], any: &str) -> String {
+    if *ranges == [(0, u16::MAX)] {
+        return any.to_owned();
     }
     let texts: Vec<String> = ranges
         .iter()

@@ -56,6 +56,8 @@ pub struct Matrix {
     pub cells: Vec<Vec<Vec<Ports>>>,
 }
 
+/// What stands in the place of all ports.
+pub const ANY_PORT: &str = "any";
 /// Who has no identity: addresses of documentation ranges, as everywhere `outside` is asked about.
 pub const OUTSIDE: &str = "outside";
 /// The outsider's addresses.
@@ -81,17 +83,11 @@ pub fn matrix(world: &World, tables: &Tables, grouped: bool) -> Matrix {
         .collect();
     lines.sort();
     // In a pod range without an identity nobody lives for long.
-    let settled = |class: u16| {
-        !tables
-            .classes
-            .get(usize::from(class))
-            .is_some_and(|class| class.pending)
-    };
     lines.extend(
         tables
             .blocks
             .iter()
-            .filter(|block| settled(block.class))
+            .filter(|block| !tables.is_pending(block.class))
             .map(|block| {
                 let of_block = |family| (block.network.is_ipv4() == (family == 4)).then_some(block.class);
                 let name = format!("{}/{}", block.network, block.prefix);
@@ -146,8 +142,9 @@ fn class(tables: &Tables, addresses: &[IpAddr], family: u8) -> Option<u16> {
 fn cells(world: &World, tables: &Tables, class: impl Fn(u8) -> Option<u16>) -> Vec<Vec<Ports>> {
     let (four, six) = (class(4), class(6));
     let cell = |id: &u16| {
-        let placed = tables.endpoints.iter().find(|endpoint| endpoint.endpoint == *id);
-        placed.map_or_else(Vec::new, |placed| cell(tables, placed, (four, six)))
+        tables
+            .endpoint(*id)
+            .map_or_else(Vec::new, |placed| cell(tables, placed, (four, six)))
     };
     world.endpoints.keys().map(cell).collect()
 }
@@ -165,30 +162,17 @@ fn cell(tables: &Tables, placed: &EndpointTables, (four, six): (Option<u16>, Opt
 }
 
 fn ports(tables: &Tables, set: u16, class: u16) -> Vec<Ports> {
-    let mut found: Vec<(&Verdict, Vec<(u16, u16)>)> = Vec::new();
-    for (index, (first, _)) in tables.port_runs.iter().enumerate() {
-        let next = tables.port_runs.get(index + 1).map(|(next, _)| *next);
-        let last = next.map_or(u16::MAX, |next| next - 1);
-        let Some(verdict) = tables.verdict(set, *first, class) else {
-            continue;
-        };
-        match found.iter_mut().find(|(other, _)| *other == verdict) {
-            Some((_, runs)) => match runs.last_mut() {
-                Some(run) if run.1.checked_add(1) == Some(*first) => run.1 = last,
-                _ => runs.push((*first, last)),
-            },
-            None => found.push((verdict, vec![(*first, last)])),
-        }
-    }
-    let mut ports: Vec<Ports> = found
-        .into_iter()
-        .map(|(verdict, runs)| Ports {
+    let of_verdict = |(verdict, runs): (u16, Vec<(u16, u16)>)| {
+        let verdict = tables.verdicts.get(usize::from(verdict))?;
+        Some(Ports {
             fate: fate(verdict),
             text: explain::text(verdict),
             family: 0,
             runs,
         })
-        .collect();
+    };
+    let fates = explain::fate(tables, set, class).into_iter();
+    let mut ports: Vec<Ports> = fates.filter_map(of_verdict).collect();
     ports.sort_by(|a, b| (a.fate, &a.runs).cmp(&(b.fate, &b.runs)));
     ports
 }
@@ -219,22 +203,6 @@ impl Ports {
     /// `8080`, `1-79,443`, `any`.
     #[must_use]
     pub fn numbers(&self) -> String {
-        ports_text(&self.runs)
-    }
-}
-
-/// `8080`, `1-79,443`, `any`.
-#[must_use]
-pub fn ports_text(runs: &[(u16, u16)]) -> String {
-    let run = |(first, last): &(u16, u16)| {
-        if first == last {
-            first.to_string()
-        } else {
-            format!("{first}-{last}")
-        }
-    };
-    match runs {
-        [(0, u16::MAX)] => "any".to_owned(),
-        _ => runs.iter().map(run).collect::<Vec<_>>().join(","),
+        explain::ports(&self.runs, ANY_PORT)
     }
 }

@@ -147,6 +147,17 @@ pub fn string_match(value: &str) -> Result<StringMatch, ValueError> {
     Ok(StringMatch::Exact(value.to_owned()))
 }
 
+/// Trust domain, namespace and service account of `<trust domain>/ns/<namespace>/sa/<service account>`; none of a
+/// text with other parts.
+#[must_use]
+pub fn principal_parts(principal: &str) -> Option<(&str, &str, &str)> {
+    let parts: Vec<&str> = principal.split('/').collect();
+    match parts[..] {
+        [domain, "ns", namespace, "sa", account] => Some((domain, namespace, account)),
+        _ => None,
+    }
+}
+
 /// A value of `principals` or `source.principal`, without `spiffe://`.
 pub fn principal(value: &str) -> Result<StringMatch, ValueError> {
     string_match(value)

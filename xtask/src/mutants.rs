@@ -33,7 +33,7 @@ pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
         "without a mutant these tests fail: {}",
         healthy.join(", ")
     );
-    let mut survivors = 0_u32;
+    let mut survivors = 0;
     for (at, mutant) in mutants.iter().enumerate() {
         let name = mutant
             .file_stem()
@@ -54,7 +54,7 @@ pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
     }
     println!(
         "mutants: {} of {} caught",
-        mutants.len() - usize::try_from(survivors)?,
+        mutants.len() - survivors,
         mutants.len()
     );
     Ok(if survivors == 0 {
@@ -117,9 +117,8 @@ fn apply(copy: &Path, patch: &Path, reverse: bool) -> Result<()> {
 /// Names of the tests that fail in the copy.
 fn caught(copy: &Path, place: &Path) -> Result<Vec<String>> {
     let cargo = || {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = Tree::at(copy).cargo();
         cargo
-            .current_dir(copy)
             .env("CARGO_TARGET_DIR", place.join("target"))
             .env("THYRA_PROP_CASES", WORLDS)
             // What a mistake leaves unused is no news.

@@ -37,7 +37,7 @@ impl Tree {
         })
     }
 
-    /// A tree at another place, for the tests of the rules.
+    /// A tree at another place: a copy, or one that a test made.
     #[must_use]
     pub fn at(root: &Path) -> Self {
         Self {

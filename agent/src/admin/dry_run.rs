@@ -66,7 +66,7 @@ pub(super) fn dry_run(
 
 fn judge(snapshot: &Snapshot, id: u16, source: IpAddr, port: u16) -> Option<&Verdict> {
     let tables = &snapshot.tables;
-    let endpoint = tables.endpoints.iter().find(|e| e.endpoint == id)?;
+    let endpoint = tables.endpoint(id)?;
     let set = if source.is_ipv4() {
         endpoint.set4
     } else {

@@ -30,12 +30,7 @@ pub(super) fn policy(
     plane: &SharedPlane,
     id: u16,
 ) -> Result<api::GetEndpointPolicyResponse, Status> {
-    let placed = snapshot
-        .tables
-        .endpoints
-        .iter()
-        .find(|e| e.endpoint == id)
-        .copied();
+    let placed = snapshot.tables.endpoint(id).copied();
     let placed = placed.ok_or_else(|| {
         Status::failed_precondition(
             "no tables were compiled yet; what the kernel enforces is an earlier run's",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
 use thyra_policy_compiler::policy::{Condition, MtlsMode, PolicyAction, StringMatch, Unknown};
 use thyra_policy_compiler::world::{AppProtocol, WorkloadKind};
 use thyra_proto::istio::mcp::v1alpha1::Metadata;
@@ -9,8 +10,6 @@ use thyra_proto::istio::security as l4;
 use thyra_proto::istio::security::v1beta1 as raw;
 use thyra_proto::istio::r#type::v1beta1::WorkloadSelector;
 use thyra_proto::istio::workload as wire;
-
-use prost::Message as _;
 
 use super::*;
 

@@ -9,13 +9,14 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use thyra_datapath_abi::tables::Tables;
 use thyra_policy_compiler::diff::{self, Side};
+use thyra_policy_compiler::explain;
 use thyra_policy_compiler::manifest::Manifests;
-use thyra_policy_compiler::matrix::ports_text;
+use thyra_policy_compiler::matrix::ANY_PORT;
 use thyra_policy_compiler::world::World;
 
-use super::{Args, BAD_INPUT};
+use super::Args;
 use crate::output::{Format, GREEN, RED, Show, YELLOW, coloured, show};
-use crate::policy::{compiled, read_or_tell};
+use crate::policy::{BAD_INPUT, compiled, read_or_tell};
 
 /// Some verdict changes.
 const CHANGED: u8 = 5;
@@ -63,7 +64,7 @@ impl From<diff::Diff> for Shown {
     fn from(found: diff::Diff) -> Self {
         let row = |change: diff::Change| Row {
             to: change.endpoint,
-            ports: ports_text(&change.runs),
+            ports: explain::ports(&change.runs, ANY_PORT),
             ip: (change.family != 0).then_some(change.family),
             before: change.before.name(),
             after: change.after.name(),
@@ -96,7 +97,7 @@ impl Row {
             .map_or((verb, String::new()), |(a, b)| (a, format!(" {b}")));
         let verb = format!("{first}{}{rest}", if self.from.len() == 1 { "s" } else { "" });
         let family = self.ip.map(|ip| format!(" over IPv{ip}")).unwrap_or_default();
-        let ports = if self.ports == "any" {
+        let ports = if self.ports == ANY_PORT {
             "every port"
         } else {
             &self.ports

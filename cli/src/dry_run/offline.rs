@@ -210,13 +210,8 @@ impl Kernel {
     }
 
     fn verdict(&self, connection: &Connection) -> Result<&Verdict> {
-        let endpoint = connection.destination_endpoint;
-        let placed = self
-            .tables
-            .endpoints
-            .binary_search_by_key(&endpoint, |e| e.endpoint);
-        let placed = placed.ok().context("the compiler left out an endpoint")?;
-        let EndpointTables { set4, set6, .. } = self.tables.endpoints[placed];
+        let placed = self.tables.endpoint(connection.destination_endpoint);
+        let EndpointTables { set4, set6, .. } = *placed.context("the compiler left out an endpoint")?;
         let set = if connection.source.is_ipv4() { set4 } else { set6 };
         let class = self.class(connection.source);
         let cell = lookup::cell(&&self.node, set, class, connection.port.to_be_bytes());

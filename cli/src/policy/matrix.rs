@@ -10,13 +10,11 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use thyra_policy_compiler::matrix::{self, Fate, Group, Matrix, Ports};
 
-use super::{compiled, read_or_tell};
+use super::{BAD_INPUT, compiled, read_or_tell};
 use crate::output::{Format, Show, show, table, write};
 
 /// Sources or endpoints that are still shown one by one.
 const SINGLY: usize = 50;
-/// The files are refused.
-const BAD_INPUT: u8 = 2;
 
 /// How it is asked.
 #[derive(Debug, clap::Args)]

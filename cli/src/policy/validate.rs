@@ -8,13 +8,11 @@ use serde::Serialize;
 use thyra_policy_compiler::finding::{Code, Finding, Severity};
 use thyra_policy_compiler::validate::{self, Report};
 
-use super::read;
+use super::{BAD_INPUT, read};
 use crate::output::{Format, Show, show};
 
 /// A warning, which `--strict` takes for an error.
 const WARNED: u8 = 1;
-/// The files are refused.
-const BAD_INPUT: u8 = 2;
 
 /// What was found, as `-o json` shows it.
 #[derive(Debug, Serialize)]

@@ -162,6 +162,21 @@ impl Tables {
             .map_or(0, |b| b.class)
     }
 
+    /// The policy side of an endpoint; none when the tables don't know it.
+    #[must_use]
+    pub fn endpoint(&self, id: u16) -> Option<&EndpointTables> {
+        let at = self.endpoints.binary_search_by_key(&id, |e| e.endpoint);
+        at.ok().and_then(|at| self.endpoints.get(at))
+    }
+
+    /// Whether a class waits for its identity.
+    #[must_use]
+    pub fn is_pending(&self, class: u16) -> bool {
+        self.classes
+            .get(usize::from(class))
+            .is_some_and(|class| class.pending)
+    }
+
     /// Port class of a destination port.
     #[must_use]
     pub fn port_class(&self, port: u16) -> u16 {

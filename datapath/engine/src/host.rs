@@ -3,7 +3,7 @@
 //! Invariant: what the kernel's maps would hold, and nothing else; two banks, of which `control` names the
 //! live one.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 
@@ -76,9 +76,10 @@ pub struct HostNode {
     pub ledger: RefCell<Ledger>,
     records: Vec<EndpointRecord>,
     ifindex: Vec<u16>,
-    outbound4: Vec<AtomicU64>,
-    outbound6: Vec<AtomicU64>,
-    outbound: Vec<AtomicU64>,
+    // Made when a packet first asks: a look-up of a verdict needs none of them.
+    outbound4: OnceCell<Vec<AtomicU64>>,
+    outbound6: OnceCell<Vec<AtomicU64>>,
+    outbound: OnceCell<Vec<AtomicU64>>,
     host4: RefCell<HashMap<Flow4, FlowState>>,
     host6: RefCell<HashMap<Flow6, FlowState>>,
 }
@@ -93,9 +94,9 @@ impl Default for HostNode {
             ledger: RefCell::default(),
             records: vec![EndpointRecord::default(); MAX_ENDPOINTS],
             ifindex: vec![0; IFINDEX_SLOTS],
-            outbound4: zeroed(FLOW_BUCKETS * size_of::<FlowBucket4>()),
-            outbound6: zeroed(FLOW_BUCKETS * size_of::<FlowBucket6>()),
-            outbound: zeroed(MAX_ENDPOINTS * size_of::<u64>()),
+            outbound4: OnceCell::new(),
+            outbound6: OnceCell::new(),
+            outbound: OnceCell::new(),
             host4: RefCell::default(),
             host6: RefCell::default(),
         }
@@ -125,9 +126,9 @@ impl HostNode {
     #[must_use]
     pub fn flows4(&self, table: FlowTable) -> Vec<(Flow4, FlowState)> {
         sorted(match table {
-            FlowTable::Outbound => entries(self.words(&self.outbound4), |key: [u64; FLOW4_WORDS]| {
-                zerocopy::transmute!(key)
-            }),
+            FlowTable::Outbound => {
+                entries(self.words4(), |key: [u64; FLOW4_WORDS]| zerocopy::transmute!(key))
+            }
             FlowTable::Host => self.host4.borrow().iter().map(|(k, s)| (*k, *s)).collect(),
         })
     }
@@ -136,17 +137,29 @@ impl HostNode {
     #[must_use]
     pub fn flows6(&self, table: FlowTable) -> Vec<(Flow6, FlowState)> {
         sorted(match table {
-            FlowTable::Outbound => entries(self.words(&self.outbound6), |key: [u64; FLOW6_WORDS]| {
-                zerocopy::transmute!(key)
-            }),
+            FlowTable::Outbound => {
+                entries(self.words6(), |key: [u64; FLOW6_WORDS]| zerocopy::transmute!(key))
+            }
             FlowTable::Host => self.host6.borrow().iter().map(|(k, s)| (*k, *s)).collect(),
         })
+    }
+
+    fn words4(&self) -> FlowWords<'_> {
+        let bytes = FLOW_BUCKETS * size_of::<FlowBucket4>();
+        self.words(self.outbound4.get_or_init(|| zeroed(bytes)))
+    }
+
+    fn words6(&self) -> FlowWords<'_> {
+        let bytes = FLOW_BUCKETS * size_of::<FlowBucket6>();
+        self.words(self.outbound6.get_or_init(|| zeroed(bytes)))
     }
 
     fn words<'a>(&'a self, buckets: &'a [AtomicU64]) -> FlowWords<'a> {
         FlowWords {
             buckets,
-            counts: &self.outbound,
+            counts: self
+                .outbound
+                .get_or_init(|| zeroed(MAX_ENDPOINTS * size_of::<u64>())),
             budget: self.outbound_budget,
             now_ns: self.now_ns.get(),
         }
@@ -277,13 +290,13 @@ impl Holder for &HostNode {
 impl Flows for &HostNode {
     fn find4(&self, table: FlowTable, key: &Flow4, mark: u32) -> Option<u32> {
         match table {
-            FlowTable::Outbound => flow_table::find(&self.words(&self.outbound4), &Key::v4(key, SEED), mark),
+            FlowTable::Outbound => flow_table::find(&self.words4(), &Key::v4(key, SEED), mark),
             FlowTable::Host => self.find_host(&self.host4, key, mark),
         }
     }
     fn open4(&self, table: FlowTable, key: &Flow4, flags: u32) -> bool {
         match table {
-            FlowTable::Outbound => flow_table::open(&self.words(&self.outbound4), &Key::v4(key, SEED), flags),
+            FlowTable::Outbound => flow_table::open(&self.words4(), &Key::v4(key, SEED), flags),
             FlowTable::Host => self.open_host(&self.host4, key, flags),
         }
     }
@@ -292,13 +305,13 @@ impl Flows for &HostNode {
     }
     fn find6(&self, table: FlowTable, key: &Flow6, mark: u32) -> Option<u32> {
         match table {
-            FlowTable::Outbound => flow_table::find(&self.words(&self.outbound6), &Key::v6(key, SEED), mark),
+            FlowTable::Outbound => flow_table::find(&self.words6(), &Key::v6(key, SEED), mark),
             FlowTable::Host => self.find_host(&self.host6, key, mark),
         }
     }
     fn open6(&self, table: FlowTable, key: &Flow6, flags: u32) -> bool {
         match table {
-            FlowTable::Outbound => flow_table::open(&self.words(&self.outbound6), &Key::v6(key, SEED), flags),
+            FlowTable::Outbound => flow_table::open(&self.words6(), &Key::v6(key, SEED), flags),
             FlowTable::Host => self.open_host(&self.host6, key, flags),
         }
     }

@@ -162,7 +162,8 @@ pub(crate) fn cross_check(scope: &Scope, policies: &Policies, workload: &Workloa
         .collect()
 }
 
-fn selects(selector: Option<&Labels>, labels: &Labels) -> bool {
+/// Whether a policy's selector, if it has one, selects a pod with these labels.
+pub(crate) fn selects(selector: Option<&Labels>, labels: &Labels) -> bool {
     selector.is_none_or(|wanted| wanted.iter().all(|(key, value)| labels.get(key) == Some(value)))
 }
 

@@ -310,8 +310,7 @@ fn require_some(level: &Level<'_>, reader: &mut Reader<'_>) {
 
 /// `<trust domain>/ns/<namespace>/sa/<service account>`, without a wildcard.
 fn is_spiffe_shaped(value: &str) -> bool {
-    let parts: Vec<&str> = value.split('/').collect();
-    let [domain, "ns", namespace, "sa", account] = parts[..] else {
+    let Some((domain, namespace, account)) = parse::principal_parts(value) else {
         return false;
     };
     ![domain, namespace, account]

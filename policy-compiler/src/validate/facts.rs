@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use thyra_datapath_abi::tables::PolicyRef;
 
+use crate::compile::selects;
 use crate::manifest::object::{Pod, Service};
 use crate::manifest::{Body, Manifests};
 use crate::policy::{AuthorizationPolicy, Labels};
@@ -87,20 +88,15 @@ impl<'a> Facts<'a> {
     ) -> impl Iterator<Item = &'a Pod> {
         let everywhere = &*policy.namespace == self.root();
         self.pods.iter().copied().filter(move |pod| {
-            (everywhere || pod.namespace == *policy.namespace) && selector.is_none_or(|s| has(&pod.labels, s))
+            (everywhere || pod.namespace == *policy.namespace) && selects(selector, &pod.labels)
         })
     }
 
     /// The Services that send to a pod.
     pub(super) fn services_of(&self, pod: &Pod) -> impl Iterator<Item = &'a Service> {
-        self.services.iter().copied().filter(move |service| {
-            let selector = service.selector.as_ref().filter(|selector| !selector.is_empty());
-            service.namespace == pod.namespace && selector.is_some_and(|s| has(&pod.labels, s))
-        })
+        self.services
+            .iter()
+            .copied()
+            .filter(move |service| service.selects(pod))
     }
-}
-
-/// Whether `labels` has all of `wanted`.
-fn has(labels: &Labels, wanted: &Labels) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }

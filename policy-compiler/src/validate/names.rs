@@ -2,6 +2,7 @@
 
 use super::Check;
 use crate::finding::Code;
+use crate::parse::principal_parts;
 use crate::policy::{Condition, Rule, ServiceAccountRef, StringMatch};
 
 impl Check<'_> {
@@ -56,7 +57,7 @@ impl Check<'_> {
     fn principals(&mut self, path: &str, values: &[StringMatch]) {
         for (at, value) in values.iter().enumerate() {
             if let StringMatch::Exact(text) = value
-                && let Some((domain, namespace, account)) = parts(text)
+                && let Some((domain, namespace, account)) = principal_parts(text)
             {
                 let path = format!("{path}[{at}]");
                 self.trust_domain(&path, domain);
@@ -137,14 +138,5 @@ impl Check<'_> {
             );
             self.find(path, Code::UnknownTrustDomain, text);
         }
-    }
-}
-
-/// Trust domain, namespace and service account of a principal.
-pub(super) fn parts(principal: &str) -> Option<(&str, &str, &str)> {
-    let parts: Vec<&str> = principal.split('/').collect();
-    match parts[..] {
-        [domain, "ns", namespace, "sa", account] => Some((domain, namespace, account)),
-        _ => None,
     }
 }

@@ -3,6 +3,7 @@
 use super::Check;
 use super::cover::{self, Cover, is_never};
 use crate::finding::Code;
+use crate::parse::principal_parts;
 use crate::policy::{AuthorizationPolicy, Condition, Field, PolicyAction, Rule, StringMatch};
 
 impl Check<'_> {
@@ -136,7 +137,7 @@ impl Check<'_> {
 /// Whether each principal names its namespace, and none of those is among the namespaces.
 fn namespaces_refuse(principals: &Field<StringMatch>, namespaces: &Field<StringMatch>) -> bool {
     let namespace = |principal: &StringMatch| match principal {
-        StringMatch::Exact(text) => super::names::parts(text).map(|(_, namespace, _)| namespace.to_owned()),
+        StringMatch::Exact(text) => principal_parts(text).map(|(_, namespace, _)| namespace.to_owned()),
         _ => None,
     };
     let refused = |principal: &StringMatch| {
