@@ -70,7 +70,7 @@ impl Held {
         let mut held = Self {
             world: World {
                 node: basis.node.clone(),
-                identities: basis.identities.clone(),
+                identities: basis.identities.clone().into_iter().collect(),
                 ..World::default()
             },
             awaited: basis.awaited.clone(),
@@ -93,7 +93,9 @@ impl Held {
             }
             Change::AddressGone(name) => self.address_gone(&name),
             Change::OnlyAddresses(left) => {
-                keep(&mut self.world.workloads, &left) | keep(&mut self.world.services, &left)
+                let workloads = self.world.workloads.len();
+                self.world.workloads.retain(|uid, _| left.contains(uid));
+                keep(&mut self.world.services, &left) | (self.world.workloads.len() != workloads)
             }
             Change::Authorization(p) => self.set_authorization(p),
             Change::Peer(p) => self.set_peer(p),
@@ -132,7 +134,12 @@ impl Held {
         if !workload.addresses.is_empty() {
             self.number(&workload);
         }
-        put(&mut self.world.workloads, workload.uid.clone(), workload)
+        let workloads = &mut self.world.workloads;
+        if workloads.get(&workload.uid) == Some(&workload) {
+            return false;
+        }
+        workloads.insert(workload.uid.clone(), workload);
+        true
     }
 
     fn address_gone(&mut self, name: &str) -> bool {

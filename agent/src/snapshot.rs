@@ -47,9 +47,7 @@ impl Snapshot {
     /// The class of an address; none before the first commit of this run.
     #[must_use]
     pub fn class(&self, address: IpAddr) -> Option<&ClassInfo> {
-        self.tables
-            .classes
-            .get(usize::from(self.tables.class_of(address)))
+        self.tables.class(self.tables.class_of(address))
     }
 
     /// Namespace and name of the workload, or of the endpoint, that has an address.

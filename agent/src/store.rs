@@ -242,11 +242,13 @@ impl Store {
     }
 
     fn store_identities(&mut self) {
-        let now = self.held.world.identities.len();
+        let numbers = &self.held.world.identities;
+        let now = numbers.len();
         if now == self.stored_identities {
             return;
         }
-        match state_file::store(&self.identities, &self.held.world.identities) {
+        let numbers: BTreeMap<&str, u32> = numbers.iter().map(|(name, number)| (&**name, *number)).collect();
+        match state_file::store(&self.identities, &numbers) {
             Ok(()) => self.stored_identities = now,
             Err(error) => warn!(error = chain(&error), "identity numbers can't be stored"),
         }

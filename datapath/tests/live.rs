@@ -8,6 +8,7 @@ mod node;
 mod policy;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -195,7 +196,7 @@ fn killed_at_any_moment_of_a_commit_it_leaves_one_state_or_the_other() {
             for (generation, tables) in (start + 1..).zip(states.iter().cycle()) {
                 let mut tables = tables.clone();
                 let denied = usize::from(tables.verdicts[0].action == Action::Allow);
-                tables.verdicts[denied] = deny(&format!("deny {generation}"));
+                Arc::make_mut(&mut tables.verdicts)[denied] = deny(&format!("deny {generation}"));
                 datapath.commit(&tables, generation).unwrap();
             }
         }
@@ -351,11 +352,11 @@ fn a_commit_that_fails_changes_no_verdict() {
         enforce(&mut datapath);
         let good = tables(&mut datapath, Mode::Enforce, false);
         let mut wide = good.clone();
-        wide.rows = vec![vec![0; 3]; 5_000];
+        wide.rows = vec![vec![0; 3]; 5_000].into();
         let refused = datapath.commit(&wide, 2).unwrap_err();
         assert!(refused.to_string().contains("ROWS"), "{refused}");
         let mut renamed = good.clone();
-        renamed.verdicts[0] = deny("another");
+        Arc::make_mut(&mut renamed.verdicts)[0] = deny("another");
         run("ln -s /dev/full /run/state/verdicts.new");
         let refused = datapath.commit(&renamed, 2).unwrap_err();
         assert!(chain(&refused).contains("verdicts.json"), "{}", chain(&refused));
@@ -424,7 +425,7 @@ fn the_longest_block_decides_in_either_bank() {
         let mut datapath = open();
         enforce(&mut datapath);
         let mut tables = tables(&mut datapath, Mode::Enforce, false);
-        tables.addresses.clear();
+        tables.addresses = Arc::default();
         let block = |network: &str, prefix, class| SourceBlock {
             network: network.parse().unwrap(),
             prefix,
@@ -436,7 +437,8 @@ fn the_longest_block_decides_in_either_bank() {
                 block("10.244.0.2", 32, friend),
                 block("fd00:10:244::", 64, stranger),
                 block("fd00:10:244::2", 128, friend),
-            ];
+            ]
+            .into();
             datapath.commit(&tables, generation).unwrap();
             let fate = |class| if class == 1 { Fate::Answered } else { Fate::Refused };
             for address in families(SERVER) {
@@ -470,16 +472,17 @@ fn what_is_read_back_is_what_was_committed() {
                     wide(n),
                 ]
             })
-            .zip((0..3_u16).cycle())
+            .zip((0..3_u32).cycle())
             .map(|(address, class)| SourceAddress {
                 address,
                 class,
                 local: 0,
             })
-            .collect();
-        tables.addresses.sort();
+            .collect::<Vec<_>>()
+            .into();
+        Arc::make_mut(&mut tables.addresses).sort();
         for generation in 1..4 {
-            tables.rows[0].rotate_left(1);
+            Arc::make_mut(&mut tables.rows)[0].rotate_left(1);
             datapath.commit(&tables, generation).unwrap();
             let view = datapath.read_back().unwrap();
             let unknown = [IpAddr::from([9, 9, 9, 9]), wide(1_000_000)];
@@ -487,7 +490,10 @@ fn what_is_read_back_is_what_was_committed() {
                 let seen = view.evaluate(id, address, PORT).unwrap();
                 let wanted = tables.verdict(0, PORT, tables.class_of(address));
                 assert_eq!(datapath.verdict(seen.verdict), wanted, "{address}");
-                assert_eq!((seen.class, seen.mode), (tables.class_of(address), Mode::Audit));
+                assert_eq!(
+                    (u32::from(seen.class), seen.mode),
+                    (tables.class_of(address), Mode::Audit)
+                );
             }
             assert!(view.evaluate(id + 1, FRIEND.v4(), PORT).is_none());
         }

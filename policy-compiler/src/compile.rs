@@ -17,9 +17,12 @@
 mod assemble;
 mod bits;
 mod block;
+mod class;
 mod enrol;
 mod identity;
+mod kept;
 mod lend;
+mod limits;
 mod pattern;
 mod prepared;
 pub mod protocol;
@@ -36,21 +39,24 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use thyra_datapath_abi::Mode;
-use thyra_datapath_abi::limits;
+use thyra_datapath_abi::limits::MAX_ENDPOINTS;
 use thyra_datapath_abi::tables::{EndpointTables, PolicyRef, RuleRef, Tables};
 
 pub use self::assemble::Residuals;
-use self::assemble::{Legend, Placed, Sources, assemble};
+use self::assemble::{Legend, Placed, assemble};
 use self::block::Blocks;
+use self::class::{Classes, Sources};
 use self::enrol::{Enrolment, enrol};
 use self::identity::Identities;
-use self::lend::{Lending, Lent};
+use self::kept::{Ground, Kept};
+use self::lend::{Lending, Lent, Moved};
+pub use self::limits::Limits;
 use self::prepared::PreparedPolicy;
 use self::protocol::{Protocols, protocols};
 use self::row::Outcome;
 pub(crate) use self::scope::selects;
 use self::scope::{Acting, Policies, Scope, cross_check, scope};
-use self::set::{Profile, Sets};
+use self::set::{Profile, Set, Sets};
 use self::slot::{Slots, TestId, Tests};
 use crate::policy::{AuthorizationPolicy, PolicyAction};
 use crate::report::Report;
@@ -64,7 +70,7 @@ const GARBAGE: usize = 1024;
 /// Why a world has no tables.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
-    /// A limit of `abi::limits`; the last good tables stay.
+    /// A limit of `Limits`; the last good tables stay.
     #[error("{count} {what} don't fit, the limit is {limit} {cause}; the last good tables stay")]
     TooMany {
         /// What there is too much of.
@@ -77,7 +83,7 @@ pub enum CompileError {
         cause: String,
     },
     /// An endpoint id outside of 1 to 255.
-    #[error("endpoint `{name}` has the id {id}, ids are 1 to {}", limits::MAX_ENDPOINTS - 1)]
+    #[error("endpoint `{name}` has the id {id}, ids are 1 to {}", MAX_ENDPOINTS - 1)]
     EndpointId {
         /// `namespace/pod`.
         name: String,
@@ -97,9 +103,11 @@ pub struct Compiler {
     lending: Lending,
     mesh: Mesh,
     prepared: HashMap<PolicyRef, (Arc<AuthorizationPolicy>, Arc<PreparedPolicy>)>,
-    report: Report,
+    report: Arc<Report>,
     residuals: Residuals,
     naming: bool,
+    limits: Limits,
+    kept: Option<Kept>,
 }
 
 /// An endpoint with everything that decides over it but the sources.
@@ -127,13 +135,23 @@ impl Compiler {
         }
     }
 
+    /// A compiler with other limits than the kernel's.
+    #[must_use]
+    pub fn with_limits(limits: Limits) -> Self {
+        Self {
+            limits,
+            ..Self::default()
+        }
+    }
+
     /// What the last successful compile had to say.
     #[must_use]
-    pub fn report(&self) -> &Report {
+    pub fn report(&self) -> &Arc<Report> {
         &self.report
     }
 
-    /// What the last successful compile left to L7, by the address that its verdicts name.
+    /// What the last successful compile left to L7, by the address that its verdicts name; some that they no
+    /// longer name may be among them.
     #[must_use]
     pub fn residuals(&self) -> &Residuals {
         &self.residuals
@@ -151,63 +169,83 @@ impl Compiler {
     /// # Errors
     /// What doesn't fit, by name; the caller keeps its last good tables then.
     pub fn compile(&mut self, world: &World) -> Result<Tables, CompileError> {
+        // Put back only by what succeeds.
+        let mut kept = self.kept.take();
         if self.mesh != world.mesh {
             // Trust domain aliases are written into the tests.
             self.prepared.clear();
             self.mesh = world.mesh.clone();
+            kept = None;
         }
-        self.lending.update(world, &mut self.identities);
+        let moved = self.lending.update(world, &mut self.identities);
+        match kept.and_then(|kept| self.move_addresses(world, kept, &moved)) {
+            Some(tables) => Ok(tables),
+            None => self.compile_whole(world),
+        }
+    }
+
+    /// The short way, where it leads to the tables.
+    fn move_addresses(&mut self, world: &World, mut kept: Kept, moved: &Moved) -> Option<Tables> {
+        if !kept.reaches(world, moved, &self.identities) || self.is_littered(kept.used.len()) {
+            return None;
+        }
+        let (lending, identities) = (&self.lending, &self.identities);
+        kept.walk(world, moved, lending, identities, &mut self.tests, self.limits)?;
+        if moved.problems {
+            let problems = self.lending.problems().chain(&kept.problems).cloned();
+            Arc::make_mut(&mut self.report).set_problems(problems.collect());
+        }
+        let tables = kept.tables.clone();
+        self.kept = Some(kept);
+        Some(tables)
+    }
+
+    fn compile_whole(&mut self, world: &World) -> Result<Tables, CompileError> {
         let policies = Policies::of(world);
-        let mut problems: Vec<String> = self.lending.problems().cloned().collect();
+        let mut problems = Vec::new();
         let destinations = self.destinations(world, &policies, &mut problems)?;
         let prepared = self.prepare(world, &policies, &destinations);
         let blocks = Blocks::new(&source_blocks(&prepared), &world.node.pod_ranges);
-        let slots = self.slots(&prepared, &blocks);
+        let used = used_tests(&prepared);
+        let slots = self.slots(&used, &blocks);
         let providers = providers(&policies, world);
         let mut sets = Sets::new(&slots, &blocks, &prepared, &providers, self.naming);
-
-        let mut list = Vec::new();
-        let mut known: HashMap<Profile, u16> = HashMap::new();
-        let mut placed = Vec::with_capacity(destinations.len());
-        for destination in &destinations {
-            let mut number = |family: fn(&IpAddr) -> bool| {
-                let profile = destination.profile(world, &prepared, family);
-                *known.entry(profile).or_insert_with_key(|profile| {
-                    list.push(sets.set(profile));
-                    // Two for each of 255 endpoints at most.
-                    u16::try_from(list.len() - 1).unwrap_or(u16::MAX)
-                })
-            };
-            placed.push(Placed {
-                tables: EndpointTables {
-                    endpoint: destination.endpoint.id,
-                    set4: number(IpAddr::is_ipv4),
-                    set6: number(IpAddr::is_ipv6),
-                    mode: destination.enrolment.mode,
-                },
-                name: destination.name(),
+        let (list, placed) = place(world, &destinations, &prepared, &mut sets);
+        let (rules, dry) = legend(&prepared);
+        let legend = Legend {
+            rules: &rules,
+            dry: &dry,
+            demands: &sets.demands,
+        };
+        let assembled = assemble(&list, placed, &slots, &legend, self.limits)?;
+        let (mut tables, slot_column) = (assembled.tables, assembled.slot_column);
+        let sources = Sources {
+            identities: &self.identities,
+            blocks: &blocks,
+            slots: &slots,
+            slot_column: &slot_column,
+            numbers: &world.identities,
+            limits: self.limits,
+        };
+        let classes = Classes::of(sources, self.lending.lenders(), &mut tables)?;
+        let mut report = status::report(world, &policies, &destinations, &mut problems);
+        report.set_problems(self.lending.problems().chain(&problems).cloned().collect());
+        self.report = Arc::new(report);
+        self.residuals = assembled.residuals;
+        if self.is_littered(used.len()) {
+            self.forget();
+        } else {
+            self.kept = Some(Kept {
+                tables: tables.clone(),
+                blocks,
+                slots,
+                used,
+                slot_column,
+                classes,
+                problems,
+                ground: Ground::of(world),
             });
         }
-        let (rules, dry) = legend(&prepared);
-        let (tables, residuals) = assemble(
-            &list,
-            placed,
-            &Sources {
-                lending: &self.lending,
-                identities: &self.identities,
-                blocks: &blocks,
-                slots: &slots,
-                numbers: &world.identities,
-            },
-            &Legend {
-                rules: &rules,
-                dry: &dry,
-                demands: &sets.demands,
-            },
-        )?;
-        self.report = status::report(world, &policies, &destinations, problems);
-        self.residuals = residuals;
-        self.sweep(&prepared);
         Ok(tables)
     }
 
@@ -219,7 +257,7 @@ impl Compiler {
     ) -> Result<Vec<Destination<'a>>, CompileError> {
         let mut destinations = Vec::with_capacity(world.endpoints.len());
         for endpoint in world.endpoints.values() {
-            if endpoint.id == 0 || usize::from(endpoint.id) >= limits::MAX_ENDPOINTS {
+            if endpoint.id == 0 || usize::from(endpoint.id) >= MAX_ENDPOINTS {
                 return Err(CompileError::EndpointId {
                     name: format!("{}/{}", endpoint.namespace, endpoint.name),
                     id: endpoint.id,
@@ -287,8 +325,7 @@ impl Compiler {
         prepared
     }
 
-    fn slots(&mut self, prepared: &[Option<Arc<PreparedPolicy>>], blocks: &Blocks) -> Slots {
-        let used = used_tests(prepared);
+    fn slots(&mut self, used: &[TestId], blocks: &Blocks) -> Slots {
         let addresses = self
             .lending
             .lenders()
@@ -302,23 +339,24 @@ impl Compiler {
             };
             (lent, place.block)
         });
-        Slots::new(&mut self.tests, &used, &self.identities, addresses.chain(ranges))
+        Slots::new(&mut self.tests, used, &self.identities, addresses.chain(ranges))
     }
 
-    /// Forgets everything once most of what is kept is no longer used; the next compile starts afresh.
-    fn sweep(&mut self, prepared: &[Option<Arc<PreparedPolicy>>]) {
-        let tests = used_tests(prepared).len();
+    /// Whether most of what is kept is no longer used; `tests`: how many are.
+    fn is_littered(&self, tests: usize) -> bool {
         let identities = self.lending.lenders().len();
-        if self.tests.len() > 2 * tests + GARBAGE || self.identities.len() > 2 * identities + GARBAGE {
-            let report = std::mem::take(&mut self.report);
-            let residuals = std::mem::take(&mut self.residuals);
-            *self = Self {
-                report,
-                residuals,
-                naming: self.naming,
-                ..Self::default()
-            };
-        }
+        self.tests.len() > 2 * tests + GARBAGE || self.identities.len() > 2 * identities + GARBAGE
+    }
+
+    /// The next compile starts afresh.
+    fn forget(&mut self) {
+        *self = Self {
+            report: std::mem::take(&mut self.report),
+            residuals: std::mem::take(&mut self.residuals),
+            naming: self.naming,
+            limits: self.limits,
+            ..Self::default()
+        };
     }
 }
 
@@ -362,6 +400,38 @@ impl Destination<'_> {
             destination: if asks { address().copied() } else { None },
         }
     }
+}
+
+/// The distinct sets, and each destination with the numbers of its own.
+fn place(
+    world: &World,
+    destinations: &[Destination<'_>],
+    prepared: &[Option<Arc<PreparedPolicy>>],
+    sets: &mut Sets<'_>,
+) -> (Vec<Set>, Vec<Placed>) {
+    let mut list = Vec::new();
+    let mut known: HashMap<Profile, u16> = HashMap::new();
+    let mut placed = Vec::with_capacity(destinations.len());
+    for destination in destinations {
+        let mut number = |family: fn(&IpAddr) -> bool| {
+            let profile = destination.profile(world, prepared, family);
+            *known.entry(profile).or_insert_with_key(|profile| {
+                list.push(sets.set(profile));
+                // Two for each of 255 endpoints at most.
+                u16::try_from(list.len() - 1).unwrap_or(u16::MAX)
+            })
+        };
+        placed.push(Placed {
+            tables: EndpointTables {
+                endpoint: destination.endpoint.id,
+                set4: number(IpAddr::is_ipv4),
+                set6: number(IpAddr::is_ipv6),
+                mode: destination.enrolment.mode,
+            },
+            name: destination.name(),
+        });
+    }
+    (list, placed)
 }
 
 fn used_tests(prepared: &[Option<Arc<PreparedPolicy>>]) -> Vec<TestId> {

@@ -191,7 +191,7 @@ fn sources(side: Side<'_>, blocks: &Sources) -> Sources {
 }
 
 /// The tables, and the policy set and source class that decide over a port.
-type Lookup<'a> = (&'a Tables, (u16, u16));
+type Lookup<'a> = (&'a Tables, (u16, u32));
 
 /// Ports whose fate turns.
 fn turns(before: Lookup<'_>, after: Lookup<'_>) -> Turns {

@@ -134,13 +134,13 @@ pub fn text(verdict: &Verdict) -> String {
 }
 
 /// By family: a source address of each class that can be met there.
-fn samples(tables: &Tables) -> [BTreeMap<u16, Option<IpAddr>>; 2] {
+fn samples(tables: &Tables) -> [BTreeMap<u32, Option<IpAddr>>; 2] {
     let mut samples = [BTreeMap::from([(0, None)]), BTreeMap::from([(0, None)])];
-    for address in &tables.addresses {
+    for address in tables.addresses.iter() {
         let family = usize::from(address.address.is_ipv6());
         samples[family].insert(address.class, Some(address.address));
     }
-    for block in &tables.blocks {
+    for block in tables.blocks.iter() {
         let family = usize::from(block.network.is_ipv6());
         let sample = (tables.class_of(block.network) == block.class).then_some(block.network);
         let known = samples[family].entry(block.class).or_insert(sample);
@@ -158,19 +158,16 @@ fn samples(tables: &Tables) -> [BTreeMap<u16, Option<IpAddr>>; 2] {
 
 /// Each source's fate in one family, with a class that meets it; those that fare like the outsider are left
 /// out.
-fn fates(tables: &Tables, set: u16, samples: &BTreeMap<u16, Option<IpAddr>>) -> BTreeMap<Who, (Fate, u16)> {
+fn fates(tables: &Tables, set: u16, samples: &BTreeMap<u32, Option<IpAddr>>) -> BTreeMap<Who, (Fate, u32)> {
     let outsider = fate(tables, set, 0);
-    let mut by_source: BTreeMap<Source, Vec<(u16, Fate)>> = BTreeMap::new();
+    let mut by_source: BTreeMap<Source, Vec<(u32, Fate)>> = BTreeMap::new();
     let mut by_column: BTreeMap<u16, Fate> = BTreeMap::new();
     for class in samples.keys() {
-        let (Some(info), Some(column)) = (
-            tables.classes.get(usize::from(*class)),
-            tables.class_column.get(usize::from(*class)),
-        ) else {
+        let (Some(info), Some(column)) = (tables.class(*class), tables.column(*class)) else {
             continue;
         };
         let fate = by_column
-            .entry(*column)
+            .entry(column)
             .or_insert_with(|| fate(tables, set, *class))
             .clone();
         by_source
@@ -203,7 +200,7 @@ fn fates(tables: &Tables, set: u16, samples: &BTreeMap<u16, Option<IpAddr>>) -> 
             let who = Who {
                 principal: principal.clone(),
                 pending,
-                blocks: tables.classes[usize::from(class)].blocks.clone(),
+                blocks: blocks(tables, class).to_vec(),
             };
             fates.insert(who, (fate, class));
         }
@@ -218,12 +215,11 @@ fn fates(tables: &Tables, set: u16, samples: &BTreeMap<u16, Option<IpAddr>>) -> 
 }
 
 /// Of one identity's classes those that fare otherwise than the next outer block's, or than the outsider.
-fn differing(tables: &Tables, mut classes: Vec<(u16, Fate)>, outsider: &Fate) -> Vec<(u16, Fate)> {
-    let blocks = |class: u16| tables.classes[usize::from(class)].blocks.as_slice();
-    classes.sort_by_key(|(class, _)| blocks(*class).len());
+fn differing(tables: &Tables, mut classes: Vec<(u32, Fate)>, outsider: &Fate) -> Vec<(u32, Fate)> {
+    classes.sort_by_key(|(class, _)| blocks(tables, *class).len());
     let mut listed: HashMap<&[Arc<str>], Fate> = HashMap::new();
     classes.retain(|(class, fate)| {
-        let blocks = blocks(*class);
+        let blocks = blocks(tables, *class);
         let outer = (0..=blocks.len())
             .rev()
             .find_map(|depth| listed.get(&blocks[..depth]))
@@ -237,11 +233,15 @@ fn differing(tables: &Tables, mut classes: Vec<(u16, Fate)>, outsider: &Fate) ->
     classes
 }
 
+fn blocks(tables: &Tables, class: u32) -> &[Arc<str>] {
+    tables.class(class).map_or(&[], |info| &info.blocks)
+}
+
 /// What a class meets in a policy set, over all ports.
-pub(crate) fn fate(tables: &Tables, set: u16, class: u16) -> Fate {
+pub(crate) fn fate(tables: &Tables, set: u16, class: u32) -> Fate {
     let verdict = |port_class: u16| -> Option<u16> {
         let row = *tables.sets.get(usize::from(set))?.get(usize::from(port_class))?;
-        let column = *tables.class_column.get(usize::from(class))?;
+        let column = tables.column(class)?;
         tables
             .rows
             .get(usize::from(row))?
@@ -279,17 +279,14 @@ fn push(
     family: u8,
     who: &Who,
     fate: &Fate,
-    class: u16,
-    samples: &[BTreeMap<u16, Option<IpAddr>>; 2],
+    class: u32,
+    samples: &[BTreeMap<u32, Option<IpAddr>>; 2],
 ) {
     let sample = &samples[usize::from(family == 6)];
     for (verdict, ranges) in fate {
         lines.push(Line {
             family,
-            identity: tables
-                .classes
-                .get(usize::from(class))
-                .map_or(0, |info| info.identity),
+            identity: tables.class(class).map_or(0, |info| info.identity),
             principal: who.principal.clone(),
             pending: who.pending,
             blocks: who.blocks.clone(),

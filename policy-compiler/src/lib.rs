@@ -14,6 +14,7 @@ pub mod parse;
 pub mod policy;
 pub mod report;
 pub mod residual;
+pub mod shared_map;
 pub mod traffic;
 pub mod validate;
 pub mod world;

@@ -131,7 +131,7 @@ fn group(lines: Vec<Line>, grouped: bool) -> (Vec<Group>, Vec<Vec<Vec<Ports>>>) 
     groups.into_iter().unzip()
 }
 
-fn class(tables: &Tables, addresses: &[IpAddr], family: u8) -> Option<u16> {
+fn class(tables: &Tables, addresses: &[IpAddr], family: u8) -> Option<u32> {
     let of_family = addresses
         .iter()
         .find(|address| address.is_ipv4() == (family == 4));
@@ -139,7 +139,7 @@ fn class(tables: &Tables, addresses: &[IpAddr], family: u8) -> Option<u16> {
 }
 
 /// A source's cells, by endpoint.
-fn cells(world: &World, tables: &Tables, class: impl Fn(u8) -> Option<u16>) -> Vec<Vec<Ports>> {
+fn cells(world: &World, tables: &Tables, class: impl Fn(u8) -> Option<u32>) -> Vec<Vec<Ports>> {
     let (four, six) = (class(4), class(6));
     let cell = |id: &u16| {
         tables
@@ -149,8 +149,8 @@ fn cells(world: &World, tables: &Tables, class: impl Fn(u8) -> Option<u16>) -> V
     world.endpoints.keys().map(cell).collect()
 }
 
-fn cell(tables: &Tables, placed: &EndpointTables, (four, six): (Option<u16>, Option<u16>)) -> Vec<Ports> {
-    let ports = |set, class: Option<u16>| class.map(|class| ports(tables, set, class));
+fn cell(tables: &Tables, placed: &EndpointTables, (four, six): (Option<u32>, Option<u32>)) -> Vec<Ports> {
+    let ports = |set, class: Option<u32>| class.map(|class| ports(tables, set, class));
     match (ports(placed.set4, four), ports(placed.set6, six)) {
         (Some(four), Some(six)) if four != six => {
             let of = |family, ports: Vec<Ports>| ports.into_iter().map(move |p| Ports { family, ..p });
@@ -161,7 +161,7 @@ fn cell(tables: &Tables, placed: &EndpointTables, (four, six): (Option<u16>, Opt
     }
 }
 
-fn ports(tables: &Tables, set: u16, class: u16) -> Vec<Ports> {
+fn ports(tables: &Tables, set: u16, class: u32) -> Vec<Ports> {
     let of_verdict = |(verdict, runs): (u16, Vec<(u16, u16)>)| {
         let verdict = tables.verdicts.get(usize::from(verdict))?;
         Some(Ports {

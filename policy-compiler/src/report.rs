@@ -44,6 +44,15 @@ pub struct Report {
     pub problems: Vec<String>,
 }
 
+impl Report {
+    /// Sets what is wrong: each once, in order.
+    pub(crate) fn set_problems(&mut self, mut problems: Vec<String>) {
+        problems.sort();
+        problems.dedup();
+        self.problems = problems;
+    }
+}
+
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointReport {

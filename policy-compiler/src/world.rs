@@ -13,6 +13,7 @@ use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 
 use crate::policy::{AuthorizationPolicy, Labels, PeerAuthentication, RequestAuthentication};
+use crate::shared_map::SharedMap;
 use crate::traffic::PathNormalization;
 
 /// The whole.
@@ -23,7 +24,7 @@ pub struct World {
     /// This node's own settings.
     pub node: NodeOptions,
     /// By uid (opaque).
-    pub workloads: BTreeMap<Arc<str>, Arc<Workload>>,
+    pub workloads: SharedMap<Arc<str>, Arc<Workload>>,
     /// By `namespace/hostname`.
     pub services: BTreeMap<Arc<str>, Arc<Service>>,
     /// Labels of namespaces, where a source tells them.
@@ -39,7 +40,7 @@ pub struct World {
     /// Policies that could not be read at all (refused by name): in their scope they count as unknown DENY.
     pub unreadable: BTreeMap<PolicyRef, Arc<str>>,
     /// Identity numbers handed out so far, by principal; the agent persists it so that numbers are stable.
-    pub identities: BTreeMap<Arc<str>, u32>,
+    pub identities: SharedMap<Arc<str>, u32>,
     /// The first full sync has happened: every source has told its first whole state.
     pub synced: bool,
 }

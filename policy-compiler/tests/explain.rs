@@ -48,8 +48,9 @@ fn tables() -> Tables {
             class(Some("cluster.local/ns/shop/sa/front"), false, &[]),
             class(Some("cluster.local/ns/shop/sa/back"), false, &[]),
             class(None, false, &["2001:db8::/32"]),
-        ],
-        class_column: vec![0, 1, 0, 2],
+        ]
+        .into(),
+        class_column: vec![0, 1, 0, 2].into(),
         columns: 3,
         addresses: vec![
             SourceAddress {
@@ -67,23 +68,26 @@ fn tables() -> Tables {
                 class: 1,
                 local: 0,
             },
-        ],
+        ]
+        .into(),
         blocks: vec![SourceBlock {
             network: "2001:db8::".parse().unwrap(),
             prefix: 32,
             class: 3,
-        }],
-        port_runs: vec![(0, 0), (80, 1), (81, 0), (9080, 1), (9083, 0)],
+        }]
+        .into(),
+        port_runs: vec![(0, 0), (80, 1), (81, 0), (9080, 1), (9083, 0)].into(),
         port_classes: 2,
-        sets: vec![vec![0, 1]],
-        rows: vec![vec![0, 0, 0], vec![0, 1, 1]],
-        verdicts: vec![no_match, allow],
+        sets: vec![vec![0, 1]].into(),
+        rows: vec![vec![0, 0, 0], vec![0, 1, 1]].into(),
+        verdicts: vec![no_match, allow].into(),
         endpoints: vec![EndpointTables {
             endpoint: 7,
             set4: 0,
             set6: 0,
             mode: Mode::Enforce,
-        }],
+        }]
+        .into(),
     }
 }
 

@@ -69,7 +69,7 @@ fn report(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> Report {
     world.endpoints.insert(1, Arc::new(endpoint));
     let mut compiler = Compiler::new();
     compiler.compile(&world).unwrap();
-    compiler.report().clone()
+    (**compiler.report()).clone()
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn too_many_columns_are_refused_by_name() {
         put(&mut world, own);
     }
     let error = Compiler::new().compile(&world).unwrap_err().to_string();
-    assert!(error.contains("columns don't fit, the limit is 1024"), "{error}");
+    assert!(error.contains("columns don't fit, the limit is 1023"), "{error}");
 }
 
 #[test]

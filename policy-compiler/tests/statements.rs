@@ -499,7 +499,7 @@ fn s12_another_pod_of_an_allowed_identity_changes_its_address_only() {
     assert_eq!(lookup(&after, "10.244.7.7", 80).action, Action::Allow);
     assert_eq!(after.addresses.len(), before.addresses.len() + 1);
     let rest = |tables: &Tables| Tables {
-        addresses: Vec::new(),
+        addresses: Arc::default(),
         ..tables.clone()
     };
     assert_eq!(rest(&before), rest(&after));

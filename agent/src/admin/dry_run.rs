@@ -120,9 +120,9 @@ fn pod_address(snapshot: &Snapshot, namespace: &str, name: &str, v4: bool) -> Re
 fn account_address(snapshot: &Snapshot, namespace: &str, account: &str, v4: bool) -> Result<IpAddr, Status> {
     let tables = &snapshot.tables;
     let wanted = format!("/ns/{namespace}/sa/{account}");
-    let has = |class: u16| {
-        let class = tables.classes.get(usize::from(class));
-        class
+    let has = |class: u32| {
+        tables
+            .class(class)
             .and_then(|c| c.principal.as_deref())
             .is_some_and(|p| p.ends_with(&wanted))
     };

@@ -127,11 +127,7 @@ impl View<'_> {
             } else {
                 self.placed.set6
             };
-            let Some(info) = tables
-                .classes
-                .get(usize::from(class))
-                .filter(|_| self.has_family(family))
-            else {
+            let Some(info) = tables.class(class).filter(|_| self.has_family(family)) else {
                 continue;
             };
             for (port, ports) in port_classes(tables) {
@@ -204,10 +200,10 @@ fn drifting(
 }
 
 /// An address of each class and family, by which the kernel can be asked.
-fn representatives(tables: &Tables) -> Vec<(u16, IpAddr)> {
+fn representatives(tables: &Tables) -> Vec<(u32, IpAddr)> {
     let exact = tables.addresses.iter().map(|s| (s.class, s.address));
     let blocks = tables.blocks.iter().map(|b| (b.class, b.network));
-    let mut found: BTreeMap<(u16, bool), IpAddr> = BTreeMap::new();
+    let mut found: BTreeMap<(u32, bool), IpAddr> = BTreeMap::new();
     for (class, address) in [(0, OUTSIDER4), (0, OUTSIDER6)]
         .into_iter()
         .chain(exact)

@@ -21,8 +21,8 @@ pub(super) fn list(snapshot: &Snapshot) -> api::ListIdentitiesResponse {
             .entry(class.identity)
             .or_insert_with(|| identity(class.identity, principal));
     }
-    for source in &snapshot.tables.addresses {
-        let class = snapshot.tables.classes.get(usize::from(source.class));
+    for source in snapshot.tables.addresses.iter() {
+        let class = snapshot.tables.class(source.class);
         let Some(entry) = class.and_then(|c| by_number.get_mut(&c.identity)) else {
             continue;
         };

@@ -151,7 +151,7 @@ impl Files {
                 .chain(world.services.keys())
                 .cloned()
                 .collect();
-            changes.extend(world.workloads.into_values().map(Change::Workload));
+            changes.extend(world.workloads.values().cloned().map(Change::Workload));
             changes.extend(world.services.into_values().map(Change::Service));
             changes.push(Change::OnlyAddresses(known));
             let pods: Vec<Arc<Pod>> = manifests.pods().map(|p| Arc::new(pod(p))).collect();

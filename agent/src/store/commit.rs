@@ -82,7 +82,7 @@ impl Store {
             held: Arc::new(self.held.clone()),
             tables,
             verdict_ids,
-            report: Arc::new(self.compiler.report().clone()),
+            report: Arc::clone(self.compiler.report()),
             generation,
             attached: Arc::new(self.attached.clone()),
             ..Snapshot::default()

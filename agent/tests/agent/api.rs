@@ -271,8 +271,7 @@ async fn wanted_and_kernel_stand_side_by_side_and_drift_is_seen() {
         "{lines:?}"
     );
     agent.plane.with(|t| {
-        t.tables
-            .verdicts
+        std::sync::Arc::make_mut(&mut t.tables.verdicts)
             .iter_mut()
             .for_each(|v| v.action = thyra_datapath_abi::Action::Allow)
     });

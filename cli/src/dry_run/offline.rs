@@ -245,8 +245,13 @@ fn undeclare(world: &mut World) {
             port.protocol = AppProtocol::Unknown;
         }
     };
-    for workload in world.workloads.values_mut() {
-        Arc::make_mut(workload).services.values_mut().for_each(forget);
+    let workloads: Vec<Arc<Workload>> = world.workloads.values().cloned().collect();
+    for mut workload in workloads {
+        Arc::make_mut(&mut workload)
+            .services
+            .values_mut()
+            .for_each(forget);
+        world.workloads.insert(workload.uid.clone(), workload);
     }
     for service in world.services.values_mut() {
         forget(&mut Arc::make_mut(service).ports);

@@ -78,7 +78,7 @@ pub struct SourceAddress {
     /// The address; never v4-mapped.
     pub address: IpAddr,
     /// Index into `Tables::classes`.
-    pub class: u16,
+    pub class: u32,
     /// Endpoint id of the local pod that owns it, or 0.
     pub local: u16,
 }
@@ -91,11 +91,11 @@ pub struct SourceBlock {
     /// Prefix length in bits.
     pub prefix: u8,
     /// Index into `Tables::classes`.
-    pub class: u16,
+    pub class: u32,
 }
 
-/// What a source class stands for; shown to people, never read by the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// What a source class stands for; shown to people, never read by the kernel. The default is an outsider.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassInfo {
     /// `<trust domain>/ns/<ns>/sa/<sa>`; none for unknown sources.
     pub principal: Option<Arc<str>>,
@@ -120,37 +120,37 @@ pub struct EndpointTables {
     pub mode: Mode,
 }
 
-/// A whole table state.
+/// A whole table state. A copy shares its parts; one that changes is copied then (`Arc::make_mut`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     /// Class 0 is the outsider that no block holds.
-    pub classes: Vec<ClassInfo>,
+    pub classes: Arc<Vec<ClassInfo>>,
     /// Column of each class.
-    pub class_column: Vec<u16>,
+    pub class_column: Arc<Vec<u16>>,
     /// Number of columns.
     pub columns: u16,
     /// Exact addresses, sorted, distinct.
-    pub addresses: Vec<SourceAddress>,
+    pub addresses: Arc<Vec<SourceAddress>>,
     /// CIDR blocks, sorted, distinct.
-    pub blocks: Vec<SourceBlock>,
+    pub blocks: Arc<Vec<SourceBlock>>,
     /// First port of each run of equal port class, ascending, the first is 0: `(first port, port class)`.
-    pub port_runs: Vec<(u16, u16)>,
+    pub port_runs: Arc<Vec<(u16, u16)>>,
     /// Number of port classes; class 0 holds the ports that no policy names.
     pub port_classes: u16,
     /// Policy sets: row index of each port class (`port_classes` long).
-    pub sets: Vec<Vec<u16>>,
+    pub sets: Arc<Vec<Vec<u16>>>,
     /// Rows: verdict index (into `verdicts`) of each column (`columns` long).
-    pub rows: Vec<Vec<u16>>,
+    pub rows: Arc<Vec<Vec<u16>>>,
     /// The distinct verdicts.
-    pub verdicts: Vec<Verdict>,
+    pub verdicts: Arc<Vec<Verdict>>,
     /// Endpoints, by id.
-    pub endpoints: Vec<EndpointTables>,
+    pub endpoints: Arc<Vec<EndpointTables>>,
 }
 
 impl Tables {
     /// Class of a source address: exact first, then the longest block, then class 0.
     #[must_use]
-    pub fn class_of(&self, source: IpAddr) -> u16 {
+    pub fn class_of(&self, source: IpAddr) -> u32 {
         let source = source.to_canonical();
         if let Ok(i) = self.addresses.binary_search_by(|a| a.address.cmp(&source)) {
             return self.addresses[i].class;
@@ -169,12 +169,22 @@ impl Tables {
         at.ok().and_then(|at| self.endpoints.get(at))
     }
 
+    /// What a class stands for.
+    #[must_use]
+    pub fn class(&self, class: u32) -> Option<&ClassInfo> {
+        self.classes.get(at(class))
+    }
+
+    /// Column of a class.
+    #[must_use]
+    pub fn column(&self, class: u32) -> Option<u16> {
+        self.class_column.get(at(class)).copied()
+    }
+
     /// Whether a class waits for its identity.
     #[must_use]
-    pub fn is_pending(&self, class: u16) -> bool {
-        self.classes
-            .get(usize::from(class))
-            .is_some_and(|class| class.pending)
+    pub fn is_pending(&self, class: u32) -> bool {
+        self.class(class).is_some_and(|class| class.pending)
     }
 
     /// Port class of a destination port.
@@ -186,15 +196,20 @@ impl Tables {
 
     /// The verdict of one cell; none when an index leads nowhere.
     #[must_use]
-    pub fn verdict(&self, set: u16, port: u16, class: u16) -> Option<&Verdict> {
+    pub fn verdict(&self, set: u16, port: u16, class: u32) -> Option<&Verdict> {
         let row = *self
             .sets
             .get(usize::from(set))?
             .get(usize::from(self.port_class(port)))?;
-        let column = *self.class_column.get(usize::from(class))?;
+        let column = self.column(class)?;
         let verdict = *self.rows.get(usize::from(row))?.get(usize::from(column))?;
         self.verdicts.get(usize::from(verdict))
     }
+}
+
+/// A class as an index; one that no index reaches is out of range anyway.
+fn at(class: u32) -> usize {
+    usize::try_from(class).unwrap_or(usize::MAX)
 }
 
 fn covers(network: IpAddr, prefix: u8, address: IpAddr) -> bool {

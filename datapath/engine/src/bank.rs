@@ -78,18 +78,14 @@ impl BankImage {
         image.put(Table::PortClass, port_class(tables)?);
         image.put(Table::Sets, sets(tables)?);
         image.put(Table::Rows, rows(tables, verdict_id)?);
-        for block in &tables.blocks {
-            in_range("class", block.class, tables.classes.len())?;
+        for block in tables.blocks.iter() {
+            let class = kernel_class(block.class, tables)?;
             match block.network {
                 IpAddr::V4(network) => {
-                    image
-                        .blocks4
-                        .insert((network.octets(), block.prefix), block.class);
+                    image.blocks4.insert((network.octets(), block.prefix), class);
                 }
                 IpAddr::V6(network) => {
-                    image
-                        .blocks6
-                        .insert((network.octets(), block.prefix), block.class);
+                    image.blocks6.insert((network.octets(), block.prefix), class);
                 }
             }
         }
@@ -249,6 +245,18 @@ fn in_range(what: &'static str, number: u16, count: usize) -> Result<(), Overflo
     }
 }
 
+/// A class as the kernel names it.
+fn kernel_class(class: u32, tables: &Tables) -> Result<u16, Overflow> {
+    let number = usize::try_from(class).unwrap_or(usize::MAX);
+    let known = u16::try_from(class)
+        .ok()
+        .filter(|_| number < tables.classes.len());
+    known.ok_or(Overflow::Range {
+        what: "class",
+        number,
+    })
+}
+
 /// A u16 table in 64-bit words: four entries to a word, the first in the lowest bits.
 fn pack(entries: &[u16]) -> Vec<u64> {
     let word = |four: &[u16]| {
@@ -261,7 +269,7 @@ fn pack(entries: &[u16]) -> Vec<u64> {
 
 fn endpoint_sets(tables: &Tables) -> Result<Vec<u64>, Overflow> {
     let mut words = vec![0; MAX_ENDPOINTS];
-    for endpoint in &tables.endpoints {
+    for endpoint in tables.endpoints.iter() {
         in_range("policy set", endpoint.set4, tables.sets.len())?;
         in_range("policy set", endpoint.set6, tables.sets.len())?;
         let number = usize::from(endpoint.endpoint);
@@ -366,12 +374,12 @@ fn rows(tables: &Tables, verdict_id: &dyn Fn(usize) -> u16) -> Result<Vec<u64>, 
 
 fn sources4(tables: &Tables) -> Result<Vec<u64>, Overflow> {
     let mut buckets: Vec<[Slot4; SLOTS4]> = vec![[Slot4::default(); SLOTS4]; BUCKETS];
-    for source in &tables.addresses {
+    for source in tables.addresses.iter() {
         let IpAddr::V4(address) = source.address else {
             continue;
         };
-        in_range("class", source.class, tables.classes.len())?;
-        let slot = Slot4::new(u32::from(address), source.class, source.local);
+        let class = kernel_class(source.class, tables)?;
+        let slot = Slot4::new(u32::from(address), class, source.local);
         place(&mut buckets, slot, |slot| buckets4(slot.address())).map_err(|_| Overflow::Address {
             address: source.address,
             map: Table::Sources4.name(),
@@ -382,13 +390,13 @@ fn sources4(tables: &Tables) -> Result<Vec<u64>, Overflow> {
 
 fn sources6(tables: &Tables) -> Result<Vec<u64>, Overflow> {
     let mut buckets: Vec<[Slot6; SLOTS6]> = vec![[Slot6::default(); SLOTS6]; BUCKETS];
-    for source in &tables.addresses {
+    for source in tables.addresses.iter() {
         let IpAddr::V6(address) = source.address else {
             continue;
         };
-        in_range("class", source.class, tables.classes.len())?;
+        let class = kernel_class(source.class, tables)?;
         let Address6 { high, low } = Address6::from_bytes(address.octets());
-        let value = u64::from(source.class) | u64::from(source.local) << 16;
+        let value = u64::from(class) | u64::from(source.local) << 16;
         place(&mut buckets, Slot6 { high, low, value }, |slot| {
             buckets6(Address6 {
                 high: slot.high,

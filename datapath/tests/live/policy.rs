@@ -86,7 +86,7 @@ impl Policy<'_> {
         addresses.sort();
         let mut verdicts = vec![deny("deny"), deny("deny")];
         verdicts[allow_at] = allow("allow");
-        let cell = |class: u16| if class == allowed { allow_at } else { deny_at };
+        let cell = |class: u32| if class == allowed { allow_at } else { deny_at };
         let row = [0, 1, 2]
             .map(|class| u16::try_from(cell(class)).unwrap())
             .to_vec();
@@ -98,16 +98,16 @@ impl Policy<'_> {
         };
         let endpoints = self.endpoints.iter();
         Tables {
-            classes: vec![outsider, class("shop/one"), class("shop/two")],
-            class_column: vec![0, 1, 2],
+            classes: vec![outsider, class("shop/one"), class("shop/two")].into(),
+            class_column: vec![0, 1, 2].into(),
             columns: 3,
-            addresses,
-            blocks: Vec::new(),
-            port_runs: vec![(0, 0)],
+            addresses: addresses.into(),
+            blocks: Arc::default(),
+            port_runs: vec![(0, 0)].into(),
             port_classes: 1,
-            sets: vec![vec![index]],
-            rows,
-            verdicts,
+            sets: vec![vec![index]].into(),
+            rows: rows.into(),
+            verdicts: verdicts.into(),
             endpoints: endpoints
                 .map(|(_, id)| EndpointTables {
                     endpoint: *id,
@@ -115,7 +115,8 @@ impl Policy<'_> {
                     set6: 0,
                     mode: self.mode,
                 })
-                .collect(),
+                .collect::<Vec<_>>()
+                .into(),
         }
     }
 }

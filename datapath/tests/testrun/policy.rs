@@ -86,7 +86,7 @@ impl Mesh {
         kernel.remember(&[]);
         let (mut asked, mut passed) = (0, 0);
         for source in self.sources() {
-            for placed in &self.tables.endpoints {
+            for placed in self.tables.endpoints.iter() {
                 let endpoint = &self.world.endpoints[&placed.endpoint];
                 let mut addresses = endpoint.addresses.iter();
                 let Some(to) = addresses.find(|a| a.is_ipv4() == source.is_ipv4()) else {
@@ -100,7 +100,7 @@ impl Mesh {
                 } else {
                     placed.set6
                 };
-                for (port, _) in &self.tables.port_runs {
+                for (port, _) in self.tables.port_runs.iter() {
                     let class = self.tables.class_of(source);
                     let verdict = self.tables.verdict(set, *port, class).unwrap();
                     let (from, to) = (SocketAddr::new(source, 40_000), SocketAddr::new(*to, *port));

@@ -1,21 +1,16 @@
 //! Sets and sources to `Tables`: equal columns, rows, sets and port classes are merged, limits are kept.
 //!
-//! Invariant: what does not fit is an error that names it; nothing is cut.
+//! Invariant: equal content has one number; rows are as wide as there are distinct columns.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use thyra_datapath_abi::limits;
-use thyra_datapath_abi::tables::{
-    ClassInfo, EndpointTables, RuleRef, SourceAddress, SourceBlock, Tables, Verdict, Would,
-};
+use thyra_datapath_abi::tables::{EndpointTables, RuleRef, Tables, Verdict, Would};
 
 use super::CompileError;
-use super::block::{BlockId, Blocks};
-use super::identity::Identities;
-use super::lend::{Lending, Lent};
+use super::limits::{Limits, index};
 use super::row::{Needs, Outcome};
 use super::scope::Demand;
 use super::set::{Decided, Set};
@@ -31,15 +26,6 @@ pub(crate) struct Legend<'a> {
     pub(crate) demands: &'a [Demand],
 }
 
-/// What sources come down to.
-pub(crate) struct Sources<'a> {
-    pub(crate) lending: &'a Lending,
-    pub(crate) identities: &'a Identities,
-    pub(crate) blocks: &'a Blocks,
-    pub(crate) slots: &'a Slots,
-    pub(crate) numbers: &'a BTreeMap<Arc<str>, u32>,
-}
-
 /// An endpoint with its sets, by position in the list of sets.
 pub(crate) struct Placed {
     pub(crate) tables: EndpointTables,
@@ -49,19 +35,28 @@ pub(crate) struct Placed {
 /// What is left to ask of L7, by its address.
 pub type Residuals = BTreeMap<Arc<str>, Arc<Residual<RuleRef>>>;
 
+/// Tables without their sources.
+pub(crate) struct Assembled {
+    pub(crate) tables: Tables,
+    /// Column of each slot.
+    pub(crate) slot_column: Vec<u16>,
+    pub(crate) residuals: Residuals,
+}
+
 pub(crate) fn assemble(
     sets: &[Set],
     placed: Vec<Placed>,
-    sources: &Sources<'_>,
+    slots: &Slots,
     legend: &Legend<'_>,
-) -> Result<(Tables, Residuals), CompileError> {
+    limits: Limits,
+) -> Result<Assembled, CompileError> {
     let blame = |set: usize| {
         placed
             .iter()
             .find(|p| usize::from(p.tables.set4) == set || usize::from(p.tables.set6) == set)
             .map_or_else(String::new, |p| format!("at endpoint `{}`", p.name))
     };
-    let mut rows = Rows::new(legend);
+    let mut rows = Rows::new(legend, limits);
     let mut numbered = Vec::with_capacity(sets.len());
     for (at, set) in sets.iter().enumerate() {
         let blame = || blame(at);
@@ -75,53 +70,36 @@ pub(crate) fn assemble(
         }
         numbered.push((other, ports));
     }
-    let (slot_column, columns) = columns(&rows.list, sources.slots)?;
-    let (port_runs, port_classes, set_rows) = port_classes(&numbered)?;
-    let mut tables = Tables {
-        columns: index("columns", columns.len(), limits::MAX_COLUMNS, String::new)?,
-        port_runs,
+    let (slot_column, columns) = columns(&rows.list, slots, limits)?;
+    let (port_runs, port_classes, set_rows) = port_classes(&numbered, limits)?;
+    let (sets, set_number) = merge_sets(set_rows, limits)?;
+    let endpoints = placed.into_iter().map(|Placed { tables, .. }| EndpointTables {
+        set4: set_number[usize::from(tables.set4)],
+        set6: set_number[usize::from(tables.set6)],
+        ..tables
+    });
+    let of_columns = |row: &Rc<Vec<u16>>| columns.iter().map(|slot| row[*slot]).collect();
+    let tables = Tables {
+        columns: index("columns", columns.len(), limits.columns, String::new)?,
+        port_runs: port_runs.into(),
         port_classes,
-        rows: rows
-            .list
-            .iter()
-            .map(|row| columns.iter().map(|slot| row[*slot]).collect())
-            .collect(),
-        verdicts: rows.verdicts,
+        sets: sets.into(),
+        rows: Arc::new(rows.list.iter().map(of_columns).collect()),
+        verdicts: rows.verdicts.into(),
+        endpoints: Arc::new(endpoints.collect()),
         ..Tables::default()
     };
-    classes(sources, &slot_column, &mut tables)?;
-    let set_number = merge_sets(set_rows, &mut tables)?;
-    for Placed { tables: endpoint, .. } in placed {
-        tables.endpoints.push(EndpointTables {
-            set4: set_number[usize::from(endpoint.set4)],
-            set6: set_number[usize::from(endpoint.set6)],
-            ..endpoint
-        });
-    }
-    Ok((tables, rows.residuals))
-}
-
-/// A count as an index type, or the error that it doesn't fit.
-fn index(
-    what: &'static str,
-    count: usize,
-    limit: usize,
-    cause: impl FnOnce() -> String,
-) -> Result<u16, CompileError> {
-    match u16::try_from(count) {
-        Ok(number) if count <= limit => Ok(number),
-        _ => Err(CompileError::TooMany {
-            what,
-            count,
-            limit,
-            cause: cause(),
-        }),
-    }
+    Ok(Assembled {
+        tables,
+        slot_column,
+        residuals: rows.residuals,
+    })
 }
 
 /// Distinct rows (verdict of each slot) and distinct verdicts.
 struct Rows<'a> {
     legend: &'a Legend<'a>,
+    limits: Limits,
     list: Vec<Rc<Vec<u16>>>,
     by_content: HashMap<Rc<Vec<u16>>, u16>,
     /// The keys are kept alive by the sets during assembly.
@@ -133,9 +111,10 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(legend: &'a Legend<'a>) -> Self {
+    fn new(legend: &'a Legend<'a>, limits: Limits) -> Self {
         Self {
             legend,
+            limits,
             list: Vec::new(),
             by_content: HashMap::new(),
             by_pointer: HashMap::new(),
@@ -157,7 +136,7 @@ impl<'a> Rows<'a> {
         let number = match self.by_content.get(&cells) {
             Some(known) => *known,
             None => {
-                let number = index("rows", self.list.len() + 1, limits::MAX_ROWS, blame)? - 1;
+                let number = index::<u16>("rows", self.list.len() + 1, self.limits.rows, blame)? - 1;
                 let cells = Rc::new(cells);
                 self.list.push(Rc::clone(&cells));
                 self.by_content.insert(cells, number);
@@ -183,9 +162,8 @@ impl<'a> Rows<'a> {
         let number = match self.by_verdict.get(&verdict) {
             Some(known) => *known,
             None => {
-                // Verdict id 0 means "no verdict" in the kernel, so one less fits.
-                let limit = limits::MAX_VERDICTS - 1;
-                let number = index("verdicts", self.verdicts.len() + 1, limit, blame)? - 1;
+                let limit = self.limits.verdicts;
+                let number = index::<u16>("verdicts", self.verdicts.len() + 1, limit, blame)? - 1;
                 self.verdicts.push(verdict.clone());
                 self.by_verdict.insert(verdict, number);
                 number
@@ -260,7 +238,11 @@ fn needs(outcome: &Outcome) -> Option<&Needs> {
 }
 
 /// Column of each slot, and a slot of each column.
-fn columns(rows: &[Rc<Vec<u16>>], slots: &Slots) -> Result<(Vec<u16>, Vec<usize>), CompileError> {
+fn columns(
+    rows: &[Rc<Vec<u16>>],
+    slots: &Slots,
+    limits: Limits,
+) -> Result<(Vec<u16>, Vec<usize>), CompileError> {
     let mut by_content: HashMap<Vec<u16>, u16> = HashMap::new();
     let mut column_of = Vec::with_capacity(slots.list.len());
     let mut columns = Vec::new();
@@ -270,7 +252,7 @@ fn columns(rows: &[Rc<Vec<u16>>], slots: &Slots) -> Result<(Vec<u16>, Vec<usize>
             Some(known) => *known,
             None => {
                 columns.push(slot);
-                let number = index("columns", columns.len(), limits::MAX_COLUMNS, String::new)? - 1;
+                let number = index::<u16>("columns", columns.len(), limits.columns, String::new)? - 1;
                 by_content.insert(content, number);
                 number
             }
@@ -286,7 +268,7 @@ type SetRows = (u16, BTreeMap<u16, u16>);
 /// Runs of ports with one class, number of classes, and each set's row by port class.
 type PortClasses = (Vec<(u16, u16)>, u16, Vec<Vec<u16>>);
 
-fn port_classes(sets: &[SetRows]) -> Result<PortClasses, CompileError> {
+fn port_classes(sets: &[SetRows], limits: Limits) -> Result<PortClasses, CompileError> {
     let mut by_port: BTreeMap<u16, Vec<(usize, u16)>> = BTreeMap::new();
     for (set, (_, ports)) in sets.iter().enumerate() {
         for (port, row) in ports {
@@ -305,7 +287,7 @@ fn port_classes(sets: &[SetRows]) -> Result<PortClasses, CompileError> {
                 classes = index(
                     "port classes",
                     usize::from(class) + 1,
-                    limits::MAX_PORT_CLASSES,
+                    limits.port_classes,
                     || format!("at port {port}"),
                 )?;
                 by_content.insert(content, class);
@@ -336,122 +318,23 @@ fn run(runs: &mut Vec<(u16, u16)>, first: u16, class: u16) {
     }
 }
 
-/// Puts each distinct set into the tables; number of each.
-fn merge_sets(sets: Vec<Vec<u16>>, tables: &mut Tables) -> Result<Vec<u16>, CompileError> {
+/// The distinct sets, and the number of each.
+fn merge_sets(sets: Vec<Vec<u16>>, limits: Limits) -> Result<(Vec<Vec<u16>>, Vec<u16>), CompileError> {
     let mut by_content: HashMap<Vec<u16>, u16> = HashMap::new();
+    let mut distinct: Vec<Vec<u16>> = Vec::new();
     let mut numbers = Vec::with_capacity(sets.len());
     for set in sets {
         let number = match by_content.get(&set) {
             Some(known) => *known,
             None => {
-                let count = tables.sets.len() + 1;
-                let number = index("policy sets", count, limits::MAX_SETS, String::new)? - 1;
-                tables.sets.push(set.clone());
+                let count = distinct.len() + 1;
+                let number = index::<u16>("policy sets", count, limits.sets, String::new)? - 1;
+                distinct.push(set.clone());
                 by_content.insert(set, number);
                 number
             }
         };
         numbers.push(number);
     }
-    Ok(numbers)
-}
-
-fn classes(sources: &Sources<'_>, slot_column: &[u16], tables: &mut Tables) -> Result<(), CompileError> {
-    let mut classes = Classes::default();
-    classes.number(sources, (Lent::Unknown, 0), slot_column, tables)?;
-    for (address, lender) in sources.lending.lenders() {
-        let place = sources.blocks.place(*address);
-        let derived = if place.pod_range {
-            Lent::Pending
-        } else {
-            Lent::Unknown
-        };
-        // An address that its block already says everything about needs no entry of its own.
-        if lender.lent != derived || lender.local != 0 {
-            let class = classes.number(sources, (lender.lent, place.block), slot_column, tables)?;
-            tables.addresses.push(SourceAddress {
-                address: *address,
-                class,
-                local: lender.local,
-            });
-        }
-    }
-    let count = tables.addresses.len();
-    if count > limits::MAX_ADDRESSES {
-        return Err(CompileError::TooMany {
-            what: "source addresses",
-            count,
-            limit: limits::MAX_ADDRESSES,
-            cause: String::new(),
-        });
-    }
-    let (mut v4, mut v6) = (0, 0);
-    for (net, place) in sources.blocks.iter() {
-        let lent = if place.pod_range {
-            Lent::Pending
-        } else {
-            Lent::Unknown
-        };
-        let class = classes.number(sources, (lent, place.block), slot_column, tables)?;
-        let family = if net.addr().is_ipv4() { &mut v4 } else { &mut v6 };
-        *family += 1;
-        index("CIDR blocks of one family", *family, limits::MAX_BLOCKS, || {
-            format!("at `{net}`")
-        })?;
-        tables.blocks.push(SourceBlock {
-            network: net.network(),
-            prefix: net.prefix_len(),
-            class,
-        });
-    }
-    Ok(())
-}
-
-#[derive(Default)]
-struct Classes {
-    numbers: FxHashMap<(Lent, BlockId), u16>,
-    blocks: HashMap<BlockId, Vec<Arc<str>>>,
-}
-
-impl Classes {
-    fn number(
-        &mut self,
-        sources: &Sources<'_>,
-        source: (Lent, BlockId),
-        slot_column: &[u16],
-        tables: &mut Tables,
-    ) -> Result<u16, CompileError> {
-        if let Some(known) = self.numbers.get(&source) {
-            return Ok(*known);
-        }
-        let (lent, block) = source;
-        let count = tables.classes.len() + 1;
-        let number = index("source classes", count, limits::MAX_CLASSES, String::new)? - 1;
-        let principal = match lent {
-            Lent::Known(identity) => Some(Arc::clone(sources.identities.principal(identity))),
-            Lent::Unknown | Lent::Pending => None,
-        };
-        let names = self
-            .blocks
-            .entry(block)
-            .or_insert_with(|| sources.blocks.names(block));
-        tables.classes.push(ClassInfo {
-            identity: principal
-                .as_ref()
-                .and_then(|principal| sources.numbers.get(principal))
-                .copied()
-                .unwrap_or(0),
-            principal,
-            pending: lent == Lent::Pending,
-            blocks: names.clone(),
-        });
-        let slot = sources.slots.find(lent, block);
-        // A source that no slot stands for can't happen; column 0 would be the outsider's, so it is an error.
-        let column = slot
-            .and_then(|slot| slot_column.get(slot))
-            .ok_or(CompileError::Lost)?;
-        tables.class_column.push(*column);
-        self.numbers.insert(source, number);
-        Ok(number)
-    }
+    Ok((distinct, numbers))
 }

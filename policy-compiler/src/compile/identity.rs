@@ -24,36 +24,43 @@ impl Identity {
         }
     }
 
-    fn principal(&self) -> String {
-        format!(
-            "{}/ns/{}/sa/{}",
-            self.trust_domain, self.namespace, self.service_account
-        )
+    fn is_of(&self, workload: &Workload) -> bool {
+        self.service_account == workload.service_account
+            && self.namespace == workload.namespace
+            && self.trust_domain == workload.trust_domain
     }
+}
+
+fn principal(workload: &Workload) -> String {
+    let Workload {
+        trust_domain,
+        namespace,
+        service_account,
+        ..
+    } = workload;
+    format!("{trust_domain}/ns/{namespace}/sa/{service_account}")
 }
 
 /// The table of identities; never shrinks.
 #[derive(Debug, Default)]
 pub(crate) struct Identities {
     list: Vec<(Identity, Arc<str>)>,
-    index: HashMap<Identity, usize>,
     by_principal: HashMap<Arc<str>, Vec<usize>>,
 }
 
 impl Identities {
     pub(crate) fn intern(&mut self, workload: &Workload) -> usize {
-        let identity = Identity::of(workload);
-        if let Some(known) = self.index.get(&identity) {
+        let principal: Arc<str> = principal(workload).into();
+        let numbers = self.by_principal.entry(Arc::clone(&principal)).or_default();
+        let known = numbers
+            .iter()
+            .find(|number| self.list[**number].0.is_of(workload));
+        if let Some(known) = known {
             return *known;
         }
         let number = self.list.len();
-        let principal: Arc<str> = identity.principal().into();
-        self.by_principal
-            .entry(Arc::clone(&principal))
-            .or_default()
-            .push(number);
-        self.list.push((identity.clone(), principal));
-        self.index.insert(identity, number);
+        numbers.push(number);
+        self.list.push((Identity::of(workload), principal));
         number
     }
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::identity::Identities;
+use crate::shared_map::{SharedMap, differences};
 use crate::world::{Endpoint, NodeOptions, Service, Workload, WorkloadKind, World};
 
 /// What is known of the identity behind an address.
@@ -29,10 +30,21 @@ pub(crate) struct Lender {
     pub(crate) local: u16,
 }
 
+/// What an update changed.
+#[derive(Debug, Default)]
+pub(crate) struct Moved {
+    /// Addresses with another owner than before, or none.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// More than that: the node's settings, a Service, an endpoint, or a local pod's own workload.
+    pub(crate) beyond: bool,
+    /// Other problems than before.
+    pub(crate) problems: bool,
+}
+
 /// The addresses, kept from one compile to the next; only what changed is looked at again.
 #[derive(Debug, Default)]
 pub(crate) struct Lending {
-    workloads: BTreeMap<Arc<str>, Arc<Workload>>,
+    workloads: SharedMap<Arc<str>, Arc<Workload>>,
     services: BTreeMap<Arc<str>, Arc<Service>>,
     endpoints: BTreeMap<u16, Arc<Endpoint>>,
     node: NodeOptions,
@@ -44,26 +56,33 @@ pub(crate) struct Lending {
 }
 
 impl Lending {
-    /// Brings the addresses up to date; `true` when any of them changed.
-    pub(crate) fn update(&mut self, world: &World, identities: &mut Identities) -> bool {
-        // In order, so that identities are numbered alike in every run.
-        let mut touched: BTreeSet<IpAddr> = BTreeSet::new();
-        self.update_workloads(world, &mut touched);
-        self.update_services(world, &mut touched);
-        self.update_endpoints(world, &mut touched);
+    /// Brings the addresses up to date.
+    pub(crate) fn update(&mut self, world: &World, identities: &mut Identities) -> Moved {
+        let mut touched: Vec<IpAddr> = Vec::new();
+        let mut moved = Moved {
+            beyond: self.update_endpoints(world, &mut touched),
+            ..Moved::default()
+        };
+        moved.beyond |= self.update_services(world, &mut touched);
+        moved.beyond |= self.update_workloads(world, &mut touched);
         if self.node != world.node {
             self.node = world.node.clone();
+            moved.beyond = true;
             touched.extend(self.holders.keys());
             touched.extend(self.vips.keys());
             touched.extend(self.owners.keys());
             touched.extend(self.lenders.keys());
             touched.extend(&self.node.node_addresses);
         }
-        let mut changed = false;
+        // In order, so that identities are numbered alike in every run.
+        touched.sort_unstable();
+        touched.dedup();
         for address in touched {
-            changed |= self.settle(address, identities);
+            let (lender, problem) = self.settle(address, identities);
+            moved.addresses.extend(lender.then_some(address));
+            moved.problems |= problem;
         }
-        changed
+        moved
     }
 
     /// All addresses that have an owner here, a VIP or a workload, in order.
@@ -92,14 +111,15 @@ impl Lending {
         self.problems.values()
     }
 
-    fn update_workloads(&mut self, world: &World, touched: &mut BTreeSet<IpAddr>) {
-        let (gone, come) = differences(&self.workloads, &world.workloads);
-        if gone.is_empty() && come.is_empty() {
-            return;
-        }
-        for workload in gone {
+    /// `true` when a local pod's own workload changed: one that shares an address with it.
+    fn update_workloads(&mut self, world: &World, touched: &mut Vec<IpAddr>) -> bool {
+        // By pointer: an `Arc` is replaced when its content changes.
+        let (gone, come) = self.workloads.differences(&world.workloads, Arc::ptr_eq);
+        let changed = gone.iter().chain(&come).flat_map(|(_, w)| &w.addresses);
+        let local = changed.into_iter().any(|a| self.owners.contains_key(a));
+        for (_, workload) in gone {
             for address in &workload.addresses {
-                touched.insert(*address);
+                touched.push(*address);
                 if let Some(holders) = self.holders.get_mut(address) {
                     holders.retain(|holder| !Arc::ptr_eq(holder, &workload));
                     if holders.is_empty() {
@@ -108,26 +128,27 @@ impl Lending {
                 }
             }
         }
-        for workload in come {
-            let addresses: BTreeSet<IpAddr> = workload.addresses.iter().copied().collect();
-            for address in addresses {
-                touched.insert(address);
-                self.holders
-                    .entry(address)
-                    .or_default()
-                    .push(Arc::clone(&workload));
+        for (_, workload) in come {
+            for address in &workload.addresses {
+                touched.push(*address);
+                let holders = self.holders.entry(*address).or_default();
+                // Named twice, it still holds the address once.
+                if !holders.iter().any(|holder| Arc::ptr_eq(holder, &workload)) {
+                    holders.push(Arc::clone(&workload));
+                }
             }
         }
         self.workloads = world.workloads.clone();
+        local
     }
 
-    fn update_services(&mut self, world: &World, touched: &mut BTreeSet<IpAddr>) {
-        let (gone, come) = differences(&self.services, &world.services);
+    fn update_services(&mut self, world: &World, touched: &mut Vec<IpAddr>) -> bool {
+        let (gone, come) = differences(self.services.iter(), world.services.iter(), Arc::ptr_eq);
         if gone.is_empty() && come.is_empty() {
-            return;
+            return false;
         }
-        for address in gone.iter().flat_map(|service| &service.addresses) {
-            touched.insert(*address);
+        for address in gone.iter().flat_map(|(_, service)| &service.addresses) {
+            touched.push(*address);
             if let Some(count) = self.vips.get_mut(address) {
                 *count -= 1;
                 if *count == 0 {
@@ -135,21 +156,22 @@ impl Lending {
                 }
             }
         }
-        for address in come.iter().flat_map(|service| &service.addresses) {
-            touched.insert(*address);
+        for address in come.iter().flat_map(|(_, service)| &service.addresses) {
+            touched.push(*address);
             *self.vips.entry(*address).or_default() += 1;
         }
         self.services = world.services.clone();
+        true
     }
 
-    fn update_endpoints(&mut self, world: &World, touched: &mut BTreeSet<IpAddr>) {
-        let (gone, come) = differences(&self.endpoints, &world.endpoints);
+    fn update_endpoints(&mut self, world: &World, touched: &mut Vec<IpAddr>) -> bool {
+        let (gone, come) = differences(self.endpoints.iter(), world.endpoints.iter(), Arc::ptr_eq);
         if gone.is_empty() && come.is_empty() {
-            return;
+            return false;
         }
-        for endpoint in gone {
+        for (_, endpoint) in gone {
             for address in &endpoint.addresses {
-                touched.insert(*address);
+                touched.push(*address);
                 if let Some(owners) = self.owners.get_mut(address) {
                     owners.remove(&endpoint.id);
                     if owners.is_empty() {
@@ -158,29 +180,29 @@ impl Lending {
                 }
             }
         }
-        for endpoint in come {
+        for (_, endpoint) in come {
             for address in &endpoint.addresses {
-                touched.insert(*address);
+                touched.push(*address);
                 self.owners.entry(*address).or_default().insert(endpoint.id);
             }
         }
         self.endpoints = world.endpoints.clone();
+        true
     }
 
-    /// Decides one address again; `true` when that changed it.
-    fn settle(&mut self, address: IpAddr, identities: &mut Identities) -> bool {
-        let decided = self.decide(address, identities);
-        let problem_before = self.problems.remove(&address);
-        let before = match &decided {
-            Some((lender, problem)) => {
-                if let Some(problem) = problem {
-                    self.problems.insert(address, problem.clone());
-                }
-                self.lenders.insert(address, *lender)
-            }
+    /// Decides one address again; whether its owner, and whether its problem, is another than before.
+    fn settle(&mut self, address: IpAddr, identities: &mut Identities) -> (bool, bool) {
+        let (lender, problem) = self.decide(address, identities).unzip();
+        let problem = problem.flatten();
+        let lender_before = match lender {
+            Some(lender) => self.lenders.insert(address, lender),
             None => self.lenders.remove(&address),
         };
-        before != decided.map(|(lender, _)| lender) || problem_before.as_ref() != self.problems.get(&address)
+        let problem_before = match &problem {
+            Some(problem) => self.problems.insert(address, problem.clone()),
+            None => self.problems.remove(&address),
+        };
+        (lender_before != lender, problem_before != problem)
     }
 
     fn decide(&self, address: IpAddr, identities: &mut Identities) -> Option<(Lender, Option<String>)> {
@@ -221,16 +243,14 @@ impl Lending {
     ) -> Result<Lent, String> {
         let mine =
             |workload: &&Arc<Workload>| !workload.host_network && workload.network == self.node.network;
-        let pods: Vec<&Arc<Workload>> = holders
-            .iter()
-            .filter(mine)
-            .filter(|w| w.kind == WorkloadKind::Pod)
-            .collect();
-        if pods.len() > 1 {
-            let mut names: Vec<String> = pods
+        let pods = || {
+            holders
                 .iter()
-                .map(|w| format!("{}/{}", w.namespace, w.name))
-                .collect();
+                .filter(mine)
+                .filter(|w| w.kind == WorkloadKind::Pod)
+        };
+        if pods().nth(1).is_some() {
+            let mut names: Vec<String> = pods().map(|w| format!("{}/{}", w.namespace, w.name)).collect();
             names.sort();
             return Err(format!(
                 "address `{address}` is on several live pods ({}); it has no identity",
@@ -239,12 +259,10 @@ impl Lending {
         }
         if let Some(endpoint) = self.endpoints.get(&local) {
             // A stale claim of another pod must not outlive the address's move to this one.
-            let own = pods
-                .iter()
-                .find(|w| w.namespace == endpoint.namespace && w.name == endpoint.name);
+            let own = pods().find(|w| w.namespace == endpoint.namespace && w.name == endpoint.name);
             return Ok(own.map_or(Lent::Pending, |w| Lent::Known(identities.intern(w))));
         }
-        if let Some(pod) = pods.first() {
+        if let Some(pod) = pods().next() {
             return Ok(Lent::Known(identities.intern(pod)));
         }
         let trusted: BTreeSet<usize> = holders
@@ -268,35 +286,6 @@ impl Lending {
             Lent::Pending
         } else {
             Lent::Unknown
-        }
-    }
-}
-
-/// What `after` no longer holds and what it holds anew, by pointer: an `Arc` is replaced when its content
-/// changes.
-fn differences<K: Ord, T>(
-    before: &BTreeMap<K, Arc<T>>,
-    after: &BTreeMap<K, Arc<T>>,
-) -> (Vec<Arc<T>>, Vec<Arc<T>>) {
-    let (mut gone, mut come) = (Vec::new(), Vec::new());
-    let (mut left, mut right) = (before.iter().peekable(), after.iter().peekable());
-    loop {
-        let order = match (left.peek(), right.peek()) {
-            (None, None) => return (gone, come),
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            // One object has one key: no need to read it.
-            (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new) => std::cmp::Ordering::Equal,
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-        };
-        let old = order.is_le().then(|| left.next()).flatten();
-        let new = order.is_ge().then(|| right.next()).flatten();
-        match (old, new) {
-            (Some((_, old)), Some((_, new))) if Arc::ptr_eq(old, new) => {}
-            (old, new) => {
-                gone.extend(old.map(|(_, value)| Arc::clone(value)));
-                come.extend(new.map(|(_, value)| Arc::clone(value)));
-            }
         }
     }
 }

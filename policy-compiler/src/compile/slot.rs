@@ -4,6 +4,7 @@
 //! Invariant: a source without identity yet has two slots, the kindest and the harshest identity it may turn
 //! out to have; seen from ALLOW the kindest matches every identity field, seen from DENY none.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
@@ -81,6 +82,17 @@ impl Tests {
             *upto = identities.len();
         }
     }
+
+    /// What each of `used` says of an identity.
+    fn answers(&self, used: &[TestId], identity: usize) -> Bits {
+        let mut answers = Bits::empty(used.len());
+        for (at, test) in used.iter().enumerate() {
+            if self.list[*test].holds.contains(identity) {
+                answers.insert(at);
+            }
+        }
+        answers
+    }
 }
 
 /// The slots of one compile with every used predicate's set of slots.
@@ -92,6 +104,10 @@ pub(crate) struct Slots {
     pub(crate) pending: Vec<usize>,
     index: BTreeMap<Slot, usize>,
     group_of: Vec<usize>,
+    /// An identity of each group.
+    representatives: Vec<usize>,
+    /// Group by answers; filled when first asked for.
+    by_answers: OnceCell<HashMap<Bits, usize>>,
     identity: FxHashMap<(TestId, Side), Bits>,
     /// Slots that may have no identity.
     pub(crate) nobody: Bits,
@@ -130,6 +146,8 @@ impl Slots {
             pending,
             index,
             group_of,
+            representatives,
+            by_answers: OnceCell::new(),
             identity: FxHashMap::default(),
         };
         for at in 0..slots.list.len() {
@@ -142,7 +160,7 @@ impl Slots {
         }
         for test in used {
             for side in [Side::Allow, Side::Deny] {
-                let bits = slots.identity_bits(&tests.list[*test], side, &representatives);
+                let bits = slots.identity_bits(&tests.list[*test], side);
                 slots.identity.insert((*test, side), bits);
             }
         }
@@ -152,6 +170,29 @@ impl Slots {
     /// Slots, twins included.
     pub(crate) fn len(&self) -> usize {
         self.list.len() + self.pending.len()
+    }
+
+    /// Puts identities that were met since into the groups that answer `used`, the same tests, as they do;
+    /// `false` when one answers like no group.
+    pub(crate) fn admit(&mut self, tests: &mut Tests, used: &[TestId], identities: &Identities) -> bool {
+        if self.group_of.len() == identities.len() {
+            return true;
+        }
+        for test in used {
+            tests.answer(*test, identities);
+        }
+        let groups = || {
+            let answers = |(group, identity): (usize, &usize)| (tests.answers(used, *identity), group);
+            self.representatives.iter().enumerate().map(answers).collect()
+        };
+        let by_answers = self.by_answers.get_or_init(groups);
+        for identity in self.group_of.len()..identities.len() {
+            match by_answers.get(&tests.answers(used, identity)) {
+                Some(group) => self.group_of.push(*group),
+                None => return false,
+            }
+        }
+        true
     }
 
     /// The candidate of a source.
@@ -189,13 +230,13 @@ impl Slots {
         bits
     }
 
-    fn identity_bits(&self, answered: &Answered, side: Side, representatives: &[usize]) -> Bits {
+    fn identity_bits(&self, answered: &Answered, side: Side) -> Bits {
         let mut bits = Bits::empty(self.len());
         for (at, (who, _)) in self.list.iter().enumerate() {
             let holds = match who {
                 Who::Unknown => answered.test.holds_unknown(),
                 Who::Pending => side == Side::Allow,
-                Who::Group(group) => answered.holds.contains(representatives[*group]),
+                Who::Group(group) => answered.holds.contains(self.representatives[*group]),
             };
             if holds {
                 bits.insert(at);

@@ -1,4 +1,4 @@
-//! The report of a compile.
+//! The report of a compile, but for its problems, which come together elsewhere.
 //!
 //! Invariant: every policy of the world has a line, enforced or not.
 
@@ -18,7 +18,7 @@ pub(super) fn report(
     world: &World,
     policies: &Policies,
     destinations: &[Destination<'_>],
-    mut problems: Vec<String>,
+    problems: &mut Vec<String>,
 ) -> Report {
     let mut report = Report::default();
     // Endpoints under the same policies share one list of them.
@@ -46,9 +46,7 @@ pub(super) fn report(
     for (at, policy) in policies.all.iter().enumerate() {
         let endpoints = acting.remove(&at).unwrap_or_default();
         let status = match policy {
-            Acting::Policy(policy) => {
-                authorization_status(policy, world, endpoints.is_empty(), &mut problems)
-            }
+            Acting::Policy(policy) => authorization_status(policy, world, endpoints.is_empty(), problems),
             Acting::Unreadable(reference) => unreadable_status(world, reference),
         };
         let key = (PolicyKind::Authorization, policy.reference().clone());
@@ -75,9 +73,6 @@ pub(super) fn report(
             },
         );
     }
-    problems.sort();
-    problems.dedup();
-    report.problems = problems;
     report
 }
 

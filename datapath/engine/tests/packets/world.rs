@@ -30,9 +30,9 @@ use thyra_datapath_engine::host::HostNode;
 pub(crate) const ALLOW: u16 = 1;
 
 /// Classes.
-const FRIEND: u16 = 1;
-const FOE: u16 = 2;
-const PENDING: u16 = 3;
+const FRIEND: u32 = 1;
+const FOE: u32 = 2;
+const PENDING: u32 = 3;
 
 const LOCAL: [(u16, u32, Option<Mode>); 5] = [
     (1, 2, Some(Mode::Enforce)),
@@ -80,7 +80,7 @@ fn tables() -> Tables {
         blocks: Vec::new(),
     };
     let mut addresses = Vec::new();
-    let both = |last: u8, class: u16| {
+    let both = |last: u8, class: u32| {
         let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, hexadecimal(last));
         [
             source(IpAddr::V4(Ipv4Addr::new(10, 244, 1, last)), class, 0),
@@ -111,15 +111,16 @@ fn tables() -> Tables {
         })
     };
     Tables {
-        classes: vec![class; 4],
-        class_column: vec![0, 1, 2, 3],
+        classes: vec![class; 4].into(),
+        class_column: vec![0, 1, 2, 3].into(),
         columns: 4,
-        addresses,
+        addresses: addresses.into(),
         blocks: vec![
             block("192.0.2.0", 24, FRIEND),
             block("192.0.2.128", 25, 0),
             block("2001:db8:1::", 48, FRIEND),
-        ],
+        ]
+        .into(),
         port_runs: vec![
             (0, 0),
             (7070, 3),
@@ -128,18 +129,20 @@ fn tables() -> Tables {
             (8081, 0),
             (9090, 2),
             (9091, 0),
-        ],
+        ]
+        .into(),
         port_classes: 4,
-        sets: vec![vec![0, 1, 2, 3]],
-        rows: vec![vec![1, 1, 1, 2], vec![1, 0, 1, 2], vec![0; 4], vec![3; 4]],
+        sets: vec![vec![0, 1, 2, 3]].into(),
+        rows: vec![vec![1, 1, 1, 2], vec![1, 0, 1, 2], vec![0; 4], vec![3; 4]].into(),
         verdicts: vec![
             verdict(Action::Allow, Reason::PolicyAllow),
             verdict(Action::Deny, Reason::Policy),
             verdict(Action::Hold, Reason::IdentityPending),
             // A cell whose action is `Missing` is what memory that nobody wrote looks like.
             verdict(Action::Missing, Reason::TableMissing),
-        ],
-        endpoints: LOCAL.into_iter().filter_map(endpoint).collect(),
+        ]
+        .into(),
+        endpoints: Arc::new(LOCAL.into_iter().filter_map(endpoint).collect()),
     }
 }
 
@@ -148,7 +151,7 @@ fn hexadecimal(decimal: u8) -> u16 {
     u16::from(decimal / 10) * 16 + u16::from(decimal % 10)
 }
 
-fn source(address: IpAddr, class: u16, local: u16) -> SourceAddress {
+fn source(address: IpAddr, class: u32, local: u16) -> SourceAddress {
     SourceAddress {
         address,
         class,
@@ -156,7 +159,7 @@ fn source(address: IpAddr, class: u16, local: u16) -> SourceAddress {
     }
 }
 
-fn block(network: &str, prefix: u8, class: u16) -> SourceBlock {
+fn block(network: &str, prefix: u8, class: u32) -> SourceBlock {
     SourceBlock {
         network: network.parse().unwrap(),
         prefix,
