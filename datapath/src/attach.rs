@@ -5,14 +5,17 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use thyra_datapath_abi::{EndpointRecord, limits};
+use tracing::warn;
 
 use crate::bpffs::{self, BpffsError, Direction, Pin};
 use crate::datapath::Datapath;
 use crate::endpoint_ids::ReserveError;
 use crate::interface::Interface;
 use crate::programs::HookError;
+use crate::sockets::{self, Connection};
 use crate::state_file::StateError;
 use crate::sys;
 
@@ -27,6 +30,8 @@ pub struct EndpointSpec {
     pub addresses: Vec<IpAddr>,
     /// The pod's MAC, if known.
     pub mac: Option<[u8; 6]>,
+    /// Its network namespace, if known: the connections that it opened before are read there.
+    pub netns: Option<PathBuf>,
 }
 
 /// An endpoint can't be attached. Nothing of it is left behind.
@@ -118,6 +123,9 @@ impl Datapath {
                 .forget(&self.memory, id)
                 .map_err(|e| AttachError::Leftover(id, e))?;
         }
+        if fresh {
+            self.seed(id, spec);
+        }
         if let Some(other) = other {
             self.flows
                 .copy(&self.memory, other, id)
@@ -139,8 +147,39 @@ impl Datapath {
                 _ => Err(refused),
             };
         }
+        if fresh {
+            // What was opened before the programs saw its SYN.
+            self.seed(id, spec);
+        }
         self.retire_older(interface.index)?;
         Ok(id)
+    }
+
+    /// Remembers the connections that the pod has opened, so that answers to them come in.
+    fn seed(&self, id: u16, spec: &EndpointSpec) {
+        let Some(netns) = &spec.netns else {
+            return;
+        };
+        let (uid, netns) = (&spec.uid, netns.as_path());
+        match sockets::connections(netns) {
+            Ok(mut found) => {
+                let own =
+                    |c: &Connection| spec.addresses.contains(&c.local.ip()) && c.local.ip() != c.remote.ip();
+                found.retain(|c| !c.accepted && own(c));
+                if !self.flows.seed(&self.memory, id, &found) {
+                    warn!(
+                        uid,
+                        id,
+                        connections = found.len(),
+                        "no room for all connections that the pod opened before"
+                    );
+                }
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                warn!(uid, id, netns = %netns.display(), error, "the connections that the pod opened before are unknown");
+            }
+        }
     }
 
     /// Takes the programs away and forgets the endpoint and its connections. An interface that is gone

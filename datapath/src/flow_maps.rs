@@ -12,6 +12,7 @@ use crate::host_flows::HostFlows;
 use crate::memory::Memory;
 use crate::open::{OpenError, Source};
 use crate::outbound::Outbound;
+use crate::sockets::Connection;
 
 /// Entries of a table of the node's connections that one collection looks at.
 const BUDGET: usize = 16_384;
@@ -80,6 +81,11 @@ impl FlowMaps {
         self.outbound.forget(memory, endpoint);
         self.host4.forget(endpoint)?;
         self.host6.forget(endpoint)
+    }
+
+    /// Remembers connections that a pod opened before its endpoint was attached. Returns whether all had room.
+    pub(crate) fn seed(&self, memory: &Memory, endpoint: u16, opened: &[Connection]) -> bool {
+        self.outbound.seed(memory, endpoint, opened)
     }
 
     /// Gives the connections of one endpoint to another id as well.

@@ -3,6 +3,7 @@
 //! Invariant: a connection that may still carry a packet stays; one that changed while it was looked at is left
 //! alone. The count of an endpoint is that of its connections, also after a process died between the two.
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 use thyra_datapath_abi::flow::{FLOW4_WORDS, FLOW6_WORDS, FlowBucket4, FlowBucket6};
@@ -15,6 +16,7 @@ use crate::flow_maps::{Swept, is_finished};
 use crate::mapping::Mapping;
 use crate::memory::Memory;
 use crate::open::{OpenError, Source};
+use crate::sockets::{Connection, Phase};
 
 const WORDS4: usize = FLOW_BUCKETS * size_of::<FlowBucket4>() / size_of::<u64>();
 const WORDS6: usize = FLOW_BUCKETS * size_of::<FlowBucket6>() / size_of::<u64>();
@@ -55,6 +57,44 @@ impl Outbound {
     /// Forgets all connections of an endpoint.
     pub(crate) fn forget(&self, memory: &Memory, endpoint: u16) {
         let _counted = self.remove(memory, &|_, other| other == endpoint);
+    }
+
+    /// Remembers connections that endpoint `id` opened; one that is known already stays as it is. Returns whether all
+    /// had room.
+    pub(crate) fn seed(&self, memory: &Memory, id: u16, opened: &[Connection]) -> bool {
+        let seed = memory.flow_seed();
+        let (four, six) = (words(memory, &self.v4), words(memory, &self.v6));
+        let remember = |connection: &Connection| {
+            let (local, remote) = (connection.local, connection.remote);
+            let (local_port, remote_port) = (local.port().to_be_bytes(), remote.port().to_be_bytes());
+            match (local.ip(), remote.ip()) {
+                (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                    let flow = Flow4 {
+                        local: local.octets(),
+                        remote: remote.octets(),
+                        local_port,
+                        remote_port,
+                        endpoint: id,
+                        pad: 0,
+                    };
+                    known_or_new(&four, &Key::v4(&flow, seed), flags(connection.phase))
+                }
+                (IpAddr::V6(local), IpAddr::V6(remote)) => {
+                    let flow = Flow6 {
+                        local: local.octets(),
+                        remote: remote.octets(),
+                        local_port,
+                        remote_port,
+                        endpoint: id,
+                        pad: 0,
+                    };
+                    known_or_new(&six, &Key::v6(&flow, seed), flags(connection.phase))
+                }
+                // No packet is of two families.
+                _ => true,
+            }
+        };
+        opened.iter().map(remember).fold(true, |all, one| all & one)
     }
 
     /// Writes all connections of endpoint `from` once more under the id `to`. Returns whether all had room.
@@ -123,6 +163,20 @@ fn v4(key: [u64; FLOW4_WORDS]) -> Flow4 {
 
 fn v6(key: [u64; FLOW6_WORDS]) -> Flow6 {
     zerocopy::transmute!(key)
+}
+
+fn known_or_new<const W: usize>(words: &FlowWords<'_>, key: &Key<W>, flags: u32) -> bool {
+    flow_table::find(words, key, 0).is_some() || flow_table::open(words, key, flags)
+}
+
+fn flags(phase: Phase) -> u32 {
+    match phase {
+        Phase::Opening => 0,
+        Phase::Open => FlowState::ANSWERED,
+        Phase::LocalClosed => FlowState::ANSWERED | FlowState::LOCAL_FIN,
+        Phase::RemoteClosed => FlowState::ANSWERED | FlowState::REMOTE_FIN,
+        Phase::Closed => FlowState::ANSWERED | FlowState::LOCAL_FIN | FlowState::REMOTE_FIN,
+    }
 }
 
 /// Takes out what is `unwanted` of one table.

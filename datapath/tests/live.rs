@@ -19,7 +19,7 @@ use policy::{Policy, allow, deny};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use thyra_datapath::abi::tables::{SourceAddress, SourceBlock, Tables};
 use thyra_datapath::abi::{Action, Event, EventKind, Mode};
-use thyra_datapath::{AttachError, CommitError, Datapath, DatapathStatus, OpenError, Origin};
+use thyra_datapath::{AttachError, CommitError, Datapath, DatapathStatus, EndpointSpec, OpenError, Origin};
 
 const FRIEND: Pod = Pod(2);
 const STRANGER: Pod = Pod(3);
@@ -125,6 +125,32 @@ fn an_allowed_pod_gets_in_and_another_is_reset_at_once() {
         datapath.detach(id).unwrap();
         datapath.detach(id).unwrap();
         everybody_gets_in();
+    });
+}
+
+#[test]
+fn what_a_pod_opened_before_it_was_attached_lives_on() {
+    on_a_node("what_a_pod_opened_before_it_was_attached_lives_on", || {
+        pods();
+        STRANGER.serve(PORT);
+        let opened = families(STRANGER).map(|address| SERVER.connect(address, PORT).unwrap());
+        let accepted = families(SERVER).map(|address| STRANGER.connect(address, PORT).unwrap());
+        let mut datapath = open();
+        let id = enforce(&mut datapath);
+        assert!(opened.iter().all(echoes), "its own connections");
+        assert!(!accepted.iter().any(echoes), "those that policy refuses");
+        only_the_friend_gets_in();
+
+        datapath.detach(id).unwrap();
+        let tables = tables(&mut datapath, Mode::Enforce, false);
+        datapath.commit(&tables, 2).unwrap();
+        // The control: without the pod's namespace nobody knows who opened them.
+        let unknown = EndpointSpec {
+            netns: None,
+            ..SERVER.spec()
+        };
+        datapath.attach(&unknown).unwrap();
+        assert!(!opened.iter().any(echoes));
     });
 }
 

@@ -73,6 +73,7 @@ impl Plane for Datapath {
                 host_interface: registration.host_interface.clone(),
                 addresses: registration.addresses.clone(),
                 mac: registration.mac,
+                netns: (!registration.netns.is_empty()).then(|| registration.netns.clone().into()),
             },
         )?;
         if attached != id {

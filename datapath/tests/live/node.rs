@@ -169,6 +169,7 @@ impl Pod {
             host_interface: self.interface(),
             addresses: vec![self.v4(), self.v6()],
             mac: None,
+            netns: Some(format!("/run/netns/pod{}", self.0).into()),
         }
     }
 

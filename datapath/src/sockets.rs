@@ -1,0 +1,279 @@
+//! The TCP connections that a pod's own stack holds, as sock_diag(7) tells them.
+//!
+//! Invariant: a connection whose local port also listens was accepted, any other one was opened by the pod.
+//!
+//! Layouts: `struct inet_diag_req_v2` and `struct inet_diag_msg` of
+//! <https://github.com/torvalds/linux/blob/v6.6/include/uapi/linux/inet_diag.h>.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST_DUMP: u16 = 0x1 | 0x300;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+
+/// How far a connection has come, as the pod's stack sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Its SYN is not answered yet.
+    Opening,
+    /// Open both ways.
+    Open,
+    /// The pod has closed its side.
+    LocalClosed,
+    /// The other side has closed.
+    RemoteClosed,
+    /// Both have.
+    Closed,
+}
+
+/// A TCP connection of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Connection {
+    /// The pod's side; never v4-mapped.
+    pub local: SocketAddr,
+    /// The other side, as the pod dialled it: a Service's address, say.
+    pub remote: SocketAddr,
+    /// Whether the other side opened it.
+    pub accepted: bool,
+    /// How far it has come.
+    pub phase: Phase,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct Header {
+    length: u32,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct SocketId {
+    source_port: [u8; 2],
+    destination_port: [u8; 2],
+    source: [u8; 16],
+    destination: [u8; 16],
+    interface: u32,
+    cookie: [u32; 2],
+}
+
+#[repr(C)]
+#[derive(IntoBytes, Immutable, KnownLayout)]
+struct Request {
+    header: Header,
+    family: u8,
+    protocol: u8,
+    extensions: u8,
+    pad: u8,
+    states: u32,
+    id: SocketId,
+}
+
+/// The beginning of `inet_diag_msg`.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct Answer {
+    family: u8,
+    state: u8,
+    timer: u8,
+    retransmits: u8,
+    id: SocketId,
+}
+
+/// What one socket is.
+enum Found {
+    Listener(u16),
+    Connection(Connection),
+}
+
+/// The connections in the network namespace at `netns` (`/proc/PID/ns/net`, or a name's file). A thread of its own
+/// enters it, since a thread can't always go back.
+///
+/// # Errors
+/// The namespace can't be entered (CAP_SYS_ADMIN), or the kernel doesn't answer.
+pub fn connections(netns: &Path) -> io::Result<Vec<Connection>> {
+    let file = File::open(netns)?;
+    let look = move || {
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        connections_here()
+    };
+    let thread = std::thread::Builder::new().name("sock-diag".into()).spawn(look)?;
+    let ended = thread.join();
+    ended.unwrap_or_else(|_| Err(io::Error::other("the thread that reads the sockets has died")))
+}
+
+fn connections_here() -> io::Result<Vec<Connection>> {
+    let mut listening: HashSet<u16> = HashSet::new();
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        for socket in dump(family)? {
+            match socket {
+                Found::Listener(port) => drop(listening.insert(port)),
+                Found::Connection(connection) => found.push(connection),
+            }
+        }
+    }
+    for connection in &mut found {
+        connection.accepted = listening.contains(&connection.local.port());
+    }
+    Ok(found)
+}
+
+/// All TCP sockets of a family in this thread's network namespace.
+fn dump(family: u8) -> io::Result<Vec<Found>> {
+    let socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    let length = u32::try_from(size_of::<Request>()).map_err(io::Error::other)?;
+    let request = Request {
+        header: Header {
+            length,
+            kind: SOCK_DIAG_BY_FAMILY,
+            flags: NLM_F_REQUEST_DUMP,
+            sequence: 1,
+            port: 0,
+        },
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: 0,
+        pad: 0,
+        states: u32::MAX,
+        id: SocketId::new_zeroed(),
+    };
+    socket.send(request.as_bytes(), 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        if !messages(&bytes, &mut found)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// Reads one datagram of the dump; whether more follow.
+fn messages(mut bytes: &[u8], found: &mut Vec<Found>) -> io::Result<bool> {
+    let cut = || {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "sock_diag answered a message that is cut short",
+        )
+    };
+    while !bytes.is_empty() {
+        let (header, _) = Header::read_from_prefix(bytes).map_err(|_| cut())?;
+        let length = usize::try_from(header.length).map_err(|_| cut())?;
+        let body = bytes.get(size_of::<Header>()..length).ok_or_else(cut)?;
+        match header.kind {
+            NLMSG_DONE => return Ok(false),
+            NLMSG_ERROR => {
+                let (code, _) = i32::read_from_prefix(body).map_err(|_| cut())?;
+                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+            }
+            _ => {
+                let (answer, _) = Answer::read_from_prefix(body).map_err(|_| cut())?;
+                found.extend(read(&answer));
+            }
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(true)
+}
+
+/// None for a socket without another side.
+fn read(answer: &Answer) -> Option<Found> {
+    let local = SocketAddr::new(
+        address(answer.family, answer.id.source)?,
+        u16::from_be_bytes(answer.id.source_port),
+    );
+    let remote = SocketAddr::new(
+        address(answer.family, answer.id.destination)?,
+        u16::from_be_bytes(answer.id.destination_port),
+    );
+    // The TCP states of <https://github.com/torvalds/linux/blob/v6.6/include/net/tcp_states.h>.
+    let phase = match answer.state {
+        1 => Phase::Open,
+        2 | 3 | 12 => Phase::Opening,
+        4 | 5 => Phase::LocalClosed,
+        8 => Phase::RemoteClosed,
+        6 | 9 | 11 => Phase::Closed,
+        10 => return Some(Found::Listener(local.port())),
+        _ => return None,
+    };
+    Some(Found::Connection(Connection {
+        local,
+        remote,
+        accepted: false,
+        phase,
+    }))
+}
+
+fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
+    match family {
+        AF_INET => bytes.first_chunk::<4>().map(|four| IpAddr::from(*four)),
+        AF_INET6 => Some(IpAddr::from(bytes).to_canonical()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn both_ends_of_a_connection_are_told_apart() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let server = listener.accept().unwrap().0;
+            let found = connections(Path::new("/proc/self/ns/net")).unwrap();
+            for (stream, accepted) in [(&client, false), (&server, true)] {
+                let wanted = Connection {
+                    local: stream.local_addr().unwrap(),
+                    remote: stream.peer_addr().unwrap(),
+                    accepted,
+                    phase: Phase::Open,
+                };
+                assert!(found.contains(&wanted), "{wanted:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_v4_connection_of_a_v6_socket_is_a_v4_connection() {
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _server = listener.accept().unwrap().0;
+        let found = connections(Path::new("/proc/self/ns/net")).unwrap();
+        let local = SocketAddr::from(([127, 0, 0, 1], port));
+        assert!(found.iter().any(|c| c.local == local && c.accepted));
+    }
+
+    #[test]
+    fn a_message_that_is_cut_short_is_an_error() {
+        let mut found = Vec::new();
+        assert!(messages(&[20, 0, 0, 0, 20, 0], &mut found).is_err());
+        assert!(messages(&[0xff; 40], &mut found).is_err());
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_there_is_an_error() {
+        assert!(connections(Path::new("/proc/self/ns/none")).is_err());
+    }
+}
