@@ -200,7 +200,7 @@ fn build(root: &Path, out: &Path, toolchain: &Toolchain) -> Result<PathBuf, Stri
             toolchain.name
         ));
     }
-    Ok(target_dir.join(TARGET).join("release/thyra"))
+    Ok(target_dir.join(TARGET).join("release/thyra-ebpf"))
 }
 
 /// `PATH` with cargo's own program folder, where `bpf-linker` is installed, at its end.

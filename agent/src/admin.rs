@@ -3,6 +3,7 @@
 //! Invariant: an answer is taken from one snapshot; nothing here changes what is enforced.
 
 pub mod detail;
+mod diff;
 mod dry_run;
 mod entries;
 mod identities;
@@ -135,6 +136,12 @@ impl AdminService for Admin {
     ) -> Result<Response<api::DryRunResponse>, Status> {
         let request = request.into_inner();
         self.blocking(move |s| dry_run::dry_run(&s.handle.snapshot(), &request))
+            .await
+    }
+
+    async fn diff(&self, request: Request<api::DiffRequest>) -> Result<Response<api::DiffResponse>, Status> {
+        let request = request.into_inner();
+        self.blocking(move |s| diff::diff(&s.handle.snapshot(), &s.plane, &request))
             .await
     }
 

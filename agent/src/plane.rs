@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use thyra_datapath::Connection;
 use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event, Reason};
@@ -131,6 +132,11 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// The maps can't be read.
     fn read_back(&self) -> Result<Box<dyn Kernel>, PlaneError>;
+    /// The TCP connections of an endpoint that policy judges, as the pod's own stack holds them.
+    ///
+    /// # Errors
+    /// Its network namespace is not known or can't be entered.
+    fn connections(&self, id: u16, registration: &Registration) -> Result<Vec<Connection>, PlaneError>;
     /// Removes what finished connections left.
     fn collect(&mut self);
     /// For `status`.

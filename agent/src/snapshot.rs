@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use thyra_datapath_abi::tables::{ClassInfo, Tables};
+use thyra_policy_compiler::compile::Residuals;
 use thyra_policy_compiler::report::Report;
 use thyra_policy_compiler::world::Workload;
 
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub verdict_ids: Arc<Vec<u16>>,
     /// The compiler's word about both.
     pub report: Arc<Report>,
+    /// What the tables' verdicts leave to L7.
+    pub residuals: Arc<Residuals>,
     /// 0 before the first commit.
     pub generation: u32,
     /// By endpoint id.

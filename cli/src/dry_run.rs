@@ -37,6 +37,7 @@ const DISAGREE: u8 = 4;
     thyra dry-run --manifests policies/ --from shop/front --to shop/cart --port 8080 --path /admin --explain\n  \
     thyra dry-run --manifests policies/ --connections connections.jsonl > verdicts.jsonl\n  \
     thyra dry-run --diff --manifests policies/ -f change.yaml --delete old-policy.yaml\n  \
+    thyra dry-run --diff -f change.yaml      (on this node, with the open connections that would be cut)\n  \
     thyra dry-run --from outside --to service/shop/cart --port 80 --expect deny\n\n\
     Without files the running agent answers. Exit codes: 0 answered, 1 error, 2 bad files or lines, 3 a verdict is \
     not the expected one, 4 tables and oracle differ, 5 the change changes verdicts.")]
@@ -154,7 +155,7 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
         bail!("`--ip 5`: there are IPv4 and IPv6; give 4 or 6");
     }
     if args.change.diff {
-        return diff::run(&args, format);
+        return diff::run(&args, &agent, format).await;
     }
     let files: Vec<PathBuf> = args.manifests.iter().chain(&args.files).cloned().collect();
     if files.is_empty() {

@@ -216,12 +216,41 @@ impl Entry {
     }
 }
 
+impl From<v1::Residual> for Residual {
+    fn from(v1::Residual { address, http, other }: v1::Residual) -> Self {
+        Self { address, http, other }
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Policy {
     endpoint: Endpoint,
     drift: bool,
     notes: Vec<String>,
     entries: Vec<Entry>,
+    residuals: Vec<Residual>,
+}
+
+/// What is left to ask of L7, in words.
+#[derive(Debug, Serialize)]
+struct Residual {
+    /// As `wanted.residual` names it.
+    address: String,
+    http: Vec<String>,
+    other: Vec<String>,
+}
+
+impl Residual {
+    fn text(&self) -> String {
+        let mut text = format!("\nleft to L7 ({}):\n", self.address);
+        for (what, lines) in [("an HTTP request", &self.http), ("any other stream", &self.other)] {
+            text += &format!("  {what}:\n");
+            for line in lines {
+                text += &format!("    {line}\n");
+            }
+        }
+        text
+    }
 }
 
 impl Show for Policy {
@@ -254,6 +283,7 @@ impl Show for Policy {
         {
             text += &format!("\nneeds L7: {}\n", entry.because.join(", "));
         }
+        text.extend(self.residuals.iter().map(Residual::text));
         text
     }
 }
@@ -318,5 +348,6 @@ fn policy(reply: v1::GetEndpointPolicyResponse) -> Policy {
         drift: reply.drift,
         notes: reply.notes,
         entries: entries.collect(),
+        residuals: reply.residuals.into_iter().map(Residual::from).collect(),
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Verdict {
     pub(crate) rule: Option<u32>,
     /// `ns/name#rule: field` of the rules that make it depend on L7.
     pub(crate) because: Vec<String>,
+    /// Address of what is left to ask of L7; null where nothing is.
+    pub(crate) residual: Option<String>,
     /// What dry-run policies would have done; null where they change nothing.
     pub(crate) would: Option<Would>,
     /// kernel | kernel+envoy
@@ -93,6 +95,7 @@ impl From<&v1::Verdict> for Verdict {
             policy: some(&message.policy),
             rule: message.rule,
             because: message.because.clone(),
+            residual: some(&message.residual),
             would,
             enforced_by: message.enforced_by.clone(),
         }
@@ -114,6 +117,7 @@ impl From<&tables::Verdict> for Verdict {
                 .iter()
                 .map(|(rule, field)| format!("{rule}: {field}"))
                 .collect(),
+            residual: verdict.residual.as_deref().map(str::to_owned),
             would: verdict.would.as_ref().map(|would| Would {
                 action: action(would.action).to_owned(),
                 policy: policy(&would.rule),

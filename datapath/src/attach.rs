@@ -15,7 +15,6 @@ use crate::datapath::Datapath;
 use crate::endpoint_ids::ReserveError;
 use crate::interface::Interface;
 use crate::programs::HookError;
-use crate::sockets::{self, Connection};
 use crate::state_file::StateError;
 use crate::sys;
 
@@ -161,11 +160,9 @@ impl Datapath {
             return;
         };
         let (uid, netns) = (&spec.uid, netns.as_path());
-        match sockets::connections(netns) {
+        match self.connections(id, &spec.addresses, netns) {
             Ok(mut found) => {
-                let own =
-                    |c: &Connection| spec.addresses.contains(&c.local.ip()) && c.local.ip() != c.remote.ip();
-                found.retain(|c| !c.accepted && own(c));
+                found.retain(|c| !c.accepted);
                 if !self.flows.seed(&self.memory, id, &found) {
                     warn!(
                         uid,
@@ -177,7 +174,7 @@ impl Datapath {
             }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
-                warn!(uid, id, netns = %netns.display(), error, "the connections that the pod opened before are unknown");
+                warn!(uid, id, netns = %netns.display(), error, "the connections that it opened before are unknown");
             }
         }
     }

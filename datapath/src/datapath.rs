@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, MapError};
@@ -21,6 +22,7 @@ use crate::grace::Grace;
 use crate::memory::Memory;
 use crate::open::endpoint_numbers;
 use crate::programs::Programs;
+use crate::sockets::{self, Connection};
 use crate::verdict_names::VerdictNames;
 use crate::view::KernelView;
 
@@ -163,6 +165,25 @@ impl Datapath {
             map: maps::BLOCKS4,
             source,
         })
+    }
+
+    /// The TCP connections of an endpoint that policy judges, as the stack in its network namespace holds them: those
+    /// that the node itself made are left out.
+    ///
+    /// # Errors
+    /// The namespace can't be entered, or a map can't be read.
+    pub fn connections(
+        &self,
+        endpoint: u16,
+        addresses: &[IpAddr],
+        netns: &Path,
+    ) -> io::Result<Vec<Connection>> {
+        let mut found = sockets::connections(netns)?;
+        let own = |c: &Connection| addresses.contains(&c.local.ip()) && c.local.ip() != c.remote.ip();
+        found.retain(own);
+        let of_the_node = self.flows.of_the_node(endpoint)?;
+        found.retain(|c| !c.accepted || !of_the_node.contains(&(c.local, c.remote)));
+        Ok(found)
     }
 
     /// Removes finished connections, up to a bound a call; call it every second with `now_ns()`.

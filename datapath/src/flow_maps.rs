@@ -2,8 +2,10 @@
 //!
 //! Invariant: a connection that may still carry a packet stays.
 
+use std::collections::HashSet;
 use std::io;
 use std::mem::offset_of;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use thyra_datapath_abi::{Flow4, Flow6, FlowState, maps};
@@ -86,6 +88,27 @@ impl FlowMaps {
     /// Remembers connections that a pod opened before its endpoint was attached. Returns whether all had room.
     pub(crate) fn seed(&self, memory: &Memory, endpoint: u16, opened: &[Connection]) -> bool {
         self.outbound.seed(memory, endpoint, opened)
+    }
+
+    /// Both ends, the pod's first, of the connections that the node made to an endpoint.
+    pub(crate) fn of_the_node(&self, endpoint: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
+        let four = self.host4.keys(endpoint)?.into_iter().map(|key| {
+            let flow: Flow4 = zerocopy::transmute!(key);
+            let end = |address: [u8; 4], port| SocketAddr::new(address.into(), u16::from_be_bytes(port));
+            (
+                end(flow.local, flow.local_port),
+                end(flow.remote, flow.remote_port),
+            )
+        });
+        let six = self.host6.keys(endpoint)?.into_iter().map(|key| {
+            let flow: Flow6 = zerocopy::transmute!(key);
+            let end = |address: [u8; 16], port| SocketAddr::new(address.into(), u16::from_be_bytes(port));
+            (
+                end(flow.local, flow.local_port),
+                end(flow.remote, flow.remote_port),
+            )
+        });
+        Ok(four.chain(six).collect())
     }
 
     /// Gives the connections of one endpoint to another id as well.

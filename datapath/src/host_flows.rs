@@ -101,6 +101,23 @@ impl<const K: usize> HostFlows<K> {
         Ok(())
     }
 
+    /// The connections of an endpoint.
+    pub(crate) fn keys(&self, endpoint: u16) -> io::Result<Vec<[u8; K]>> {
+        let mut keys = Vec::new();
+        let mut cursor = Some(Cursor::default());
+        while let Some(at) = cursor {
+            let (batch, next) = self.batch(at)?;
+            keys.extend(
+                batch
+                    .into_iter()
+                    .map(|(key, _)| key)
+                    .filter(|key| self.endpoint(key) == endpoint),
+            );
+            cursor = next;
+        }
+        Ok(keys)
+    }
+
     fn batch(&self, at: Cursor) -> io::Result<(Vec<Entry<K>>, Option<Cursor>)> {
         let mut keys = vec![[0; K]; BATCH];
         let mut values = vec![[0; STATE_BYTES]; BATCH];

@@ -48,7 +48,7 @@ pub use object::{ObjectError, built_by, object};
 pub use open::OpenError;
 pub use preflight::{Check, PreflightError, preflight};
 pub use programs::HookError;
-pub use sockets::{Connection, Phase, connections};
+pub use sockets::{Connection, Phase};
 pub use state_file::StateError;
 pub use status::{DatapathStatus, EndpointStatus, Fill};
 pub use verdict_names::VerdictsFull;

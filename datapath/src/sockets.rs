@@ -108,7 +108,7 @@ enum Found {
 ///
 /// # Errors
 /// The namespace can't be entered (CAP_SYS_ADMIN), or the kernel doesn't answer.
-pub fn connections(netns: &Path) -> io::Result<Vec<Connection>> {
+pub(crate) fn connections(netns: &Path) -> io::Result<Vec<Connection>> {
     let file = File::open(netns)?;
     let look = move || {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;

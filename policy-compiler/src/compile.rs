@@ -104,7 +104,7 @@ pub struct Compiler {
     mesh: Mesh,
     prepared: HashMap<PolicyRef, (Arc<AuthorizationPolicy>, Arc<PreparedPolicy>)>,
     report: Arc<Report>,
-    residuals: Residuals,
+    residuals: Arc<Residuals>,
     naming: bool,
     limits: Limits,
     kept: Option<Kept>,
@@ -153,7 +153,7 @@ impl Compiler {
     /// What the last successful compile left to L7, by the address that its verdicts name; some that they no
     /// longer name may be among them.
     #[must_use]
-    pub fn residuals(&self) -> &Residuals {
+    pub fn residuals(&self) -> &Arc<Residuals> {
         &self.residuals
     }
 
@@ -231,7 +231,7 @@ impl Compiler {
         let mut report = status::report(world, &policies, &destinations, &mut problems);
         report.set_problems(self.lending.problems().chain(&problems).cloned().collect());
         self.report = Arc::new(report);
-        self.residuals = assembled.residuals;
+        self.residuals = Arc::new(assembled.residuals);
         if self.is_littered(used.len()) {
             self.forget();
         } else {

@@ -5,6 +5,7 @@
 //! and repetitions they came from. It is never constant; a constant one is a verdict of the kernel.
 
 mod matching;
+mod words;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

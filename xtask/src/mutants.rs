@@ -16,7 +16,15 @@ use crate::{child, tree::Tree, verb::Call};
 /// Where the mutants are, one patch each.
 const FOLDER: &str = "policy-compiler/tests/mutants";
 /// The tests that are to catch them.
-const TESTS: &[&str] = &["--lib", "--test", "agreement", "--test", "statements"];
+const TESTS: &[&str] = &[
+    "--lib",
+    "--test",
+    "agreement",
+    "--test",
+    "statements",
+    "--test",
+    "short_way",
+];
 /// Random worlds for each; a mistake shows in far fewer.
 const WORLDS: &str = "200";
 

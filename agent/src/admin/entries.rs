@@ -2,7 +2,7 @@
 //!
 //! Invariant: every cell of the endpoint is compared with the kernel's, not only those that have a line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use thyra_datapath_abi::count::VerdictCounter;
@@ -64,9 +64,25 @@ pub(super) fn policy(
     Ok(api::GetEndpointPolicyResponse {
         endpoint: detail::one(snapshot, plane, id),
         drift: entries.iter().any(|e| e.drift),
+        residuals: residuals(snapshot, &entries),
         entries,
         notes: report.map_or_else(Vec::new, |r| r.notes.to_vec()),
     })
+}
+
+/// Those that the entries name, each once.
+fn residuals(snapshot: &Snapshot, entries: &[api::PolicyEntry]) -> Vec<api::Residual> {
+    let wanted = entries.iter().filter_map(|entry| entry.wanted.as_ref());
+    let named: BTreeSet<&str> = wanted.map(|verdict| verdict.residual.as_str()).collect();
+    let held = named.into_iter().filter_map(|address| {
+        let residual = snapshot.residuals.get(address)?;
+        Some(api::Residual {
+            address: address.to_owned(),
+            http: residual.http_words(),
+            other: residual.other_words(),
+        })
+    });
+    held.collect()
 }
 
 struct View<'a> {

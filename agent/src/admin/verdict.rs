@@ -19,7 +19,7 @@ pub fn to_api(verdict: &Verdict) -> api::Verdict {
         reason,
         rule,
         because,
-        residual: _,
+        residual,
         would,
     } = verdict;
     let would_rule = would.as_ref().and_then(|w| w.rule.as_ref());
@@ -37,6 +37,7 @@ pub fn to_api(verdict: &Verdict) -> api::Verdict {
         would_policy: would_rule.map(|r| r.policy.to_string()),
         would_rule: would_rule.and_then(|r| r.rule),
         enforced_by: KERNEL.to_owned(),
+        residual: residual.as_deref().unwrap_or_default().to_owned(),
     }
 }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use thyra_datapath::{
-    AttachError, CommitError, Datapath, EndpointSpec, EventReader, KernelView, Origin, ReserveError,
+    AttachError, CommitError, Connection, Datapath, EndpointSpec, EventReader, KernelView, Origin,
+    ReserveError,
 };
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event};
@@ -132,6 +133,15 @@ impl Plane for Datapath {
 
     fn read_back(&self) -> Result<Box<dyn Kernel>, PlaneError> {
         Ok(Box::new(Datapath::read_back(self).map_err(|e| failed(&e))?))
+    }
+
+    fn connections(&self, id: u16, registration: &Registration) -> Result<Vec<Connection>, PlaneError> {
+        if registration.netns.is_empty() {
+            let why = "the registration doesn't name its network namespace";
+            return Err(PlaneError::Precondition(why.into()));
+        }
+        let (addresses, netns) = (&registration.addresses, registration.netns.as_ref());
+        Datapath::connections(self, id, addresses, netns).map_err(|e| failed(&e))
     }
 
     fn collect(&mut self) {

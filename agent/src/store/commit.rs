@@ -83,6 +83,7 @@ impl Store {
             tables,
             verdict_ids,
             report: Arc::clone(self.compiler.report()),
+            residuals: Arc::clone(self.compiler.residuals()),
             generation,
             attached: Arc::new(self.attached.clone()),
             ..Snapshot::default()

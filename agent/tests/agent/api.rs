@@ -1,10 +1,12 @@
 //! A whole agent on the files source, asked over its socket.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use thyra_agent::{RunError, Settings, run_on};
+use thyra_datapath::{Connection, Phase};
 use thyra_proto::thyra::v1 as api;
 use thyra_proto::thyra::v1::admin_service_client::AdminServiceClient;
 use thyra_proto::thyra::v1::endpoint_service_client::EndpointServiceClient;
@@ -17,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::plane::Remembering;
 use crate::sample::pod;
 
+const FRONT: &str = "10.0.1.2";
 const MESH: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -391,5 +394,142 @@ async fn allowed_connections_are_reported_only_while_somebody_listens() {
     tokio::time::timeout(Duration::from_secs(5), quiet)
         .await
         .expect("in time");
+    agent.end().await;
+}
+
+/// A connection that `cart` holds: who opened it, and the other side's address.
+fn held(accepted: bool, remote: &str) -> Connection {
+    let (local, other) = if accepted { (8080, 40_000) } else { (40_000, 8080) };
+    Connection {
+        local: (Ipv4Addr::new(10, 0, 0, 2), local).into(),
+        remote: SocketAddr::new(remote.parse().expect("an address"), other),
+        accepted,
+        phase: Phase::Open,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_told_with_the_open_connections_that_it_would_cut() {
+    let agent = Agent::start(&[("mesh.yaml", MESH), ("policy.yaml", &allow("1", "front"))]);
+    let mut admin = AdminServiceClient::new(agent.channel().await);
+    agent.add_cart().await;
+    admin.wait_enforced(version("1")).await.expect("enforced");
+    let before = agent.plane.with(|t| {
+        // `front` holds one, `cart` itself opened another to it.
+        t.connections
+            .insert(1, vec![held(true, FRONT), held(false, FRONT)]);
+        t.generation
+    });
+    let ask = |apply: &str, delete: &str| api::DiffRequest {
+        apply: apply.to_owned(),
+        delete: delete.to_owned(),
+    };
+    let same = admin
+        .diff(ask(&allow("2", "front"), ""))
+        .await
+        .expect("answered")
+        .into_inner();
+    assert_eq!((same.changes.len(), same.connections.len()), (0, 0), "{same:?}");
+
+    let change = admin
+        .diff(ask(&allow("2", "cart"), ""))
+        .await
+        .expect("answered")
+        .into_inner();
+    let told: Vec<_> = change
+        .changes
+        .iter()
+        .map(|c| {
+            (
+                c.endpoint.as_str(),
+                c.before.as_str(),
+                c.after.as_str(),
+                c.sources.clone(),
+            )
+        })
+        .collect();
+    let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        told,
+        [
+            ("shop/cart", "allow", "deny", names(&["shop/front"])),
+            ("shop/cart", "deny", "allow", names(&["shop/cart"])),
+        ]
+    );
+    let cut: Vec<_> = change
+        .connections
+        .iter()
+        .map(|c| (c.from.as_str(), c.to.as_str(), c.after.as_str(), c.why.as_str()))
+        .collect();
+    assert_eq!(
+        cut,
+        [("shop/front", "shop/cart", "deny", "denied: no allow rule matched")]
+    );
+
+    let gone = admin
+        .diff(ask("", &allow("1", "front")))
+        .await
+        .expect("answered")
+        .into_inner();
+    assert!(
+        gone.changes.iter().all(|c| c.after == "allow") && !gone.changes.is_empty(),
+        "{gone:?}"
+    );
+    agent.plane.with(|t| {
+        assert_eq!(t.generation, before, "nothing was enforced");
+        t.connections.clear();
+    });
+    let blind = admin
+        .diff(ask(&allow("2", "cart"), ""))
+        .await
+        .expect("answered")
+        .into_inner();
+    assert!(blind.notes[0].contains("shop/cart"), "{blind:?}");
+
+    for (apply, delete, said) in [
+        ("", "", "holds no policy"),
+        ("kind: [", "", "apply"),
+        (MESH, "", "is a"),
+        (
+            "",
+            allow("1", "front").replace("name: ", "name: un").as_str(),
+            "knows none",
+        ),
+    ] {
+        let refused = admin.diff(ask(apply, delete)).await.expect_err("refused");
+        assert!(refused.message().contains(said), "{said}: {refused}");
+    }
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_to_l7_is_told_in_words() {
+    let only_get = allow("1", "front") + "    to: [{operation: {methods: [GET]}}]\n";
+    let agent = Agent::start(&[("mesh.yaml", MESH), ("policy.yaml", &only_get)]);
+    let mut admin = AdminServiceClient::new(agent.channel().await);
+    agent.add_cart().await;
+    admin.wait_enforced(version("1")).await.expect("enforced");
+    let ask = api::GetEndpointPolicyRequest {
+        endpoint: "shop/cart".into(),
+    };
+    let answer = admin
+        .get_endpoint_policy(ask)
+        .await
+        .expect("answered")
+        .into_inner();
+    let wanted = answer.entries.iter().filter_map(|entry| entry.wanted.as_ref());
+    let named: Vec<&str> = wanted
+        .map(|verdict| verdict.residual.as_str())
+        .filter(|address| !address.is_empty())
+        .collect();
+    let [residual] = answer.residuals.as_slice() else {
+        panic!("one residual: {:?}", answer.residuals);
+    };
+    assert_eq!(named, [residual.address.as_str()]);
+    assert_eq!(
+        residual.http,
+        ["allow by shop/only#0 if methods is GET", "else deny"]
+    );
+    assert_eq!(residual.other, ["deny: no allow rule matched"]);
     agent.end().await;
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thyra_agent::plane::{Committed, Counts, Events, Kernel, Plane, PlaneError, PlaneStatus};
 use thyra_agent::registration::Registration;
+use thyra_datapath::Connection;
 use thyra_datapath_abi::Action;
 use thyra_datapath_abi::tables::{Tables, Verdict};
 
@@ -18,6 +19,8 @@ pub(crate) struct Told {
     pub(crate) tables: Tables,
     pub(crate) generation: u32,
     pub(crate) commits: u32,
+    /// What the pods' stacks hold.
+    pub(crate) connections: BTreeMap<u16, Vec<Connection>>,
     /// Whether allowed connections are reported.
     pub(crate) reports_new: bool,
     /// The next commits fail with this.
@@ -145,6 +148,11 @@ impl Plane for Remembering {
 
     fn read_back(&self) -> Result<Box<dyn Kernel>, PlaneError> {
         Ok(Box::new(Copy(self.with(|t| t.tables.clone()))))
+    }
+
+    fn connections(&self, id: u16, _: &Registration) -> Result<Vec<Connection>, PlaneError> {
+        self.with(|t| t.connections.get(&id).cloned())
+            .ok_or_else(|| PlaneError::Precondition("no such namespace".into()))
     }
 
     fn collect(&mut self) {}

@@ -263,6 +263,7 @@ impl From<Answer> for Verdict {
             policy: answer.policy,
             rule: answer.rule,
             because: Vec::new(),
+            residual: None,
             would: answer.would.map(|would| Would {
                 action: would.to_owned(),
                 policy: None,

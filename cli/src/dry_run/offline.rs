@@ -185,7 +185,7 @@ pub(super) fn connection(source: IpAddr, (endpoint, port): &Target) -> Result<Co
 /// Tables as the kernel would hold them, with what they leave to L7.
 struct Kernel {
     tables: Tables,
-    residuals: thyra_policy_compiler::compile::Residuals,
+    residuals: Arc<thyra_policy_compiler::compile::Residuals>,
     node: HostNode,
 }
 
@@ -196,7 +196,7 @@ impl Kernel {
         let image = BankImage::build(&tables, &|index| u16::try_from(index + 1).unwrap_or(0))?;
         Ok(Self {
             tables,
-            residuals: compiler.residuals().clone(),
+            residuals: Arc::clone(compiler.residuals()),
             node: HostNode::new(image, 0),
         })
     }

@@ -2,10 +2,9 @@
 //!
 //! Invariant: a kept file is the entropy of one world under the name of the test that it failed.
 
-use std::cell::Cell;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseResult, TestError, TestRunner};
 
@@ -29,12 +28,12 @@ pub(crate) fn run(name: &str, worlds: u32, check: impl Fn(&[u8]) -> TestCaseResu
         max_shrink_iters: 4000,
         ..Config::default()
     });
-    let done = Cell::new(0);
+    let bar = bar(name, worlds);
     let result = runner.run(&prop::collection::vec(any::<u8>(), ENTROPY), |bytes| {
-        done.set(done.get() + 1);
-        progress(name, done.get(), worlds);
+        bar.inc(1);
         check(&bytes)
     });
+    bar.finish_and_clear();
     match result {
         Ok(()) => {}
         Err(TestError::Fail(reason, bytes)) => {
@@ -78,10 +77,13 @@ fn keep(name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// One line that is written over, on long runs.
-fn progress(name: &str, done: u32, of: u32) {
-    let step = (of / 200).max(1);
-    if std::env::var_os("THYRA_PROP_PROGRESS").is_some() && done.is_multiple_of(step) {
-        let _closed = write!(std::io::stderr(), "\r{name}: {done} of {of} worlds ");
+/// On long runs, to stderr.
+fn bar(name: &str, worlds: u32) -> ProgressBar {
+    if std::env::var_os("THYRA_PROP_PROGRESS").is_none() {
+        return ProgressBar::hidden();
     }
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} worlds, {eta} left: {msg}").unwrap();
+    ProgressBar::new(u64::from(worlds))
+        .with_style(style)
+        .with_message(name.to_owned())
 }

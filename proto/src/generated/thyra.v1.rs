@@ -149,6 +149,9 @@ pub struct Verdict {
     /// kernel | kernel+envoy
     #[prost(string, tag = "10")]
     pub enforced_by: ::prost::alloc::string::String,
+    /// Address of what is left to ask of L7; empty where nothing is.
+    #[prost(string, tag = "11")]
+    pub residual: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetEndpointRequest {
@@ -171,6 +174,22 @@ pub struct GetEndpointPolicyResponse {
     /// AuthorizationPolicies that select the pod and are not enforced here, with the reason.
     #[prost(string, repeated, tag = "4")]
     pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Those that the entries name.
+    #[prost(message, repeated, tag = "5")]
+    pub residuals: ::prost::alloc::vec::Vec<Residual>,
+}
+/// What is left of the policies once source and port are known, in words.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Residual {
+    /// By its content; verdicts name it.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// What an HTTP request gets: "deny by shop/no-admin#0 if paths is /admin", in deciding order.
+    #[prost(string, repeated, tag = "2")]
+    pub http: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What any other stream gets.
+    #[prost(string, repeated, tag = "3")]
+    pub other: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One line of `endpoint policy get`: sources and ports with one verdict.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -388,6 +407,73 @@ pub struct DryRunVerdict {
     pub port: u32,
     #[prost(message, optional, tag = "3")]
     pub verdict: ::core::option::Option<Verdict>,
+}
+/// Objects as kubectl holds them; AuthorizationPolicy, PeerAuthentication and RequestAuthentication only.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiffRequest {
+    /// Come, or take the place of those with their names.
+    #[prost(string, tag = "1")]
+    pub apply: ::prost::alloc::string::String,
+    /// Go; their specs don't matter.
+    #[prost(string, tag = "2")]
+    pub delete: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DiffResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub changes: ::prost::alloc::vec::Vec<DiffChange>,
+    /// Open connections of this node's pods whose fate changes.
+    #[prost(message, repeated, tag = "2")]
+    pub connections: ::prost::alloc::vec::Vec<DiffConnection>,
+    /// Pods whose connections can't be read, with the reason.
+    #[prost(string, repeated, tag = "3")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Sources that gain or lose the same ports of one pod, for the same reason.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiffChange {
+    /// "ns/pod"
+    #[prost(string, tag = "1")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// allow | needs-l7 | deny
+    #[prost(string, tag = "2")]
+    pub before: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub after: ::prost::alloc::string::String,
+    /// "9080", "1-79", "any"
+    #[prost(string, tag = "4")]
+    pub ports: ::prost::alloc::string::String,
+    /// 4 or 6 where only one family changes, else 0.
+    #[prost(uint32, tag = "5")]
+    pub family: u32,
+    /// What decides afterwards.
+    #[prost(string, tag = "6")]
+    pub why: ::prost::alloc::string::String,
+    /// "ns/pod", CIDR block or "outside".
+    #[prost(string, repeated, tag = "7")]
+    pub sources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiffConnection {
+    /// Who opened it: "ns/pod" where it is known.
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    /// "ns/pod" of the one that accepted it.
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+    /// "address:port" of both ends.
+    #[prost(string, tag = "3")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub destination: ::prost::alloc::string::String,
+    /// allow | needs-l7 | deny
+    #[prost(string, tag = "5")]
+    pub before: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub after: ::prost::alloc::string::String,
+    /// What decides afterwards.
+    #[prost(string, tag = "7")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MonitorRequest {
@@ -1225,6 +1311,28 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("thyra.v1.AdminService", "DryRun"));
             self.inner.unary(req, path, codec).await
         }
+        /// What a change of policies would change here, and which open connections; nothing is enforced.
+        pub async fn diff(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DiffRequest>,
+        ) -> std::result::Result<tonic::Response<super::DiffResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/thyra.v1.AdminService/Diff",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("thyra.v1.AdminService", "Diff"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Events as they happen, until the caller goes away.
         pub async fn monitor(
             &mut self,
@@ -1328,6 +1436,11 @@ pub mod admin_service_server {
             &self,
             request: tonic::Request<super::DryRunRequest>,
         ) -> std::result::Result<tonic::Response<super::DryRunResponse>, tonic::Status>;
+        /// What a change of policies would change here, and which open connections; nothing is enforced.
+        async fn diff(
+            &self,
+            request: tonic::Request<super::DiffRequest>,
+        ) -> std::result::Result<tonic::Response<super::DiffResponse>, tonic::Status>;
         /// Server streaming response type for the Monitor method.
         type MonitorStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::MonitorEvent, tonic::Status>,
@@ -1681,6 +1794,49 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DryRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/thyra.v1.AdminService/Diff" => {
+                    #[allow(non_camel_case_types)]
+                    struct DiffSvc<T: AdminService>(pub Arc<T>);
+                    impl<T: AdminService> tonic::server::UnaryService<super::DiffRequest>
+                    for DiffSvc<T> {
+                        type Response = super::DiffResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DiffRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::diff(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DiffSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
