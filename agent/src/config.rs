@@ -16,8 +16,8 @@ use thyra_policy_compiler::world::{Bootstrap, NodeOptions};
 use thyra_xds_client::{Server, ServerError};
 
 pub use choice::{
-    BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice, PolicySource,
-    WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice,
+    PolicySource, WorkloadSource,
 };
 pub use settings::Settings;
 
@@ -113,6 +113,8 @@ pub struct Config {
     pub pod_name: String,
     /// How a deny is carried out.
     pub deny: DenyChoice,
+    /// How programs are put at the pods' interfaces.
+    pub attach: AttachChoice,
     /// Whether the node's own connections are judged.
     pub host_traffic: HostTrafficChoice,
     /// Log format.
@@ -188,6 +190,7 @@ impl Settings {
             namespace: self.namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
             pod_name: self.pod_name.unwrap_or_else(|| format!("thyra-{name}")),
             deny: self.deny.unwrap_or_default(),
+            attach: self.attach.unwrap_or_default(),
             host_traffic: self.host_traffic.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".into()),

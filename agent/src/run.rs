@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use thyra_datapath::{Datapath, Deny, HostTraffic, OpenError};
+use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, OpenError};
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ use tracing::info;
 use crate::admin::{About, Admin};
 use crate::board::Board;
 use crate::change::Topic;
-use crate::config::{Config, DenyChoice, HostTrafficChoice, PolicySource};
+use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, PolicySource};
 use crate::held::Basis;
 use crate::metrics::{self, Metrics};
 use crate::monitor::Hub;
@@ -94,6 +94,11 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
         deny: match config.deny {
             DenyChoice::Reset => Deny::Reset,
             DenyChoice::Drop => Deny::Drop,
+        },
+        hook: match config.attach {
+            AttachChoice::Auto => None,
+            AttachChoice::Tcx => Some(Hook::Tcx),
+            AttachChoice::Clsact => Some(Hook::Clsact),
         },
         host_traffic: match config.host_traffic {
             HostTrafficChoice::Allow => HostTraffic::Allow,

@@ -45,6 +45,7 @@ impl Policed {
             deny: Deny::Reset,
             host_traffic: HostTraffic::Allow,
             report_new: false,
+            hook: None,
         })
         .context("open the datapath")?;
         for pod in 0..SIZE.endpoints {

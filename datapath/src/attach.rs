@@ -10,13 +10,13 @@ use std::path::PathBuf;
 use thyra_datapath_abi::{EndpointRecord, limits};
 use tracing::warn;
 
-use crate::bpffs::{self, BpffsError, Direction, Pin};
+use crate::bpffs::{BpffsError, Direction};
 use crate::datapath::Datapath;
 use crate::endpoint_ids::ReserveError;
+use crate::hook;
 use crate::interface::Interface;
 use crate::programs::HookError;
 use crate::state_file::StateError;
-use crate::sys;
 
 /// An endpoint to attach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,7 +136,7 @@ impl Datapath {
             self.adopt(other, id)
                 .map_err(|e| AttachError::Leftover(other, e))?;
         }
-        if let Err(refused) = self.hook(id, &interface) {
+        if let Err(refused) = self.attach_programs(id, &interface) {
             if fresh {
                 // The error that matters is the first one.
                 let _ = self.clear(id);
@@ -193,8 +193,8 @@ impl Datapath {
 
     /// Removes links, place, record and connections of an endpoint, in this order; its id stays reserved.
     pub(crate) fn clear(&mut self, id: u16) -> io::Result<()> {
-        for direction in Direction::BOTH {
-            bpffs::unlink(&self.pins.link(id, direction)).map_err(io::Error::other)?;
+        for attachment in hook::of_endpoint(&self.pins, id).map_err(io::Error::other)? {
+            attachment.remove().map_err(io::Error::other)?;
         }
         self.memory.displace(id);
         let ifindex = self.memory.record(id).ifindex;
@@ -234,30 +234,50 @@ impl Datapath {
     /// Moves the links that an earlier id left at this interface under the endpoint's own id; the programs
     /// never stop. Its connections were copied before, its record and place go.
     fn adopt(&mut self, other: u16, id: u16) -> io::Result<()> {
-        for direction in Direction::BOTH {
-            let (from, to) = (self.pins.link(other, direction), self.pins.link(id, direction));
-            match std::fs::rename(&from, &to) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
+        for attachment in hook::of_endpoint(&self.pins, other).map_err(io::Error::other)? {
+            std::fs::rename(&attachment.path, attachment.path_of(&self.pins, id))?;
         }
         self.clear(other)
     }
 
     /// Attaches what is not attached yet, from the pod first: the pod's own connections are then known when
     /// their replies are judged.
-    fn hook(&mut self, id: u16, interface: &Interface) -> Result<(), AttachError> {
-        for direction in [Direction::From, Direction::To] {
-            let pin = self.pins.link(id, direction);
-            match sys::link_info(&pin) {
-                Ok(link) if link.ifindex == interface.index => continue,
-                // Missing, or at an interface that is gone.
-                _ => bpffs::unlink(&pin)?,
+    fn attach_programs(&mut self, id: u16, interface: &Interface) -> Result<(), AttachError> {
+        let mut attached = Vec::new();
+        for attachment in hook::of_endpoint(&self.pins, id)? {
+            match attachment.look() {
+                Ok(found) if found.ifindex == interface.index && attachment.hook() == self.hook => {
+                    attached.push(attachment.direction);
+                }
+                // Gone, at an interface that is gone, or the other kind.
+                _ => attachment.remove()?,
             }
-            self.programs.attach(direction, &interface.name, &pin)?;
-            // The name may have gone to another interface meanwhile.
-            if sys::link_info(&pin).map(|link| link.ifindex).ok() != Some(interface.index) {
-                bpffs::unlink(&pin)?;
+        }
+        for direction in [Direction::From, Direction::To] {
+            if attached.contains(&direction) {
+                continue;
+            }
+            self.programs
+                .attach(self.hook, direction, interface, (&self.pins, id))?;
+            self.require_attached(id, direction, interface)?;
+        }
+        Ok(())
+    }
+
+    /// The name may have gone to another interface meanwhile.
+    fn require_attached(
+        &self,
+        id: u16,
+        direction: Direction,
+        interface: &Interface,
+    ) -> Result<(), AttachError> {
+        let made = hook::of_endpoint(&self.pins, id)?;
+        for attachment in made
+            .into_iter()
+            .filter(|attachment| attachment.direction == direction)
+        {
+            if attachment.look().map(|found| found.ifindex).ok() != Some(interface.index) {
+                attachment.remove()?;
                 return Err(AttachError::InterfaceGone(interface.name.clone()));
             }
         }
@@ -269,13 +289,10 @@ impl Datapath {
         let mut kept = Vec::new();
         for pins in std::mem::take(&mut self.older) {
             let mut links = 0;
-            for (pin, path) in pins.list()? {
-                if !matches!(pin, Pin::Link(..)) {
-                    continue;
-                }
-                match sys::link_info(&path) {
-                    Ok(link) if link.ifindex != ifindex && link.ifindex != 0 => links += 1,
-                    _ => bpffs::unlink(&path)?,
+            for attachment in hook::attachments(&pins)? {
+                match attachment.look() {
+                    Ok(found) if found.ifindex != ifindex && found.ifindex != 0 => links += 1,
+                    _ => attachment.remove()?,
                 }
             }
             if links == 0 {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock, statfs};
 use thyra_datapath_abi::maps;
 
+use crate::hook;
 use crate::sys;
 
 /// `BPF_FS_MAGIC`: <https://github.com/torvalds/linux/blob/v6.6/include/uapi/linux/magic.h>.
@@ -58,7 +59,11 @@ pub(crate) struct Pins {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Pin {
     Link(u16, Direction),
-    Program { content: String },
+    /// The program of a clsact filter, at the interface with this index.
+    Filter(u16, Direction, u32),
+    Program {
+        content: String,
+    },
     Map,
 }
 
@@ -162,6 +167,11 @@ impl Pins {
         self.dir.join(format!("link-{endpoint}-{}", direction.word()))
     }
 
+    pub(crate) fn filter(&self, endpoint: u16, direction: Direction, ifindex: u32) -> PathBuf {
+        self.dir
+            .join(format!("filter-{endpoint}-{}-{ifindex}", direction.word()))
+    }
+
     /// All pins of known names, links first, then programs, then maps.
     pub(crate) fn list(&self) -> Result<Vec<(Pin, PathBuf)>, BpffsError> {
         let mut pins: Vec<_> = names(&self.dir)?
@@ -174,11 +184,11 @@ impl Pins {
 
     /// Removes all pins and the folder.
     pub(crate) fn remove(&self) -> Result<(), BpffsError> {
-        for (pin, path) in self.list()? {
-            match pin {
-                Pin::Link(..) => unlink(&path)?,
-                Pin::Program { .. } | Pin::Map => unpin(&path)?,
-            }
+        for attachment in hook::attachments(self)? {
+            attachment.remove()?;
+        }
+        for (_, path) in self.list()? {
+            unpin(&path)?;
         }
         match std::fs::remove_dir(&self.dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(BpffsError::io("remove", &self.dir, e)),
@@ -213,9 +223,18 @@ fn parse(name: &str) -> Option<Pin> {
             content: content.to_owned(),
         });
     }
+    let direction = |word: &str| Direction::BOTH.into_iter().find(|d| d.word() == word);
+    if let Some(rest) = name.strip_prefix("filter-") {
+        let (endpoint, rest) = rest.split_once('-')?;
+        let (word, ifindex) = rest.split_once('-')?;
+        return Some(Pin::Filter(
+            endpoint.parse().ok()?,
+            direction(word)?,
+            ifindex.parse().ok()?,
+        ));
+    }
     let (endpoint, word) = name.strip_prefix("link-")?.split_once('-')?;
-    let direction = Direction::BOTH.into_iter().find(|d| d.word() == word)?;
-    Some(Pin::Link(endpoint.parse().ok()?, direction))
+    Some(Pin::Link(endpoint.parse().ok()?, direction(word)?))
 }
 
 fn names(dir: &Path) -> Result<Vec<String>, BpffsError> {
@@ -239,6 +258,7 @@ mod tests {
     fn only_our_names_are_pins() {
         assert_eq!(parse("link-12-to"), Some(Pin::Link(12, Direction::To)));
         assert_eq!(parse("link-12-from"), Some(Pin::Link(12, Direction::From)));
+        assert_eq!(parse("filter-12-to-7"), Some(Pin::Filter(12, Direction::To, 7)));
         assert_eq!(parse("BANKS"), Some(Pin::Map));
         assert_eq!(
             parse("program-0f-to_pod"),
@@ -250,6 +270,8 @@ mod tests {
             "link-1-up",
             "cilium_lxc",
             "link-70000-to",
+            "filter-1-to",
+            "filter-1-to-x",
             "program-x",
         ] {
             assert_eq!(parse(foreign), None, "{foreign}");

@@ -19,6 +19,7 @@ use crate::endpoint_ids::{EndpointIds, ReserveError};
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
 use crate::grace::Grace;
+use crate::hook::Hook;
 use crate::memory::Memory;
 use crate::open::endpoint_numbers;
 use crate::programs::Programs;
@@ -60,6 +61,8 @@ pub struct Config {
     /// Report allowed new connections as events; in force from the next commit on. `Datapath::set_report_new` changes
     /// it at once.
     pub report_new: bool,
+    /// How programs are put at interfaces; the best that this kernel has where nothing is said.
+    pub hook: Option<Hook>,
 }
 
 /// Whether `open` found a datapath at work.
@@ -75,6 +78,7 @@ pub enum Origin {
 pub struct Datapath {
     pub(crate) config: Config,
     pub(crate) pins: Pins,
+    pub(crate) hook: Hook,
     pub(crate) layout: String,
     /// Pins of other layouts that still hold endpoints.
     pub(crate) older: Vec<Pins>,

@@ -15,19 +15,19 @@ use aya::programs::ProgramError;
 use thyra_datapath_abi::{Cell, limits, maps};
 use thyra_datapath_engine::Table;
 
-use crate::bpffs::{self, BpffsError, Direction, Lock, Pin, Pins};
+use crate::bpffs::{self, BpffsError, Lock, Pins};
 use crate::counters::CounterMemory;
 use crate::datapath::{Config, Datapath, Origin};
 use crate::endpoint_ids::EndpointIds;
 use crate::flow_maps::FlowMaps;
 use crate::grace::Grace;
+use crate::hook::{self, Attachment, Hook};
 use crate::mapping::Mapping;
 use crate::memory::Memory;
 use crate::object::ShippedObject;
 use crate::preflight::{PreflightError, preflight};
 use crate::programs::{self, HookError, Programs};
 use crate::state_file::{self, StateError};
-use crate::sys;
 use crate::verdict_names::VerdictNames;
 
 /// The datapath can't be opened.
@@ -218,7 +218,7 @@ impl Datapath {
     }
 
     fn open_pins(config: Config, lock: Lock, pins: &Pins, object: &ShippedObject) -> Result<Self, OpenError> {
-        let links = links(pins)?;
+        let links = hook::attachments(pins)?;
         if !links.is_empty() {
             require_maps(pins, object)?;
         }
@@ -227,7 +227,7 @@ impl Datapath {
         let source = Source { pins, object };
         let memory = Memory::open(&source)?;
         let mut notes = Vec::new();
-        let attached = links.iter().map(|(id, ..)| *id);
+        let attached = links.iter().map(|link| link.endpoint);
         let ids = EndpointIds::read(&config.state_dir, attached, &mut notes)?;
         let live = live_verdicts(&memory);
         let names = VerdictNames::read(&config.state_dir, source.instance()?, live, &mut notes)?;
@@ -242,6 +242,7 @@ impl Datapath {
         let mut datapath = Self {
             flows: FlowMaps::open(&source, &memory)?,
             older: older(&config.bpffs, pins)?,
+            hook: config.hook.unwrap_or_else(Hook::newest),
             config,
             pins: pins.clone(),
             layout: object.layout.clone(),
@@ -262,24 +263,24 @@ impl Datapath {
     }
 
     /// Puts this build's programs into the links, and clears endpoints whose interface or link is gone.
-    fn pick_up(&mut self, links: &[(u16, Direction, PathBuf)]) -> Result<(), OpenError> {
+    fn pick_up(&mut self, links: &[Attachment]) -> Result<(), OpenError> {
         let mut alive = BTreeSet::new();
-        for (endpoint, direction, pin) in links {
-            let link = sys::link_info(pin).map_err(|source| OpenError::Link {
-                pin: pin.clone(),
+        for link in links {
+            let found = link.look().map_err(|source| OpenError::Link {
+                pin: link.path.clone(),
                 source,
             })?;
-            if link.ifindex == 0 {
-                bpffs::unlink(pin)?;
+            if found.ifindex == 0 {
+                link.remove()?;
                 continue;
             }
-            alive.insert(*endpoint);
-            if link.program != self.programs.id(*direction) {
-                self.programs.replace(*direction, pin)?;
+            alive.insert(link.endpoint);
+            if found.program != self.programs.id(link.direction) {
+                self.programs.replace(link, found.ifindex)?;
                 self.replaced += 1;
             }
         }
-        let attached = links.iter().map(|(id, ..)| *id);
+        let attached = links.iter().map(|link| link.endpoint);
         let recorded = endpoint_numbers().filter(|id| self.memory.record(*id).ifindex != 0);
         let known: BTreeSet<u16> = attached.chain(recorded).collect();
         for endpoint in known.difference(&alive) {
@@ -301,14 +302,6 @@ pub(crate) fn endpoint_numbers() -> impl Iterator<Item = u16> {
     1..u16::try_from(limits::MAX_ENDPOINTS).unwrap_or(u16::MAX)
 }
 
-fn links(pins: &Pins) -> Result<Vec<(u16, Direction, PathBuf)>, BpffsError> {
-    let link = |(pin, path)| match pin {
-        Pin::Link(id, direction) => Some((id, direction, path)),
-        _ => None,
-    };
-    Ok(pins.list()?.into_iter().filter_map(link).collect())
-}
-
 fn require_maps(pins: &Pins, object: &ShippedObject) -> Result<(), OpenError> {
     let missing = object
         .maps
@@ -325,7 +318,7 @@ fn older(base: &Path, own: &Pins) -> Result<Vec<Pins>, BpffsError> {
         .into_iter()
         .filter(|pins| pins.dir() != own.dir())
     {
-        if links(&pins)?.is_empty() {
+        if hook::attachments(&pins)?.is_empty() {
             pins.remove()?;
         } else {
             older.push(pins);

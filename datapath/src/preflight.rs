@@ -6,10 +6,13 @@ use rustix::system::uname;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::bpffs::{self, BpffsError};
+use crate::hook::Hook;
 use crate::object::{ObjectError, ShippedObject};
 
+/// Array elements larger than 4 MiB came with 6.0; 6.1 is the oldest that is tested.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
 /// tcx came with 6.6: <https://github.com/torvalds/linux/commit/e420bed025071a623d2720a92bc2245c84757ecb>.
-const OLDEST_KERNEL: (u32, u32) = (6, 6);
+const TCX_KERNEL: (u32, u32) = (6, 6);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const NEEDED: [(CapabilitySet, &str); 3] = [
     (CapabilitySet::BPF, "CAP_BPF"),
@@ -32,8 +35,8 @@ pub enum PreflightError {
     /// The programs are not in this build.
     #[error(transparent)]
     Object(#[from] ObjectError),
-    /// The kernel has no tcx.
-    #[error("kernel `{found}` is too old: tcx needs 6.6 or later")]
+    /// The kernel lacks what the tables need.
+    #[error("kernel `{found}` is too old: the tables need 6.1 or later")]
     KernelTooOld {
         /// Release of the running kernel.
         found: String,
@@ -108,9 +111,23 @@ fn permitted() -> Result<String, PreflightError> {
 fn kernel() -> Result<String, PreflightError> {
     let found = uname().release().to_string_lossy().into_owned();
     if release(&found).is_some_and(|version| version >= OLDEST_KERNEL) {
-        Ok(found)
+        let hook = match newest_hook() {
+            Hook::Tcx => "tcx links",
+            Hook::Clsact => "filters of a clsact qdisc (tcx links need 6.6)",
+        };
+        Ok(format!("{found}: {hook}"))
     } else {
         Err(PreflightError::KernelTooOld { found })
+    }
+}
+
+/// The best hook that this kernel has.
+pub(crate) fn newest_hook() -> Hook {
+    let found = release(&uname().release().to_string_lossy());
+    if found.is_some_and(|version| version < TCX_KERNEL) {
+        Hook::Clsact
+    } else {
+        Hook::Tcx
     }
 }
 
@@ -144,8 +161,10 @@ mod tests {
     fn releases_compare_as_numbers() {
         assert_eq!(release("6.18.44-fc-v445"), Some((6, 18)));
         assert_eq!(release("6.6-rc1"), Some((6, 6)));
-        assert!(release("6.18").unwrap() > OLDEST_KERNEL);
-        assert!(release("6.1.0-44-cloud").unwrap() < OLDEST_KERNEL);
+        assert!(release("6.18").unwrap() > TCX_KERNEL);
+        assert!(release("6.1.0-44-cloud").unwrap() < TCX_KERNEL);
+        assert!(release("6.1.0-44-cloud").unwrap() >= OLDEST_KERNEL);
+        assert!(release("5.15.0").unwrap() < OLDEST_KERNEL);
         assert_eq!(release("unknown"), None);
     }
 

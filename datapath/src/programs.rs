@@ -7,12 +7,14 @@ use std::io;
 use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
+use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use thyra_datapath_abi::maps;
 
 use crate::bpffs::{self, Direction, Pins};
+use crate::hook::{self, Attachment, Hook};
+use crate::interface::Interface;
 use crate::object::ShippedObject;
 use crate::open::OpenError;
 
@@ -68,6 +70,30 @@ pub enum HookError {
     },
 }
 
+impl HookError {
+    fn attach(direction: Direction, interface: &Interface, source: ProgramError) -> Self {
+        Self::Attach {
+            program: direction.program(),
+            interface: interface.name.clone(),
+            source,
+        }
+    }
+
+    fn link(pin: &Path, source: LinkError) -> Self {
+        Self::Link {
+            pin: pin.display().to_string(),
+            source,
+        }
+    }
+
+    fn pin(pin: &Path, source: aya::pin::PinError) -> Self {
+        Self::Pin {
+            pin: pin.display().to_string(),
+            source,
+        }
+    }
+}
+
 impl Programs {
     /// Makes the maps and programs that are not pinned yet, and opens the programs.
     pub(crate) fn open(object: &ShippedObject, pins: &Pins) -> Result<Self, OpenError> {
@@ -108,45 +134,88 @@ impl Programs {
         }
     }
 
-    /// Attaches before all other programs at the hook and pins the link.
+    /// Attaches before all other programs at the interface, so that it stays when this process ends.
     pub(crate) fn attach(
         &mut self,
+        hook: Hook,
         direction: Direction,
-        interface: &str,
+        interface: &Interface,
+        (pins, endpoint): (&Pins, u16),
+    ) -> Result<(), HookError> {
+        match hook {
+            Hook::Tcx => self.attach_link(direction, interface, &pins.link(endpoint, direction)),
+            Hook::Clsact => {
+                let pin = pins.filter(endpoint, direction, interface.index);
+                self.attach_filter(direction, interface, &pin)
+            }
+        }
+    }
+
+    fn attach_link(
+        &mut self,
+        direction: Direction,
+        interface: &Interface,
         pin: &Path,
     ) -> Result<(), HookError> {
         let program = self.program(direction);
-        let refused = |source| HookError::Attach {
-            program: direction.program(),
-            interface: interface.to_owned(),
-            source,
-        };
+        let refused = |source| HookError::attach(direction, interface, source);
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = program
-            .attach_with_options(interface, hook(direction), options)
+            .attach_with_options(&interface.name, hook::attach_type(direction), options)
             .map_err(refused)?;
         let link = program.take_link(id).map_err(refused)?;
-        let unusable = |source| HookError::Link {
-            pin: pin.display().to_string(),
-            source,
-        };
+        let unusable = |source| HookError::link(pin, source);
         let link = FdLink::try_from(link).map_err(unusable)?;
-        link.pin(pin).map(drop).map_err(|source| HookError::Pin {
-            pin: pin.display().to_string(),
-            source,
-        })
+        link.pin(pin)
+            .map(drop)
+            .map_err(|source| HookError::pin(pin, source))
     }
 
-    /// Puts the current program into a pinned link.
-    pub(crate) fn replace(&mut self, direction: Direction, pin: &Path) -> Result<(), HookError> {
-        let unusable = |source| HookError::Link {
-            pin: pin.display().to_string(),
-            source,
+    /// A filter of an earlier build is replaced between two packets.
+    fn attach_filter(
+        &mut self,
+        direction: Direction,
+        interface: &Interface,
+        pin: &Path,
+    ) -> Result<(), HookError> {
+        let refused = |source| HookError::attach(direction, interface, source);
+        let failed = |source| refused(ProgramError::IOError(source));
+        hook::prepare_clsact(&interface.name).map_err(failed)?;
+        let there = hook::has_filter(interface.index, direction).map_err(failed)?;
+        let program = self.program(direction);
+        let id = if there {
+            let filter = hook::filter(interface, direction).map_err(failed)?;
+            program.attach_to_link(filter)
+        } else {
+            let options = TcAttachOptions::Netlink(NlOptions {
+                priority: hook::PRIORITY,
+                handle: hook::HANDLE,
+                classid: None,
+            });
+            program.attach_with_options(&interface.name, hook::attach_type(direction), options)
         };
+        // Dropped, the filter would be taken away.
+        std::mem::forget(program.take_link(id.map_err(refused)?).map_err(refused)?);
+        bpffs::unpin(pin).map_err(|e| failed(io::Error::other(e)))?;
+        program.pin(pin).map_err(|source| HookError::pin(pin, source))
+    }
+
+    /// Puts the current program in the place of the one that is attached.
+    pub(crate) fn replace(&mut self, attachment: &Attachment, ifindex: u32) -> Result<(), HookError> {
+        let (direction, pin) = (attachment.direction, attachment.path.as_path());
         let refused = |source| HookError::Replace {
             pin: pin.display().to_string(),
             source,
         };
+        if attachment.hook() == Hook::Clsact {
+            let interface = Interface::by_index(ifindex);
+            return match interface.map_err(|e| refused(ProgramError::IOError(e)))? {
+                Some(interface) => self.attach_filter(direction, &interface, pin),
+                // Its filter went with it.
+                None => Ok(()),
+            };
+        }
+        let unusable = |source| HookError::link(pin, source);
         let link = FdLink::from(PinnedLink::from_pin(pin).map_err(unusable)?);
         let link = SchedClassifierLink::try_from(link).map_err(unusable)?;
         let program = self.program(direction);
@@ -155,12 +224,26 @@ impl Programs {
         program.take_link(id).map(drop).map_err(refused)
     }
 
-    /// Whether our program is the first of its hook at the interface; an earlier one could hide packets.
-    pub(crate) fn is_first(&self, direction: Direction, interface: &str) -> Result<bool, ProgramError> {
-        let (_, chain) = SchedClassifier::query_tcx(interface, hook(direction))?;
-        Ok(chain
-            .first()
-            .is_some_and(|program| program.id() == self.id(direction)))
+    /// Whether our program is the first at the interface; an earlier one could hide packets.
+    pub(crate) fn is_first(
+        &self,
+        hook: Hook,
+        direction: Direction,
+        interface: &Interface,
+    ) -> Result<bool, ProgramError> {
+        let chain = match SchedClassifier::query_tcx(interface.name.as_str(), hook::attach_type(direction)) {
+            Ok((_, chain)) => chain,
+            // A kernel without tcx has nothing there.
+            Err(_) if hook == Hook::Clsact => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        match hook {
+            Hook::Tcx => Ok(chain
+                .first()
+                .is_some_and(|first| first.id() == self.id(direction))),
+            Hook::Clsact => Ok(chain.is_empty()
+                && hook::is_first(interface.index, direction).map_err(ProgramError::IOError)?),
+        }
     }
 
     fn program(&mut self, direction: Direction) -> &mut SchedClassifier {
@@ -225,11 +308,4 @@ fn out_of_memory(error: &EbpfError) -> bool {
         cause = error.source();
     }
     false
-}
-
-const fn hook(direction: Direction) -> TcAttachType {
-    match direction {
-        Direction::To => TcAttachType::Egress,
-        Direction::From => TcAttachType::Ingress,
-    }
 }

@@ -12,15 +12,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use crate::netlink::{self, Header};
+
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST_DUMP: u16 = 0x1 | 0x300;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
@@ -51,16 +49,6 @@ pub struct Connection {
     pub accepted: bool,
     /// How far it has come.
     pub phase: Phase,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-struct Header {
-    length: u32,
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    port: u32,
 }
 
 #[repr(C)]
@@ -138,16 +126,8 @@ fn connections_here() -> io::Result<Vec<Connection>> {
 
 /// All TCP sockets of a family in this thread's network namespace.
 fn dump(family: u8) -> io::Result<Vec<Found>> {
-    let socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    let length = u32::try_from(size_of::<Request>()).map_err(io::Error::other)?;
     let request = Request {
-        header: Header {
-            length,
-            kind: SOCK_DIAG_BY_FAMILY,
-            flags: NLM_F_REQUEST_DUMP,
-            sequence: 1,
-            port: 0,
-        },
+        header: Header::dump::<Request>(SOCK_DIAG_BY_FAMILY)?,
         family,
         protocol: IPPROTO_TCP,
         extensions: 0,
@@ -155,42 +135,13 @@ fn dump(family: u8) -> io::Result<Vec<Found>> {
         states: u32::MAX,
         id: SocketId::new_zeroed(),
     };
-    socket.send(request.as_bytes(), 0)?;
     let mut found = Vec::new();
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        if !messages(&bytes, &mut found)? {
-            return Ok(found);
-        }
-    }
-}
-
-/// Reads one datagram of the dump; whether more follow.
-fn messages(mut bytes: &[u8], found: &mut Vec<Found>) -> io::Result<bool> {
-    let cut = || {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            "sock_diag answered a message that is cut short",
-        )
-    };
-    while !bytes.is_empty() {
-        let (header, _) = Header::read_from_prefix(bytes).map_err(|_| cut())?;
-        let length = usize::try_from(header.length).map_err(|_| cut())?;
-        let body = bytes.get(size_of::<Header>()..length).ok_or_else(cut)?;
-        match header.kind {
-            NLMSG_DONE => return Ok(false),
-            NLMSG_ERROR => {
-                let (code, _) = i32::read_from_prefix(body).map_err(|_| cut())?;
-                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-            }
-            _ => {
-                let (answer, _) = Answer::read_from_prefix(body).map_err(|_| cut())?;
-                found.extend(read(&answer));
-            }
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(true)
+    netlink::dump(NETLINK_SOCK_DIAG, request.as_bytes(), &mut |body| {
+        let (answer, _) = Answer::read_from_prefix(body).map_err(|_| netlink::cut_short())?;
+        found.extend(read(&answer));
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// None for a socket without another side.
@@ -263,13 +214,6 @@ mod tests {
         let found = connections(Path::new("/proc/self/ns/net")).unwrap();
         let local = SocketAddr::from(([127, 0, 0, 1], port));
         assert!(found.iter().any(|c| c.local == local && c.accepted));
-    }
-
-    #[test]
-    fn a_message_that_is_cut_short_is_an_error() {
-        let mut found = Vec::new();
-        assert!(messages(&[20, 0, 0, 0, 20, 0], &mut found).is_err());
-        assert!(messages(&[0xff; 40], &mut found).is_err());
     }
 
     #[test]

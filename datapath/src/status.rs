@@ -7,11 +7,11 @@ use thyra_datapath_engine::Table;
 
 use crate::bpffs::Direction;
 use crate::datapath::{Datapath, Origin};
+use crate::hook;
 use crate::interface::Interface;
 use crate::memory::Memory;
 use crate::object::built_by;
 use crate::open::endpoint_numbers;
-use crate::sys;
 
 /// The datapath's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,10 +73,10 @@ impl Datapath {
         let attached = endpoint_numbers().filter(|id| self.memory.record(*id).ifindex != 0);
         let endpoints: Vec<_> = attached.map(|id| self.endpoint_status(id)).collect();
         let fill = self.fill(endpoints.len());
-        let older = self.older.iter().filter_map(|pins| pins.list().ok());
+        let older = self.older.iter().filter_map(|pins| hook::attachments(pins).ok());
         let older = older
             .flatten()
-            .filter(|(_, path)| path.to_string_lossy().ends_with("-to"));
+            .filter(|attachment| attachment.direction == Direction::To);
         DatapathStatus {
             origin: self.origin,
             generation: self.generation(),
@@ -104,7 +104,7 @@ impl Datapath {
             Some(name) => problems.extend(
                 Direction::BOTH
                     .into_iter()
-                    .filter_map(|direction| self.hook_problem(id, direction, name)),
+                    .filter_map(|direction| self.hook_problem(id, direction, ifindex, name)),
             ),
             None => problems.push(format!("interface {ifindex} is gone")),
         }
@@ -121,15 +121,29 @@ impl Datapath {
         }
     }
 
-    fn hook_problem(&self, id: u16, direction: Direction, interface: &str) -> Option<String> {
+    fn hook_problem(&self, id: u16, direction: Direction, ifindex: u32, interface: &str) -> Option<String> {
         let program = direction.program();
-        let ifindex = self.memory.record(id).ifindex;
-        match sys::link_info(&self.pins.link(id, direction)) {
-            Ok(link) if link.ifindex == ifindex => {}
+        let attached = match hook::of_endpoint(&self.pins, id) {
+            Ok(found) => found.into_iter().find(|a| a.direction == direction),
+            Err(e) => return Some(format!("the pins can't be listed: {e}")),
+        };
+        let Some(attached) = attached else {
+            return Some(format!("`{program}` is not attached"));
+        };
+        match attached.look() {
+            Ok(found) if found.ifindex == ifindex => {}
+            Ok(found) if found.ifindex == 0 => {
+                return Some(format!("`{program}` was taken off the interface"));
+            }
             Ok(_) => return Some(format!("`{program}` is at another interface")),
             Err(e) => return Some(format!("`{program}` is not attached: {e}")),
         }
-        match self.programs.is_first(direction, interface) {
+        let at = Interface {
+            index: ifindex,
+            name: interface.to_owned(),
+            master: 0,
+        };
+        match self.programs.is_first(attached.hook(), direction, &at) {
             Ok(true) => None,
             Ok(false) => Some(format!(
                 "another program runs before `{program}` and may hide packets from it"

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use node::{Fate, Pod, announce, chain, config, echoes, on_a_node, open, ready, run, start_step, step};
+use node::{Fate, Pod, announce, chain, config, echoes, hook, on_a_node, open, ready, run, start_step, step};
 use policy::{Policy, allow, deny};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use thyra_datapath::abi::tables::{SourceAddress, SourceBlock, Tables};
 use thyra_datapath::abi::{Action, Event, EventKind, Mode};
-use thyra_datapath::{AttachError, CommitError, Datapath, DatapathStatus, EndpointSpec, OpenError, Origin};
+use thyra_datapath::{
+    AttachError, CommitError, Datapath, DatapathStatus, EndpointSpec, Hook, OpenError, Origin,
+};
 
 const FRIEND: Pod = Pod(2);
 const STRANGER: Pod = Pod(3);
@@ -400,8 +402,8 @@ fn an_allowed_packet_goes_on_to_foreign_programs() {
         let mut datapath = open();
         enforce(&mut datapath);
         only_the_friend_gets_in();
-        run("tc qdisc add dev veth4 clsact
-             tc filter add dev veth4 egress protocol all bpf da bytecode '1,6 0 0 2'");
+        run("tc qdisc add dev veth4 clsact 2> /dev/null || true
+             tc filter add dev veth4 egress pref 100 protocol all bpf da bytecode '1,6 0 0 2'");
         assert_eq!(
             FRIEND.try_connect(SERVER.v4(), PORT),
             Fate::Silent,
@@ -412,10 +414,48 @@ fn an_allowed_packet_goes_on_to_foreign_programs() {
             Fate::Refused,
             "ours is asked first"
         );
-        run("tc filter del dev veth4 egress");
+        run("tc filter del dev veth4 egress pref 100");
         only_the_friend_gets_in();
         assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
     });
+}
+
+/// Another program at the server's interface that comes before ours, until it is dropped.
+enum Foreign {
+    Link { _until_dropped: Box<aya::Ebpf> },
+    Filter,
+}
+
+impl Foreign {
+    fn before_ours() -> Self {
+        if hook() == Hook::Clsact {
+            // A later filter of the same priority comes first.
+            run(
+                "tc filter add dev veth4 egress pref 1 handle 0x1 protocol all bpf da bytecode '1,6 0 0 4294967295'",
+            );
+            return Self::Filter;
+        }
+        let mut foreign = aya::Ebpf::load(thyra_datapath::object()).unwrap();
+        let program = foreign.program_mut("to_pod").unwrap();
+        let program = <&mut SchedClassifier>::try_from(program).unwrap();
+        program.load().unwrap();
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        program
+            .attach_with_options("veth4", TcAttachType::Egress, first)
+            .unwrap();
+        Self::Link {
+            _until_dropped: Box::new(foreign),
+        }
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // A link goes with its program.
+        if let Self::Filter = self {
+            run("tc filter del dev veth4 egress pref 1 handle 0x1 bpf");
+        }
+    }
 }
 
 #[test]
@@ -424,14 +464,7 @@ fn a_program_before_ours_is_noticed() {
         pods();
         let mut datapath = open();
         enforce(&mut datapath);
-        let mut foreign = aya::Ebpf::load(thyra_datapath::object()).unwrap();
-        let program = foreign.program_mut("to_pod").unwrap();
-        let program = <&mut SchedClassifier>::try_from(program).unwrap();
-        program.load().unwrap();
-        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let link = program
-            .attach_with_options("veth4", TcAttachType::Egress, first)
-            .unwrap();
+        let foreign = Foreign::before_ours();
         let status = datapath.status();
         assert_eq!(problems(&status).len(), 1);
         assert!(
@@ -439,7 +472,7 @@ fn a_program_before_ours_is_noticed() {
             "{:?}",
             problems(&status)
         );
-        program.detach(link).unwrap();
+        drop(foreign);
         assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
     });
 }
@@ -564,16 +597,14 @@ fn an_interface_that_vanishes_leaves_nothing_behind() {
     });
 }
 
-/// Pinned links.
+/// Pinned links and filters.
 fn links() -> usize {
     let layouts = std::fs::read_dir("/run/bpf/thyra").unwrap();
     let pins = layouts.flat_map(|layout| std::fs::read_dir(layout.unwrap().path()).unwrap());
     pins.filter(|pin| {
-        pin.as_ref()
-            .unwrap()
-            .file_name()
-            .to_string_lossy()
-            .starts_with("link-")
+        let name = pin.as_ref().unwrap().file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("link-") || name.starts_with("filter-")
     })
     .count()
 }

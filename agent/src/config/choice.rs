@@ -82,6 +82,19 @@ pub enum DenyChoice {
     Drop,
 }
 
+/// `--attach`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachChoice {
+    /// tcx links where the kernel has them (6.6), else clsact filters.
+    #[default]
+    Auto,
+    /// tcx links.
+    Tcx,
+    /// Filters of a clsact qdisc.
+    Clsact,
+}
+
 /// `--host-traffic`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]

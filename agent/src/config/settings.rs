@@ -8,8 +8,8 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::choice::{
-    BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice, PolicySource,
-    WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice,
+    PolicySource, WorkloadSource,
 };
 
 /// Flags and file keys; see `Config` for what they mean together.
@@ -89,6 +89,9 @@ pub struct Settings {
     /// How a refused connection is answered [default: reset]
     #[arg(long, value_enum)]
     pub deny: Option<DenyChoice>,
+    /// How programs are put at the pods' interfaces [default: auto]
+    #[arg(long, value_enum)]
+    pub attach: Option<AttachChoice>,
     /// Connections that the node itself makes [default: allow]
     #[arg(long, value_enum)]
     pub host_traffic: Option<HostTrafficChoice>,
@@ -142,6 +145,7 @@ impl Settings {
             pod_cidr: list(self.pod_cidr, file.pod_cidr),
             node_address: list(self.node_address, file.node_address),
             deny: self.deny.or(file.deny),
+            attach: self.attach.or(file.attach),
             host_traffic: self.host_traffic.or(file.host_traffic),
             bootstrap: self.bootstrap.or(file.bootstrap),
             non_tcp: self.non_tcp.or(file.non_tcp),

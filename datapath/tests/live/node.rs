@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic};
 
 /// Says to a process that it is the child, inside the namespaces.
 const INSIDE: &str = "THYRA_LIVE_INSIDE";
@@ -128,6 +128,16 @@ pub(crate) fn config() -> Config {
         deny: Deny::Reset,
         host_traffic: HostTraffic::Allow,
         report_new: true,
+        hook: Some(hook()),
+    }
+}
+
+/// `THYRA_LIVE_HOOK=clsact` tries on a newer kernel what an older one must do.
+pub(crate) fn hook() -> Hook {
+    match std::env::var("THYRA_LIVE_HOOK").as_deref() {
+        Ok("clsact") => Hook::Clsact,
+        Ok(other) => panic!("`THYRA_LIVE_HOOK={other}`: the other hook is `clsact`"),
+        Err(_) => Hook::newest(),
     }
 }
 

@@ -1,0 +1,125 @@
+//! Dumps over netlink, for what no library of ours reads.
+//!
+//! Invariant: a message that is cut short is an error, never half an answer.
+
+use std::io;
+
+use netlink_sys::Socket;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// `NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH`.
+const DUMP: u16 = 0x1 | 0x300;
+/// Flags in an attribute's type.
+const TYPE_MASK: u16 = 0x3fff;
+
+/// `struct nlmsghdr`.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub(crate) struct Header {
+    length: u32,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port: u32,
+}
+
+/// `struct nlattr`.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout)]
+struct AttributeHeader {
+    length: u16,
+    kind: u16,
+}
+
+impl Header {
+    /// Of a request for a dump whose message, this header included, is a `T`.
+    pub(crate) fn dump<T>(kind: u16) -> io::Result<Self> {
+        Ok(Self {
+            length: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
+            kind,
+            flags: DUMP,
+            sequence: 1,
+            port: 0,
+        })
+    }
+}
+
+/// Asks in this thread's network namespace; `each` gets the body of every answer.
+pub(crate) fn dump(
+    protocol: isize,
+    request: &[u8],
+    each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let socket = Socket::new(protocol)?;
+    socket.send(request, 0)?;
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        if !messages(&bytes, each)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads one datagram of a dump; whether more follow.
+fn messages(mut bytes: &[u8], each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
+    while !bytes.is_empty() {
+        let (header, _) = Header::read_from_prefix(bytes).map_err(|_| cut_short())?;
+        let length = usize::try_from(header.length).map_err(|_| cut_short())?;
+        let body = bytes.get(size_of::<Header>()..length).ok_or_else(cut_short)?;
+        match header.kind {
+            NLMSG_DONE => return Ok(false),
+            NLMSG_ERROR => {
+                let (code, _) = i32::read_from_prefix(body).map_err(|_| cut_short())?;
+                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+            }
+            _ => each(body)?,
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(true)
+}
+
+/// The value of the first attribute of a kind.
+pub(crate) fn attribute(mut bytes: &[u8], kind: u16) -> io::Result<Option<&[u8]>> {
+    while !bytes.is_empty() {
+        let (header, _) = AttributeHeader::read_from_prefix(bytes).map_err(|_| cut_short())?;
+        let length = usize::from(header.length);
+        let value = bytes
+            .get(size_of::<AttributeHeader>()..length)
+            .ok_or_else(cut_short)?;
+        if header.kind & TYPE_MASK == kind {
+            return Ok(Some(value));
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(None)
+}
+
+/// What a message is that ends too early.
+pub(crate) fn cut_short() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is cut short")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_cut_short_is_an_error() {
+        let mut none = |_: &[u8]| Ok(());
+        assert!(messages(&[20, 0, 0, 0, 20, 0], &mut none).is_err());
+        assert!(messages(&[0xff; 40], &mut none).is_err());
+        assert!(attribute(&[3, 0, 1, 0], 1).is_err());
+        assert!(attribute(&[9, 0, 1, 0, 7], 1).is_err());
+    }
+
+    #[test]
+    fn attributes_are_found_past_their_padding() {
+        let bytes = [5, 0, 1, 0, 7, 0, 0, 0, 8, 0, 11, 0, 1, 2, 3, 4];
+        assert_eq!(attribute(&bytes, 11).unwrap(), Some(&[1, 2, 3, 4][..]));
+        assert_eq!(attribute(&bytes, 1).unwrap(), Some(&[7][..]));
+        assert_eq!(attribute(&bytes, 2).unwrap(), None);
+    }
+}
