@@ -236,7 +236,7 @@ impl<'a> Recipe<'a> {
 }
 
 /// The cache folder outside the tree, so that clones and branches share it.
-fn cache_folder() -> Result<PathBuf> {
+pub(crate) fn cache_folder() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("THYRA_CACHE") {
         let folder = PathBuf::from(folder);
         ensure!(

@@ -6,6 +6,7 @@ mod cluster;
 mod demo;
 mod go;
 mod hash;
+mod kernel;
 mod lint;
 mod mutants;
 mod setup;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{child, verb::Call};
 
 /// Debian's packages and what each is for.
-const PACKAGES: &[(&str, &str)] = &[
+const PACKAGES: &[Package] = &[
     (
         "rustc-web",
         "a compiler with its library's source, for the BPF target",
@@ -67,18 +67,22 @@ pub(crate) fn run(_: &Call<'_>) -> Result<ExitCode> {
 /// # Errors
 /// A step that failed, or one that can't be done here, with what to do by hand.
 pub(crate) fn install() -> Result<()> {
-    let mut done = install_packages()?;
+    let mut done = install_packages(PACKAGES)?;
     done |= install_components()?;
     done |= install_linker()?;
     println!("setup: {}", if done { "done" } else { "nothing is missing" });
     Ok(())
 }
 
-fn install_packages() -> Result<bool> {
+/// A Debian package and what it is for.
+pub(crate) type Package = (&'static str, &'static str);
+
+/// Installs what is missing of `packages`; whether anything was.
+pub(crate) fn install_packages(packages: &'static [Package]) -> Result<bool> {
     if !Path::new("/usr/bin/dpkg-query").exists() {
         return on_another_distribution();
     }
-    let missing: Vec<_> = missing_packages()?;
+    let missing: Vec<_> = missing_packages(packages)?;
     if missing.is_empty() {
         return Ok(false);
     }
@@ -112,7 +116,7 @@ fn apt() -> Command {
 }
 
 /// The packages that dpkg doesn't know as installed.
-fn missing_packages() -> Result<Vec<&'static (&'static str, &'static str)>> {
+fn missing_packages(packages: &'static [Package]) -> Result<Vec<&'static Package>> {
     let mut query = Command::new("dpkg-query");
     query.args(["-W", "-f", "${Package} ${db:Status-Status}\n"]);
     let known = child::output(&mut query)?;
@@ -120,7 +124,7 @@ fn missing_packages() -> Result<Vec<&'static (&'static str, &'static str)>> {
         .lines()
         .filter_map(|line| line.strip_suffix(" installed"))
         .collect();
-    Ok(PACKAGES
+    Ok(packages
         .iter()
         .filter(|(package, _)| !installed.contains(package))
         .collect())

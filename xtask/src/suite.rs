@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     bench,
     child::{self, End},
-    cluster, demo, go, lint, setup,
+    cluster, demo, go, kernel, lint, setup,
     step::{Report, Tally},
     tree::Tree,
     verb::Call,
@@ -63,6 +63,7 @@ pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
         }
         Err(error) => report.step("lab", || Err(error)),
     }
+    report.step("kernel 6.1", || kernel::tests(tree));
     report.step("bench", || short_bench(tree));
     write_summary(tree, &report)?;
     println!("\n{report}");
@@ -149,15 +150,15 @@ fn tests(tree: &Tree) -> Result<Tally> {
 
 /// What the test harness says at the end of each binary.
 #[derive(Debug, PartialEq, Eq)]
-struct TestResult {
-    passed: u64,
-    failed: u64,
+pub(crate) struct TestResult {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     ignored: u64,
 }
 
 impl TestResult {
     /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`.
-    fn parse(line: &str) -> Option<Self> {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
         let count = |what: &str| {
             counts

@@ -46,7 +46,8 @@ pub(crate) fn on_a_node(test: &str, body: impl FnOnce()) {
     }
     let setup = "mount -t tmpfs tmpfs /run && mkdir /run/bpf && mount -t bpf bpf /run/bpf && \
                  ip link set lo up && exec \"$@\"";
-    let status = Command::new("unshare")
+    // Captured, so that its own summary is not counted as another test's.
+    let output = Command::new("unshare")
         .args([
             "--net",
             "--mount",
@@ -60,11 +61,14 @@ pub(crate) fn on_a_node(test: &str, body: impl FnOnce()) {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads", "1"])
         .env(INSIDE, "1")
-        .status()
+        .output()
         .unwrap();
     assert!(
-        status.success(),
-        "`{test}` failed inside its namespaces: {status}"
+        output.status.success(),
+        "`{test}` failed inside its namespaces: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
     );
 }
 

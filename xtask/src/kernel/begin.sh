@@ -1,0 +1,11 @@
+# begin.sh: what the guest does before its work, as root of a copy of the host's files
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root NO_COLOR=1 TERM=dumb
+# An emulated CPU needs its time for the kernel's part.
+export THYRA_PACKETS=100
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+ip link set lo up
+modprobe -a veth sch_ingress cls_bpf
+echo "guest: Linux $(uname -r), up after $(cut -d' ' -f1 /proc/uptime) s"
