@@ -3,6 +3,7 @@
 //! Invariant: this file only names the commands; each lives in a file of its own.
 
 mod client;
+mod datapath;
 mod dry_run;
 mod endpoint;
 mod identity;
@@ -45,6 +46,10 @@ enum Command {
     Monitor(Single<monitor::Args>),
     /// What policy says of a connection, from files or from the agent
     DryRun(Box<Single<dry_run::Args>>),
+    /// What this machine can do, what is missing, and which flags the agent wants
+    Preflight(Single<datapath::Preflight>),
+    /// The programs and maps that are pinned on this machine
+    Datapath(Group<datapath::Command>),
     /// The streams to istiod
     Xds(Group<status::Xds>),
     /// A whole node on this machine, out of network namespaces
@@ -105,6 +110,8 @@ fn main() -> ExitCode {
         Command::Status(single) => single.run(status::run),
         Command::Monitor(single) => single.run(monitor::run),
         Command::DryRun(single) => single.run(dry_run::run),
+        Command::Preflight(single) => single.run(datapath::preflight),
+        Command::Datapath(group) => group.run(datapath::run),
         Command::Xds(group) => group.run(status::xds),
         Command::Lab(args) => lab::main(args),
         Command::Version(single) => single.run(|Nothing {}, agent, format| version::run(agent, format)),

@@ -83,7 +83,7 @@ pub enum OpenError {
     /// Pods are under programs whose map is gone from the folder.
     #[error(
         "endpoints are attached but the pinned map `{missing}` is gone; \
-         remove all pins with `--cleanup` and start again"
+         remove all pins with `thyra datapath detach` and start again"
     )]
     Incomplete {
         /// Path of the missing pin.
@@ -91,7 +91,7 @@ pub enum OpenError {
     },
     /// A pinned map is not what its name says.
     #[error(
-        "the pin `{pin}` is not the map that belongs there ({what}); remove all pins with `--cleanup` and start again"
+        "the pin `{pin}` is not the map that belongs there ({what}); remove all pins with `thyra datapath detach` and start again"
     )]
     Layout {
         /// Path of the pin.
@@ -121,7 +121,7 @@ pub enum OpenError {
     #[error(transparent)]
     Hook(#[from] HookError),
     /// A pin with a link's name is no link.
-    #[error("the pin `{pin}` is not a link; remove all pins with `--cleanup` and start again")]
+    #[error("the pin `{pin}` is not a link; remove all pins with `thyra datapath detach` and start again")]
     Link {
         /// Path of the pin.
         pin: PathBuf,
