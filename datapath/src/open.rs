@@ -91,7 +91,8 @@ pub enum OpenError {
     },
     /// A pinned map is not what its name says.
     #[error(
-        "the pin `{pin}` is not the map that belongs there ({what}); remove all pins with `thyra datapath detach` and start again"
+        "the pin `{pin}` is not the map that belongs there ({what}); \
+         remove all pins with `thyra datapath detach` and start again"
     )]
     Layout {
         /// Path of the pin.

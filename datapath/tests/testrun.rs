@@ -3,6 +3,8 @@
 //! Test-run gives every packet a socket, so that "no interface and no socket" is tested on the host alone;
 //! the lab shows it with real packets.
 
+#[path = "../engine/tests/packets/any.rs"]
+mod any;
 #[path = "../engine/tests/packets/case.rs"]
 mod case;
 #[path = "../engine/tests/packets/frame.rs"]
@@ -16,7 +18,7 @@ mod policy;
 #[path = "../engine/tests/packets/world.rs"]
 mod world;
 
-use case::Case;
+use case::{Case, Change};
 use kernel::Kernel;
 use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_abi::{Control, Event};
@@ -62,22 +64,27 @@ fn code(end: End) -> i32 {
 }
 
 fn check(kernel: &mut Kernel, case: &Case, bank: u32) {
-    let host = case.run();
-    case.check(&host);
+    let change = compare(kernel, case, &frame::frame(&case.packet), bank);
+    case.check(&change);
+}
+
+/// Runs a packet in the place of the case's own, here and there.
+fn compare(kernel: &mut Kernel, case: &Case, bytes: &[u8], bank: u32) -> Change {
+    let host = case.run(bytes);
     let node = case.node();
     kernel.attach(&node);
     kernel.control(Control::new(1, bank, node.control.0));
     kernel.remember(&case.before);
     kernel.set_budget(case.outbound_budget);
     let mark = if case.own { OWN_MARK } else { 0 };
-    let run = kernel.run(case, &frame::frame(&case.packet), mark);
+    let run = kernel.run(case, bytes, mark);
     let ledger = kernel.take_ledger();
     let mut flows = kernel.flows();
     flows.sort();
     assert_eq!(
         (code(host.end), &host.flows),
         (run.code, &flows),
-        "{}: code, connections",
+        "{}: code, connections: {bytes:02x?}",
         case.name
     );
     let events = ledger
@@ -85,7 +92,69 @@ fn check(kernel: &mut Kernel, case: &Case, bank: u32) {
         .iter()
         .map(|event| Event { time_ns: 0, ..*event })
         .collect();
-    assert_eq!(host.ledger, Ledger { events, ..ledger }, "{}: ledger", case.name);
+    let ledger = Ledger { events, ..ledger };
+    assert_eq!(host.ledger, ledger, "{}: ledger: {bytes:02x?}", case.name);
+    host
+}
+
+#[test]
+fn the_kernel_does_to_any_packet_what_the_host_does() {
+    in_a_namespace(|| {
+        let mut kernel = Kernel::load();
+        kernel.fill(&world::image(), 0, Control::new(1, 0, 0));
+        let cases: Vec<Case> = cases().collect();
+        let frames: Vec<Vec<u8>> = cases.iter().map(|case| frame::frame(&case.packet)).collect();
+        let mut random = any::Random(2);
+        for _ in 0..any::wanted(3_000) {
+            let (at, other) = (random.below(cases.len()), random.below(cases.len()));
+            let bytes = random.changed(&frames[at], &frames[other]);
+            if kernel::takes(&bytes) {
+                compare(&mut kernel, &cases[at], &bytes, 0);
+            }
+        }
+    });
+}
+
+/// The flags with NS, which is the lowest bit of the byte before.
+fn with_flags(packet: &str, flags: u16) -> Vec<u8> {
+    const FLAGS: usize = 14 + 20 + 13;
+    let mut bytes = frame::frame(packet);
+    let [low, high] = flags.to_le_bytes();
+    bytes[FLAGS] = low;
+    bytes[FLAGS - 1] |= high;
+    bytes
+}
+
+#[test]
+fn every_combination_of_flags_ends_alike_and_lets_no_foe_in() {
+    in_a_namespace(|| {
+        let mut kernel = Kernel::load();
+        kernel.fill(&world::image(), 0, Control::new(1, 0, 0));
+        let all: Vec<Case> = cases().collect();
+        let named = |name: &str| all.iter().find(|case| case.name == name).expect("a case").clone();
+        let own = vec!["outbound 10.244.0.2:8080 10.244.1.66:40000 answered".to_owned()];
+        let foe = named("a_foe_is_refused");
+        let with_own = Case {
+            before: own.clone(),
+            ..foe.clone()
+        };
+        let answer = named("an_answer_to_a_foe_is_revoked");
+        let answer_with_own = Case {
+            before: own,
+            ..answer.clone()
+        };
+        let step = (512 / any::wanted(512)).max(1);
+        for flags in (0..512_u16).step_by(step) {
+            let is_syn = flags & 0x12 == 0x02;
+            let mut end = |case: &Case| compare(&mut kernel, case, &with_flags(&case.packet, flags), 0).end;
+            assert_eq!(end(&named("a_friend_gets_in")), End::Pass, "{flags:#x}");
+            assert_ne!(end(&foe), End::Pass, "{flags:#x}");
+            // A SYN begins something of its own, whatever tuple it has.
+            assert_eq!(end(&with_own) == End::Pass, !is_syn, "{flags:#x}");
+            assert_eq!(end(&answer) == End::Pass, is_syn, "{flags:#x}");
+            assert_eq!(end(&answer_with_own), End::Pass, "{flags:#x}");
+        }
+    });
 }
 
 #[test]
@@ -153,7 +222,8 @@ fn a_refused_syn_becomes_a_reset_with_right_numbers_and_sums() {
 
 /// An RST|ACK back to where `frame` came from, 20 bytes of TCP, every sum right.
 fn check_reset(name: &str, frame: &[u8], reset: &[u8]) {
-    let l3 = if frame[12] == 0x81 { 18 } else { 14 };
+    let is_tagged = matches!(frame[12..14], [0x81, 0x00] | [0x88, 0xa8]);
+    let l3 = if is_tagged { 18 } else { 14 };
     let (l4, source, destination) = match frame[l3] >> 4 {
         4 => (l3 + 20, 12..16, 16..20),
         _ => (l3 + 40, 8..24, 24..40),
@@ -177,10 +247,12 @@ fn check_reset(name: &str, frame: &[u8], reset: &[u8]) {
     );
     assert_eq!(frame[l4 + 2..l4 + 4], reset[l4..l4 + 2], "{name}: source port");
     assert_eq!(0_u32.to_be_bytes(), reset[l4 + 4..l4 + 8], "{name}: SEQ");
+    // The SYN, and the data that it carries.
+    let sent = 1001 + u32::try_from(frame.len() - l4 - 20).unwrap();
     assert_eq!(
-        1001_u32.to_be_bytes(),
+        sent.to_be_bytes(),
         reset[l4 + 8..l4 + 12],
-        "{name}: ACK = SEG.SEQ + 1"
+        "{name}: ACK = SEG.SEQ + SEG.LEN"
     );
     assert_eq!(
         (0x50, 0x14),

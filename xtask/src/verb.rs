@@ -60,6 +60,11 @@ const VERBS: &[Verb] = &[
         run: fuzz_policy,
     },
     Verb {
+        name: "fuzz-packets",
+        summary: "a hundred million changed packets through the engine: none may let in whom policy refuses",
+        run: fuzz_packets,
+    },
+    Verb {
         name: "mutants",
         summary: "seeded mistakes of the compiler, each of which the tests must catch (about 15 minutes)",
         run: mutants::run,
@@ -109,6 +114,8 @@ fn help(_: &Call<'_>) -> Result<ExitCode> {
 
 /// Worlds, of 40 connections each, unless the first argument says otherwise.
 const FUZZED: &str = "25000";
+/// Packets of one `fuzz-packets`.
+const FUZZED_PACKETS: &str = "100000000";
 
 fn fuzz_policy(call: &Call<'_>) -> Result<ExitCode> {
     let worlds = call.args.first().map_or(FUZZED, String::as_str);
@@ -126,6 +133,25 @@ fn fuzz_policy(call: &Call<'_>) -> Result<ExitCode> {
             .args(["--", "--nocapture", "say_what_the_oracle_says"])
             .env("THYRA_PROP_CASES", worlds)
             .env("THYRA_PROP_PROGRESS", "1"),
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fuzz_packets(call: &Call<'_>) -> Result<ExitCode> {
+    let packets = call.args.first().map_or(FUZZED_PACKETS, String::as_str);
+    child::check(
+        call.tree
+            .cargo()
+            .args([
+                "test",
+                "--release",
+                "-p",
+                "thyra-datapath-engine",
+                "--test",
+                "packets",
+            ])
+            .args(["--", "--nocapture", "no_change_of_a_packet"])
+            .env("THYRA_PACKETS", packets),
     )?;
     Ok(ExitCode::SUCCESS)
 }

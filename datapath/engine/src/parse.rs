@@ -24,8 +24,8 @@ const UDP_HEADER: u32 = 8;
 
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
-/// 802.1Q and 802.1ad.
-const TAGS: [u16; 2] = [0x8100, 0x88a8];
+/// 802.1Q, 802.1ad, and what came before 802.1ad: Linux reads the last two as no tag, other receivers may.
+const TAGS: [u16; 4] = [0x8100, 0x88a8, 0x9100, 0x9200];
 
 /// The usual shapes, which are read where they lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Every case of `testdata/packets`, on the host. `datapath/tests/testrun.rs` runs the same in the kernel.
 
+#[path = "packets/any.rs"]
+mod any;
 #[path = "packets/both_ways.rs"]
 mod both_ways;
 #[path = "packets/case.rs"]
@@ -11,13 +13,17 @@ mod guards;
 #[path = "packets/world.rs"]
 mod world;
 
+use std::net::IpAddr;
+use std::path::Path;
+
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use thyra_datapath_engine::host::End;
 
 #[test]
 fn every_packet_ends_as_its_case_says() {
     for (file, case) in case::all() {
         println!("{file}: {}", case.name);
-        case.check(&case.run());
+        case.check(&case.run(&frame::frame(&case.packet)));
     }
 }
 
@@ -36,4 +42,106 @@ fn an_allowed_frame_that_is_cut_anywhere_is_dropped() {
             assert_eq!(End::Drop, end, "{}: {cut} bytes cut off", case.name);
         }
     }
+}
+
+#[test]
+fn the_page_about_packets_names_cases_that_exist() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/packets.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let known: Vec<String> = case::all().into_iter().map(|(_, case)| case.name).collect();
+    let rows = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains('`'));
+    let last = rows.filter_map(|row| row.trim_end_matches(" |").rsplit(" | ").next());
+    let named: Vec<&str> = last
+        .flat_map(|cell| cell.split(", "))
+        .map(|name| name.trim_matches('`'))
+        .collect();
+    assert!(named.len() > 50, "{} names", named.len());
+    for name in named {
+        assert!(
+            known.iter().any(|case| case == name),
+            "no case is called `{name}`"
+        );
+    }
+}
+
+/// A packet as a parser that is not ours reads it.
+struct Read {
+    source: IpAddr,
+    /// Destination port of a whole TCP packet.
+    tcp: Option<u16>,
+}
+
+fn read(bytes: &[u8]) -> Option<Read> {
+    let packet = SlicedPacket::from_ethernet(bytes).ok()?;
+    let source = match packet.net.as_ref()? {
+        NetSlice::Ipv4(ip) => IpAddr::V4(ip.header().source_addr()),
+        NetSlice::Ipv6(ip) => IpAddr::V6(ip.header().source_addr()),
+        NetSlice::Arp(_) => return None,
+    };
+    let tcp = match packet.transport.as_ref() {
+        Some(TransportSlice::Tcp(tcp)) => Some(tcp.destination_port()),
+        _ => None,
+    };
+    Some(Read { source, tcp })
+}
+
+/// Changes the packets of `program`'s cases at the enforced pod 2, which has no connections, and hands `check` those
+/// that pass; at least one of a hundred must. `THYRA_PACKETS` is how many are changed.
+fn change_all(program: case::Program, ingress: u32, check: impl Fn(&Read, &[u8])) {
+    let plain = |case: &case::Case| {
+        let usual = case.ingress() == ingress && !case.socket && !case.own;
+        case.program == program && case.at == 2 && usual && case.before.is_empty()
+    };
+    let cases: Vec<case::Case> = case::all()
+        .into_iter()
+        .map(|(_, case)| case)
+        .filter(plain)
+        .collect();
+    let frames: Vec<Vec<u8>> = cases.iter().map(|case| frame::frame(&case.packet)).collect();
+    let mut node = cases[0].node();
+    let mut random = any::Random(1);
+    let (wanted, mut passed) = (any::wanted(200_000), 0);
+    for done in 1..=wanted {
+        let (at, other) = (random.below(cases.len()), random.below(cases.len()));
+        let bytes = random.changed(&frames[at], &frames[other]);
+        if cases[at].end_on(&node, &bytes) == End::Pass
+            && let Some(read) = read(&bytes)
+        {
+            passed += 1;
+            check(&read, &bytes);
+        }
+        if done % 4096 == 0 {
+            node = cases[0].node();
+        }
+    }
+    assert!(passed > wanted / 100, "only {passed} of {wanted} packets passed");
+}
+
+#[test]
+fn no_change_of_a_packet_lets_in_whom_policy_refuses() {
+    change_all(case::Program::ToPod, 9, |read, bytes| {
+        if let Some(port) = read.tcp {
+            let source = read.source;
+            assert!(
+                world::lets_in(source, port),
+                "{source} at port {port}: {bytes:02x?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn no_change_of_a_packet_lets_a_pod_speak_for_another() {
+    change_all(case::Program::FromPod, 2, |read, bytes| {
+        let own = ["10.244.0.2", "fd00:10:244::2"].map(|own| own.parse::<IpAddr>().unwrap());
+        // What a host says before it has an address, and to its link: DHCP, neighbour discovery.
+        let before_any = match read.source {
+            IpAddr::V4(source) => source.is_unspecified(),
+            IpAddr::V6(source) => source.is_unspecified() || source.is_unicast_link_local(),
+        };
+        let allowed = own.contains(&read.source) || (before_any && read.tcp.is_none());
+        assert!(allowed, "{}: {bytes:02x?}", read.source);
+    });
 }

@@ -1,4 +1,5 @@
 # begin.sh: what the guest does before its work, as root of a copy of the host's files
+set -euo pipefail
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root NO_COLOR=1 TERM=dumb
 # An emulated CPU needs its time for the kernel's part.
 export THYRA_PACKETS=100

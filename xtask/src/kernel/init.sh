@@ -1,5 +1,6 @@
 #!/bin/sh
 # init.sh: process 1 of the guest's initial file system: mounts the host's root, read-only under an overlay, and goes on there
+set -euo pipefail
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
@@ -16,4 +17,4 @@ release=$(cut -d' ' -f3 /proc/version)
 mkdir -p "/new/lib/modules/$release"
 mount -o bind "/host$(cat /modules/folder)" "/new/lib/modules/$release"
 for folder in proc sys dev; do mount -o move "/$folder" "/new/$folder"; done
-exec switch_root /new /bin/sh /thyra-work.sh
+exec switch_root /new /bin/bash /thyra-work.sh

@@ -144,10 +144,10 @@ impl Case {
         })
     }
 
-    /// Runs the case on the host.
-    pub(crate) fn run(&self) -> Change {
+    /// Runs a packet, its own or another, on the host.
+    pub(crate) fn run(&self, bytes: &[u8]) -> Change {
         let node = self.node();
-        let end = self.end_on(&node, &frame(&self.packet));
+        let end = self.end_on(&node, bytes);
         Change {
             end,
             ledger: node.ledger.borrow().clone(),

@@ -6,6 +6,7 @@
 //! | `seq=N` `ack=N` `payload=N` | numbers, bytes after the header |
 //! | `udp` `icmp` | instead of TCP flags |
 //! | `vlan` `vlan2` | one or two 802.1Q tags |
+//! | `tag=HEX` | one more tag of this Ethernet type |
 //! | `options` | four bytes of IPv4 options, or a destination-options header |
 //! | `extensions=N` | N IPv6 destination-options headers |
 //! | `fragment` `later` | a first or a later fragment |
@@ -36,11 +37,13 @@ impl Line<'_> {
         self.words.contains(&word)
     }
 
+    fn text(&self, key: &str) -> Option<&str> {
+        let mut words = self.words.iter();
+        words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    }
+
     fn number(&self, key: &str) -> Option<u32> {
-        let word = self
-            .words
-            .iter()
-            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))?;
+        let word = self.text(key)?;
         Some(
             word.parse()
                 .unwrap_or_else(|_| panic!("`{}`: `{key}={word}` is no number", self.text)),
@@ -87,6 +90,10 @@ pub(crate) fn frame(text: &str) -> Vec<u8> {
         if line.has(tag) || line.has("vlan2") {
             bytes.extend(VLAN);
         }
+    }
+    if let Some(kind) = line.text("tag") {
+        bytes.extend(u16::from_str_radix(kind, 16).unwrap().to_be_bytes());
+        bytes.extend(&VLAN[2..]);
     }
     let (protocol, segment) = upper(&line, source.port(), destination.port());
     let ip = match (source.ip(), destination.ip()) {

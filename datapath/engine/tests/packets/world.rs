@@ -61,6 +61,14 @@ pub(crate) fn node(flags: u64) -> HostNode {
     node
 }
 
+/// Whether policy lets a source in at a port of endpoint 1.
+#[allow(dead_code, reason = "each test file uses a part of this one")]
+pub(crate) fn lets_in(source: IpAddr, port: u16) -> bool {
+    static TABLES: LazyLock<Tables> = LazyLock::new(tables);
+    let verdict = TABLES.verdict(0, port, TABLES.class_of(source));
+    verdict.is_some_and(|verdict| verdict.action == Action::Allow)
+}
+
 /// The bank that the node's tables make.
 pub(crate) fn image() -> BankImage {
     static IMAGE: LazyLock<BankImage> =
