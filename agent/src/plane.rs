@@ -137,6 +137,8 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// Its network namespace is not known or can't be entered.
     fn connections(&self, id: u16, registration: &Registration) -> Result<Vec<Connection>, PlaneError>;
+    /// Endpoints that packets reach past the programs, and how many did since the last call, when that is news.
+    fn check_coverage(&mut self) -> Vec<(u16, u64)>;
     /// Removes what finished connections left.
     fn collect(&mut self);
     /// For `status`.

@@ -9,7 +9,7 @@ mod endpoint;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thyra_policy_compiler::compile::Compiler;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,6 +26,9 @@ use crate::snapshot::{Attached, Snapshot};
 use crate::state_file::{self, StateError};
 
 pub use endpoint::{Added, EndpointError, PodKey};
+
+/// How often what pods receive is compared with what the programs see.
+const COVERAGE_PERIOD: Duration = Duration::from_secs(10);
 
 /// The datapath, shared: the store writes, the admin API reads counters and names.
 pub type SharedPlane = Arc<RwLock<Box<dyn Plane>>>;
@@ -108,6 +111,7 @@ pub struct Store {
     /// Tables of an earlier run are live: they stay until the world is whole.
     inherited: bool,
     committed: bool,
+    checked_coverage: Instant,
 }
 
 impl Store {
@@ -144,6 +148,7 @@ impl Store {
             leaving: Vec::new(),
             inherited,
             committed: false,
+            checked_coverage: Instant::now(),
         };
         let (commands, receiver) = mpsc::unbounded_channel();
         store.readopt(known);
@@ -223,6 +228,10 @@ impl Store {
 
     fn tick(&mut self) {
         lock::write(&self.plane).collect();
+        if self.checked_coverage.elapsed() >= COVERAGE_PERIOD {
+            self.checked_coverage = Instant::now();
+            self.check_coverage();
+        }
         self.retry_attach();
         self.retry_settle();
         self.store_identities();
@@ -238,6 +247,24 @@ impl Store {
             Ok(_) => info!("what was refused is enforced now"),
             Err(error) if error.to_string() == told => {}
             Err(error) => self.refuse(&error.to_string()),
+        }
+    }
+
+    /// A pod that packets reach past the programs is not enforced, whatever the tables say.
+    fn check_coverage(&mut self) {
+        for (id, missed) in lock::write(&self.plane).check_coverage() {
+            let pod = self
+                .held
+                .registrations
+                .get(&id)
+                .map_or_else(String::new, Registration::pod);
+            warn!(
+                id,
+                pod, missed, "NOT ENFORCED: packets reach the pod past the programs"
+            );
+            self.hub.agent(format!(
+                "NOT ENFORCED: {missed} packets reached `{pod}` past the programs (`thyra preflight`)"
+            ));
         }
     }
 

@@ -21,6 +21,9 @@ use crate::sys;
 /// `BPF_FS_MAGIC`: <https://github.com/torvalds/linux/blob/v6.6/include/uapi/linux/magic.h>.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
+/// A pin that is about to get its name.
+pub(crate) const UNFINISHED: &str = "unfinished";
+
 /// Which way packets of a link go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Direction {
@@ -190,6 +193,7 @@ impl Pins {
         for (_, path) in self.list()? {
             unpin(&path)?;
         }
+        unpin(&self.dir.join(UNFINISHED))?;
         match std::fs::remove_dir(&self.dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(BpffsError::io("remove", &self.dir, e)),
             _ => Ok(()),

@@ -15,6 +15,7 @@ use thyra_datapath_abi::tables::Verdict;
 
 use crate::bpffs::{self, BpffsError, Lock, Pins};
 use crate::counters::{CounterMemory, Counters};
+use crate::coverage::Coverage;
 use crate::endpoint_ids::{EndpointIds, ReserveError};
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
@@ -87,6 +88,7 @@ pub struct Datapath {
     pub(crate) programs: Programs,
     pub(crate) counters: CounterMemory,
     pub(crate) flows: FlowMaps,
+    pub(crate) coverage: Coverage,
     pub(crate) grace: Grace,
     pub(crate) names: VerdictNames,
     pub(crate) ids: EndpointIds,

@@ -130,6 +130,15 @@ impl Attachment {
         })
     }
 
+    /// Whether the pin holds what runs; a process that died while it replaced a filter's program may leave another.
+    pub(crate) fn pins(&self, program: u32) -> bool {
+        self.filter_at.is_none() || self.pinned() == Some(program)
+    }
+
+    fn pinned(&self) -> Option<u32> {
+        ProgramInfo::from_pin(&self.path).map(|info| info.id()).ok()
+    }
+
     /// Takes the program off the interface and removes the pin; what is gone already is fine. A filter that runs
     /// another program than the pinned one is another build's, and stays.
     pub(crate) fn remove(&self) -> Result<(), BpffsError> {
@@ -137,10 +146,9 @@ impl Attachment {
             return bpffs::unlink(&self.path);
         };
         let failed = |e| BpffsError::io("detach", &self.path, e);
-        let pinned = ProgramInfo::from_pin(&self.path).map(|info| info.id()).ok();
         let running = self.look().map_err(failed)?;
         if running.ifindex != 0
-            && pinned == Some(running.program)
+            && self.pins(running.program)
             && let Some(interface) = Interface::by_index(ifindex).map_err(failed)?
         {
             let filter = filter(&interface, self.direction).map_err(failed)?;

@@ -15,6 +15,7 @@ mod blocks;
 mod bpffs;
 mod commit;
 mod counters;
+mod coverage;
 mod datapath;
 mod endpoint_ids;
 mod events;

@@ -17,6 +17,7 @@ use thyra_datapath_engine::Table;
 
 use crate::bpffs::{self, BpffsError, Lock, Pins};
 use crate::counters::CounterMemory;
+use crate::coverage::Coverage;
 use crate::datapath::{Config, Datapath, Origin};
 use crate::endpoint_ids::EndpointIds;
 use crate::flow_maps::FlowMaps;
@@ -242,6 +243,7 @@ impl Datapath {
         };
         let mut datapath = Self {
             flows: FlowMaps::open(&source, &memory)?,
+            coverage: Coverage::default(),
             older: older(&config.bpffs, pins)?,
             hook: config.hook.unwrap_or_else(Hook::newest),
             config,
@@ -276,7 +278,7 @@ impl Datapath {
                 continue;
             }
             alive.insert(link.endpoint);
-            if found.program != self.programs.id(link.direction) {
+            if found.program != self.programs.id(link.direction) || !link.pins(found.program) {
                 self.programs.replace(link, found.ifindex)?;
                 self.replaced += 1;
             }

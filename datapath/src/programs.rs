@@ -196,8 +196,13 @@ impl Programs {
         };
         // Dropped, the filter would be taken away.
         std::mem::forget(program.take_link(id.map_err(refused)?).map_err(refused)?);
-        bpffs::unpin(pin).map_err(|e| failed(io::Error::other(e)))?;
-        program.pin(pin).map_err(|source| HookError::pin(pin, source))
+        // Renamed into its place: at no moment does the filter go without a pin that names it.
+        let beside = pin.with_file_name(bpffs::UNFINISHED);
+        bpffs::unpin(&beside).map_err(|e| failed(io::Error::other(e)))?;
+        program
+            .pin(&beside)
+            .map_err(|source| HookError::pin(&beside, source))?;
+        std::fs::rename(&beside, pin).map_err(failed)
     }
 
     /// Puts the current program in the place of the one that is attached.

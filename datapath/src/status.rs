@@ -108,6 +108,11 @@ impl Datapath {
             ),
             None => problems.push(format!("interface {ifindex} is gone")),
         }
+        if let Some(missed) = self.coverage.missed(id) {
+            problems.push(format!(
+                "NOT ENFORCED: {missed} packets reached the pod past `to_pod` between the last two checks"
+            ));
+        }
         if self.memory.endpoint_at(ifindex) != id {
             problems.push(format!("interface {ifindex} does not lead to this endpoint"));
         }

@@ -425,6 +425,27 @@ fn an_allowed_packet_goes_on_to_foreign_programs() {
     });
 }
 
+#[test]
+fn packets_that_reach_a_pod_past_the_programs_are_noticed() {
+    on_a_node("packets_that_reach_a_pod_past_the_programs_are_noticed", || {
+        pods();
+        let mut datapath = open();
+        let id = enforce(&mut datapath);
+        assert_eq!(datapath.check_coverage(), [], "the first look");
+        only_the_friend_gets_in();
+        node::send_frames(&SERVER.interface(), 50, false);
+        assert_eq!(datapath.check_coverage(), [], "all of that met the programs");
+        node::send_frames(&SERVER.interface(), 50, true);
+        assert_eq!(datapath.check_coverage(), [(id, 50)]);
+        let status = datapath.status();
+        let said = problems(&status);
+        assert!(said[0].contains("NOT ENFORCED: 50 packets"), "{said:?}");
+        only_the_friend_gets_in();
+        assert_eq!(datapath.check_coverage(), []);
+        assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
+    });
+}
+
 /// Another program at the server's interface that comes before ours, until it is dropped.
 enum Foreign {
     Link { _until_dropped: Box<aya::Ebpf> },

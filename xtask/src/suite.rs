@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
     time::Duration,
 };
 
@@ -52,7 +52,13 @@ pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
     for (name, lint) in lint::LINTS {
         report.step(name, || Ok(lint(tree)));
     }
-    report.step("tests", || tests(tree));
+    report.step("tests", || {
+        cargo_tests(tree.cargo().args(["test", "--workspace", "--no-fail-fast"]))
+    });
+    report.step("tests, clsact", || {
+        let live = ["test", "-p", "thyra-datapath", "--test", "live"];
+        cargo_tests(tree.cargo().args(live).env("THYRA_LIVE_HOOK", "clsact"))
+    });
     report.step("build", || demo::build(tree).map(|()| Tally::of(true)));
     match scenarios(tree) {
         Ok(scenarios) => {
@@ -121,12 +127,10 @@ fn build_cluster(tree: &Tree) -> Result<Tally> {
 }
 
 /// Unit, property, golden, tidy and BPF test-run: all that cargo runs.
-fn tests(tree: &Tree) -> Result<Tally> {
+fn cargo_tests(cargo: &mut Command) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut ignored = 0;
-    let mut cargo = tree.cargo();
-    cargo.args(["test", "--workspace", "--no-fail-fast"]);
-    let end = child::stream(&mut cargo, TESTS_LIMIT, |line| {
+    let end = child::stream(cargo, TESTS_LIMIT, |line| {
         println!("{line}");
         if let Some(result) = TestResult::parse(line) {
             tally.add(Tally::counts(result.passed, result.failed));

@@ -144,6 +144,10 @@ impl Plane for Datapath {
         Datapath::connections(self, id, addresses, netns).map_err(|e| failed(&e))
     }
 
+    fn check_coverage(&mut self) -> Vec<(u16, u64)> {
+        Datapath::check_coverage(self)
+    }
+
     fn collect(&mut self) {
         if let Err(error) = Datapath::collect(self, Datapath::now_ns()) {
             debug!(error = chain(&error), "finished connections stay for now");

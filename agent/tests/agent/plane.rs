@@ -19,6 +19,8 @@ pub(crate) struct Told {
     pub(crate) tables: Tables,
     pub(crate) generation: u32,
     pub(crate) commits: u32,
+    /// What the next check of coverage finds.
+    pub(crate) missed: Vec<(u16, u64)>,
     /// What the pods' stacks hold.
     pub(crate) connections: BTreeMap<u16, Vec<Connection>>,
     /// Whether allowed connections are reported.
@@ -153,6 +155,10 @@ impl Plane for Remembering {
     fn connections(&self, id: u16, _: &Registration) -> Result<Vec<Connection>, PlaneError> {
         self.with(|t| t.connections.get(&id).cloned())
             .ok_or_else(|| PlaneError::Precondition("no such namespace".into()))
+    }
+
+    fn check_coverage(&mut self) -> Vec<(u16, u64)> {
+        self.with(|t| std::mem::take(&mut t.missed))
     }
 
     fn collect(&mut self) {}

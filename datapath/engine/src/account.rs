@@ -1,6 +1,7 @@
 //! Counters and events: what is written about a packet, once it is decided.
 //!
-//! Invariant: each packet is counted once at its endpoint, and once under its verdict or its reason; an
+//! Invariant: each packet is counted once at its endpoint, whatever is in it (user space compares that with what the
+//! interface has received), and once under its verdict or its reason; an
 //! allowed answer of the pod is counted at the endpoint alone.
 
 use thyra_datapath_abi::{Event, EventKind, Reason};

@@ -13,6 +13,7 @@ use crate::account::{Counters, Direction, account, feasible};
 use crate::decide::{self, Act, Arrival, Outcome, usual};
 use crate::packet::{Kind, Packet, Parsed};
 use crate::parse::{self, Link, Shape};
+use crate::tables::endpoint_at;
 use crate::{Family, Flows, Load, Tables, V4, V6};
 
 /// A packet at a hook: its bytes, what the kernel says about it, and how it ends.
@@ -100,7 +101,7 @@ impl Program for FromPod {
 #[inline(always)]
 pub fn run<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     if hook.is_own() {
-        own(maps, &hook);
+        passes_unread::<P, M, H>(maps, &hook, Reason::OwnPacket);
         return hook.pass_own();
     }
     let act = match parse::shape(&hook) {
@@ -117,10 +118,14 @@ pub fn run<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     }
 }
 
+/// Counts a packet that passes whatever is in it.
 #[inline(always)]
-fn own<M: Maps, H: Hook>(maps: M, hook: &H) {
+fn passes_unread<P: Program, M: Maps, H: Hook>(maps: M, hook: &H, reason: Reason) {
     if let Some(node) = maps.open() {
-        node.reason(Reason::OwnPacket, hook.length());
+        node.reason(reason, hook.length());
+        if let Some((endpoint, _)) = endpoint_at(&node, hook.arrival().ifindex) {
+            node.endpoint(endpoint, P::DIRECTION, true);
+        }
     }
 }
 
@@ -163,17 +168,12 @@ fn unusual<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
     match parse::link(&hook) {
         Link::V4(l3) => unusual4::<P, M, H>(maps, hook, l3),
         Link::V6(l3) => unusual6::<P, M, H>(maps, hook, l3),
-        Link::NotIp => not_ip(maps, &hook),
+        Link::NotIp => {
+            passes_unread::<P, M, H>(maps, &hook, Reason::NotIp);
+            Act::Pass
+        }
         Link::Bad(kind) => bad::<P, M, H>(maps, hook, kind),
     }
-}
-
-#[inline(always)]
-fn not_ip<M: Maps, H: Hook>(maps: M, hook: &H) -> Act {
-    if let Some(node) = maps.open() {
-        node.reason(Reason::NotIp, hook.length());
-    }
-    Act::Pass
 }
 
 #[inline(never)]

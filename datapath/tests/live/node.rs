@@ -262,6 +262,49 @@ impl Pod {
     }
 }
 
+/// Sends frames out of an interface of the node: through the hooks, or past them as `PACKET_QDISC_BYPASS` does
+/// (packet(7)).
+pub(crate) fn send_frames(interface: &str, count: usize, past_the_hooks: bool) {
+    let name = std::ffi::CString::new(interface).unwrap();
+    // UDP from a documentation address; whom it is for makes no difference.
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
+    frame.extend([
+        0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 203, 0, 113, 7, 10, 244, 0, 4,
+    ]);
+    frame.extend([0, 53, 0, 53, 0, 8, 0, 0]);
+    let bypass = libc::c_int::from(past_the_hooks);
+    // SAFETY: a socket of this function's own, options and addresses that live past each call, with their sizes.
+    unsafe {
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+        assert!(socket >= 0, "{}", std::io::Error::last_os_error());
+        let size = libc::socklen_t::try_from(size_of_val(&bypass)).unwrap();
+        let value = (&raw const bypass).cast();
+        let set = libc::setsockopt(socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, value, size);
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        let mut to: libc::sockaddr_ll = std::mem::zeroed();
+        to.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap();
+        to.sll_ifindex = libc::c_int::try_from(libc::if_nametoindex(name.as_ptr())).unwrap();
+        let size = libc::socklen_t::try_from(size_of_val(&to)).unwrap();
+        for _ in 0..count {
+            let sent = libc::sendto(
+                socket,
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size,
+            );
+            assert_eq!(
+                usize::try_from(sent).ok(),
+                Some(frame.len()),
+                "{}",
+                std::io::Error::last_os_error()
+            );
+        }
+        libc::close(socket);
+    }
+}
+
 /// Whether what is sent comes back.
 pub(crate) fn echoes(mut stream: &TcpStream) -> bool {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

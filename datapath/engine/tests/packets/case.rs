@@ -228,10 +228,10 @@ impl Case {
         if let Some(reason) = Reason::from_number(self.reason) {
             ledger.reasons.insert(reason, ReasonCounter { packets: 1, bytes });
         }
-        // A packet that is not IP, or Thyra's own, belongs to no endpoint.
+        // One at an interface that is no endpoint's belongs to none.
         if let Some(&endpoint) = change.ledger.endpoints.keys().next() {
             let mut counter = EndpointCounter::default();
-            *match (self.program, end == End::Pass) {
+            *match (self.program, matches!(end, End::Pass | End::PassOwn)) {
                 (Program::ToPod, true) => &mut counter.to_pod_packets,
                 (Program::ToPod, false) => &mut counter.to_pod_dropped,
                 (Program::FromPod, true) => &mut counter.from_pod_packets,

@@ -1,0 +1,197 @@
+//! Whether every packet that a pod receives has met `to_pod`: what its interface has received, against what the
+//! program has counted.
+//!
+//! Invariant: no false alarm: the interface is read before the counters, and the program counts every packet that it
+//! sees, also those that it drops.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use thyra_datapath_abi::count::EndpointCounter;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::datapath::Datapath;
+use crate::netlink::{self, Header};
+use crate::open::endpoint_numbers;
+
+const RTM_GETLINK: u16 = 18;
+const IFLA_LINK: u16 = 5;
+const IFLA_STATS64: u16 = 23;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_TARGET_NETNSID: u16 = 46;
+
+/// `struct ifinfomsg`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct LinkMessage {
+    family_and_type: u32,
+    ifindex: u32,
+    flags: u32,
+    change: u32,
+}
+
+#[repr(C)]
+#[derive(IntoBytes, Immutable, KnownLayout)]
+struct Request {
+    header: Header,
+    message: LinkMessage,
+}
+
+/// A request about an interface of another namespace.
+#[repr(C)]
+#[derive(IntoBytes, Immutable, KnownLayout)]
+struct PeerRequest {
+    header: Header,
+    message: LinkMessage,
+    length: u16,
+    kind: u16,
+    namespace: [u8; 4],
+}
+
+/// Packets at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    ifindex: u32,
+    received: u64,
+    seen: u64,
+}
+
+/// What was found at the last check.
+#[derive(Debug, Default)]
+pub(crate) struct Coverage {
+    last: BTreeMap<u16, Sample>,
+    missed: BTreeMap<u16, u64>,
+}
+
+impl Coverage {
+    /// Packets that went past the program between the last two checks.
+    pub(crate) fn missed(&self, endpoint: u16) -> Option<u64> {
+        self.missed.get(&endpoint).copied()
+    }
+
+    /// Takes the next samples; endpoints that missed packets now and did not before.
+    fn take(&mut self, samples: BTreeMap<u16, Sample>) -> Vec<(u16, u64)> {
+        let missed: BTreeMap<u16, u64> = samples
+            .iter()
+            .filter_map(|(id, now)| Some((*id, past(self.last.get(id)?, now)?)))
+            .collect();
+        let news = missed.iter().filter(|(id, _)| !self.missed.contains_key(id));
+        let news = news.map(|(id, count)| (*id, *count)).collect();
+        self.last = samples;
+        self.missed = missed;
+        news
+    }
+}
+
+/// Packets that were received and not seen between two samples of one interface.
+fn past(before: &Sample, now: &Sample) -> Option<u64> {
+    let received = now.received.checked_sub(before.received)?;
+    let seen = now.seen.checked_sub(before.seen)?;
+    let past = received.checked_sub(seen).filter(|past| *past > 0)?;
+    (before.ifindex == now.ifindex).then_some(past)
+}
+
+impl Datapath {
+    /// Compares what the pods' interfaces have received with what the programs have seen since the last call. Returns
+    /// the endpoints that packets reach past the program, and how many did, when that is news. Call it every few
+    /// seconds; `status` tells the last answer.
+    pub fn check_coverage(&mut self) -> Vec<(u16, u64)> {
+        let attached = endpoint_numbers().filter_map(|id| {
+            let ifindex = self.memory.record(id).ifindex;
+            // An interface that is not one end of a veth can't be asked.
+            let received = (ifindex != 0).then(|| received_by_pod(ifindex).ok().flatten())??;
+            Some((id, ifindex, received))
+        });
+        let received: Vec<(u16, u32, u64)> = attached.collect();
+        let counters = self.counters().endpoints;
+        let sample = |(id, ifindex, received): (u16, u32, u64)| {
+            let seen = counters.get(&id).map_or(0, seen);
+            (
+                id,
+                Sample {
+                    ifindex,
+                    received,
+                    seen,
+                },
+            )
+        };
+        let samples = received.into_iter().map(sample).collect();
+        self.coverage.take(samples)
+    }
+}
+
+fn seen(counter: &EndpointCounter) -> u64 {
+    counter.to_pod_packets.saturating_add(counter.to_pod_dropped)
+}
+
+/// Packets that the far end of a veth, in its own namespace, has received; none for any other interface.
+fn received_by_pod(ifindex: u32) -> io::Result<Option<u64>> {
+    let message = |ifindex| LinkMessage {
+        ifindex,
+        ..LinkMessage::default()
+    };
+    let request = Request {
+        header: Header::request::<Request>(RTM_GETLINK)?,
+        message: message(ifindex),
+    };
+    let host = netlink::ask(NETLINK_ROUTE, request.as_bytes())?;
+    let attributes = host.get(size_of::<LinkMessage>()..).unwrap_or_default();
+    let peer = netlink::attribute(attributes, IFLA_LINK)?.and_then(|value| u32::read_from_bytes(value).ok());
+    let namespace = netlink::attribute(attributes, IFLA_LINK_NETNSID)?;
+    let (Some(peer), Some(namespace)) = (peer, namespace.and_then(|value| value.first_chunk())) else {
+        return Ok(None);
+    };
+    let request = PeerRequest {
+        header: Header::request::<PeerRequest>(RTM_GETLINK)?,
+        message: message(peer),
+        length: 8,
+        kind: IFLA_TARGET_NETNSID,
+        namespace: *namespace,
+    };
+    let pod = netlink::ask(NETLINK_ROUTE, request.as_bytes())?;
+    let attributes = pod.get(size_of::<LinkMessage>()..).unwrap_or_default();
+    // `rtnl_link_stats64` begins with the packets received.
+    let stats = netlink::attribute(attributes, IFLA_STATS64)?.and_then(|value| value.first_chunk());
+    Ok(stats.map(|packets| u64::from_ne_bytes(*packets)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(coverage: &mut Coverage, ifindex: u32, received: u64, seen: u64) -> Vec<(u16, u64)> {
+        let sample = Sample {
+            ifindex,
+            received,
+            seen,
+        };
+        coverage.take([(7, sample)].into())
+    }
+
+    #[test]
+    fn only_what_went_past_since_the_last_check_counts_and_is_told_once() {
+        let mut coverage = Coverage::default();
+        assert_eq!(
+            taken(&mut coverage, 3, 100, 0),
+            [],
+            "before the first check nothing is known"
+        );
+        assert_eq!(
+            taken(&mut coverage, 3, 200, 150),
+            [],
+            "more was seen than received: some was dropped"
+        );
+        assert_eq!(taken(&mut coverage, 3, 260, 200), [(7, 10)]);
+        assert_eq!(taken(&mut coverage, 3, 280, 210), [], "no news");
+        assert_eq!(coverage.missed(7), Some(10));
+        assert_eq!(taken(&mut coverage, 3, 290, 220), []);
+        assert_eq!(coverage.missed(7), None);
+        assert_eq!(taken(&mut coverage, 4, 400, 220), [], "another interface");
+    }
+
+    #[test]
+    fn loopback_has_no_far_end() {
+        assert_eq!(received_by_pod(1).unwrap(), None);
+    }
+}
