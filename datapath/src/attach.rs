@@ -243,13 +243,14 @@ impl Datapath {
     /// Attaches what is not attached yet, from the pod first: the pod's own connections are then known when
     /// their replies are judged.
     fn attach_programs(&mut self, id: u16, interface: &Interface) -> Result<(), AttachError> {
-        let mut attached = Vec::new();
+        let (mut attached, mut others) = (Vec::new(), Vec::new());
         for attachment in hook::of_endpoint(&self.pins, id)? {
             match attachment.look() {
                 Ok(found) if found.ifindex == interface.index && attachment.hook() == self.hook => {
                     attached.push(attachment.direction);
                 }
-                // Gone, at an interface that is gone, or the other kind.
+                Ok(found) if found.ifindex == interface.index => others.push(attachment),
+                // Gone, or at an interface that is gone.
                 _ => attachment.remove()?,
             }
         }
@@ -260,6 +261,10 @@ impl Datapath {
             self.programs
                 .attach(self.hook, direction, interface, (&self.pins, id))?;
             self.require_attached(id, direction, interface)?;
+        }
+        // Those of the other hook judged until here, and for a moment both do.
+        for other in others {
+            other.remove()?;
         }
         Ok(())
     }
@@ -274,7 +279,7 @@ impl Datapath {
         let made = hook::of_endpoint(&self.pins, id)?;
         for attachment in made
             .into_iter()
-            .filter(|attachment| attachment.direction == direction)
+            .filter(|attachment| attachment.direction == direction && attachment.hook() == self.hook)
         {
             if attachment.look().map(|found| found.ifindex).ok() != Some(interface.index) {
                 attachment.remove()?;

@@ -20,7 +20,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use thyra_datapath::abi::tables::{SourceAddress, SourceBlock, Tables};
 use thyra_datapath::abi::{Action, Event, EventKind, Mode};
 use thyra_datapath::{
-    AttachError, CommitError, Datapath, DatapathStatus, EndpointSpec, Hook, OpenError, Origin,
+    AttachError, CommitError, Config, Datapath, DatapathStatus, EndpointSpec, Hook, OpenError, Origin,
 };
 
 const FRIEND: Pod = Pod(2);
@@ -301,6 +301,35 @@ fn programs_are_replaced_under_traffic_without_a_gap() {
                 // As if another build had pinned them.
                 run("rm /run/bpf/thyra/*/program-*");
                 assert_eq!(open().status().replaced, 2);
+            }
+        });
+        assert!(tries > 10, "{tries}");
+        assert!(echoes(&connection));
+    });
+}
+
+#[test]
+fn the_other_hook_takes_over_without_a_gap() {
+    if Hook::newest() != Hook::Tcx {
+        eprintln!("SKIPPED `the_other_hook_takes_over_without_a_gap`: this kernel has one hook");
+        return;
+    }
+    on_a_node("the_other_hook_takes_over_without_a_gap", || {
+        pods();
+        let with = |hook| {
+            let config = Config {
+                hook: Some(hook),
+                ..config()
+            };
+            Datapath::open(config).unwrap_or_else(|e| panic!("{}", chain(&e)))
+        };
+        enforce(&mut with(Hook::Tcx));
+        let connection = FRIEND.connect(SERVER.v4(), PORT).unwrap();
+        let tries = flood(|| {
+            for hook in [Hook::Clsact, Hook::Tcx, Hook::Clsact] {
+                let mut datapath = with(hook);
+                datapath.attach(&SERVER.spec()).unwrap();
+                assert_eq!((problems(&datapath.status()).len(), links()), (0, 2));
             }
         });
         assert!(tries > 10, "{tries}");
