@@ -15,6 +15,8 @@ mod kernel;
 mod memory;
 #[path = "testrun/policy.rs"]
 mod policy;
+#[path = "testrun/switch.rs"]
+mod switch;
 #[path = "../engine/tests/packets/world.rs"]
 mod world;
 

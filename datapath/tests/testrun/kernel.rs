@@ -21,7 +21,7 @@ use thyra_datapath_engine::host::{HostNode, Ledger};
 use thyra_datapath_engine::{BANK_WORDS, BankImage, Table, Tables as _};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::case::{Case, Key as FlowKey, Program, Remembered, key, line4, line6};
+use crate::case::{Case, Key as FlowKey, Remembered, key, line4, line6};
 use crate::memory::Memory;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/thyra.bpf.o"));
@@ -37,7 +37,7 @@ const IFINDEX: usize = 40;
 
 /// Where things lie in the maps, in words.
 const WORD: usize = size_of::<u64>();
-const CONTROL: usize = offset_of!(State, control) / WORD;
+pub(crate) const CONTROL: usize = offset_of!(State, control) / WORD;
 const SEED: usize = offset_of!(State, flow_seed) / WORD;
 const BUDGET: usize = offset_of!(State, outbound_budget) / WORD;
 const COUNTS: usize = offset_of!(State, outbound) / WORD;
@@ -152,6 +152,14 @@ impl Kernel {
             blocks.insert(&Key::new(key.prefix_len, data), class, 0).unwrap();
         }
         self.control(Control::new(control.generation(), bank, control.0));
+    }
+
+    /// The same memory once more, for whoever switches while programs run: its word `CONTROL`.
+    pub(crate) fn state_again(&self) -> Memory {
+        match self.ebpf.map(maps::STATE) {
+            Some(Map::Array(map)) => Memory::new(map, size_of::<State>() / WORD),
+            other => panic!("`{}` is {other:?}", maps::STATE),
+        }
     }
 
     /// Stores the control word.
@@ -270,11 +278,7 @@ impl Kernel {
 
     /// Runs a packet in the place of a case's own.
     pub(crate) fn run(&mut self, case: &Case, frame: &[u8], mark: u32) -> Run {
-        let program = match case.program {
-            Program::ToPod => maps::TO_POD,
-            Program::FromPod => maps::FROM_POD,
-        };
-        self.run_at(program, (case.at, case.ingress()), frame, mark)
+        self.run_at(case.program.name(), (case.at, case.ingress()), frame, mark)
     }
 
     /// Runs a packet at interface `at`, come in by `ingress`.
@@ -305,18 +309,24 @@ impl Kernel {
 
     /// Takes everything that was counted and reported since the last call.
     pub(crate) fn take_ledger(&mut self) -> Ledger {
+        let (ledger, lost) = self.take_any_ledger();
+        assert_eq!(0, lost, "events were lost");
+        ledger
+    }
+
+    /// The same with the number of events that were lost.
+    pub(crate) fn take_any_ledger(&mut self) -> (Ledger, u64) {
         let verdicts = self.take(offset_of!(CpuCounters, verdicts), 16);
         let reasons = self.take(offset_of!(CpuCounters, reasons), 256);
         let endpoints = self.take(offset_of!(CpuCounters, endpoints), 16);
         let lost: BTreeMap<_, u64> = self.take(offset_of!(CpuCounters, lost), 1);
-        assert_eq!(0, lost.len(), "events were lost");
         let mut ring = RingBuf::try_from(self.ebpf.map_mut(maps::EVENTS).unwrap()).unwrap();
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
             events.push(Event::read_from_bytes(&item).unwrap());
         }
         let reason = |index: u16| Reason::from_number(u8::try_from(index).unwrap()).expect("a known reason");
-        Ledger {
+        let ledger = Ledger {
             verdicts,
             reasons: reasons
                 .into_iter()
@@ -324,7 +334,8 @@ impl Kernel {
                 .collect(),
             endpoints,
             events,
-        }
+        };
+        (ledger, lost.into_values().sum())
     }
 
     /// The first `count` counters of a table that begins `offset` bytes into an element, summed over the CPUs,

@@ -35,6 +35,17 @@ pub(crate) enum Program {
     FromPod,
 }
 
+impl Program {
+    /// As the object names it.
+    #[allow(dead_code, reason = "each test file uses a part of this one")]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ToPod => thyra_datapath_abi::maps::TO_POD,
+            Self::FromPod => thyra_datapath_abi::maps::FROM_POD,
+        }
+    }
+}
+
 /// One case.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
