@@ -149,7 +149,7 @@ impl Held {
 
     /// Gives the workload's principal a number that it keeps.
     fn number(&mut self, workload: &Workload) {
-        let principal = principal(workload);
+        let principal = workload.principal();
         if !self.world.identities.contains_key(principal.as_str()) {
             self.world
                 .identities
@@ -185,15 +185,6 @@ impl Held {
             options.pod_ranges.extend(new);
         }
     }
-}
-
-/// `<trust domain>/ns/<namespace>/sa/<service account>`.
-#[must_use]
-pub fn principal(workload: &Workload) -> String {
-    format!(
-        "{}/ns/{}/sa/{}",
-        workload.trust_domain, workload.namespace, workload.service_account
-    )
 }
 
 /// Puts a value; `true` when it differs from what was there. An equal value keeps its old allocation, by

@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::bpffs::{BpffsError, Direction};
 use crate::datapath::Datapath;
 use crate::endpoint_ids::ReserveError;
-use crate::hook;
+use crate::hook::{self, Attachment};
 use crate::interface::Interface;
 use crate::programs::HookError;
 use crate::state_file::StateError;
@@ -121,8 +121,6 @@ impl Datapath {
             self.flows
                 .forget(&self.memory, id)
                 .map_err(|e| AttachError::Leftover(id, e))?;
-        }
-        if fresh {
             self.seed(id, spec);
         }
         if let Some(other) = other {
@@ -258,33 +256,17 @@ impl Datapath {
             if attached.contains(&direction) {
                 continue;
             }
-            self.programs
-                .attach(self.hook, direction, interface, (&self.pins, id))?;
-            self.require_attached(id, direction, interface)?;
+            let made = Attachment::new(self.hook, &self.pins, id, direction, interface.index);
+            self.programs.attach(&made, interface)?;
+            // The name may have gone to another interface meanwhile.
+            if made.look().map(|found| found.ifindex).ok() != Some(interface.index) {
+                made.remove()?;
+                return Err(AttachError::InterfaceGone(interface.name.clone()));
+            }
         }
         // Those of the other hook judged until here, and for a moment both do.
         for other in others {
             other.remove()?;
-        }
-        Ok(())
-    }
-
-    /// The name may have gone to another interface meanwhile.
-    fn require_attached(
-        &self,
-        id: u16,
-        direction: Direction,
-        interface: &Interface,
-    ) -> Result<(), AttachError> {
-        let made = hook::of_endpoint(&self.pins, id)?;
-        for attachment in made
-            .into_iter()
-            .filter(|attachment| attachment.direction == direction && attachment.hook() == self.hook)
-        {
-            if attachment.look().map(|found| found.ifindex).ok() != Some(interface.index) {
-                attachment.remove()?;
-                return Err(AttachError::InterfaceGone(interface.name.clone()));
-            }
         }
         Ok(())
     }

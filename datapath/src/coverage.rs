@@ -1,53 +1,18 @@
 //! Whether every packet that a pod receives has met `to_pod`: what its interface has received, against what the
 //! program has counted.
 //!
-//! Invariant: no false alarm: the interface is read before the counters, and the program counts every packet that it
-//! sees, also those that it drops.
+//! Invariant: the program counts every packet that it sees, also those that it drops; the interface is read before
+//! the counters. That bounds one sample; between two, packets that arrive while samples are taken may show as missed.
 
 use std::collections::BTreeMap;
 use std::io;
 
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use thyra_datapath_abi::count::EndpointCounter;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::datapath::Datapath;
-use crate::netlink::{self, Header};
+use crate::interface;
 use crate::open::endpoint_numbers;
-
-const RTM_GETLINK: u16 = 18;
-const IFLA_LINK: u16 = 5;
-const IFLA_STATS64: u16 = 23;
-const IFLA_LINK_NETNSID: u16 = 37;
-const IFLA_TARGET_NETNSID: u16 = 46;
-
-/// `struct ifinfomsg`.
-#[repr(C)]
-#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-struct LinkMessage {
-    family_and_type: u32,
-    ifindex: u32,
-    flags: u32,
-    change: u32,
-}
-
-#[repr(C)]
-#[derive(IntoBytes, Immutable, KnownLayout)]
-struct Request {
-    header: Header,
-    message: LinkMessage,
-}
-
-/// A request about an interface of another namespace.
-#[repr(C)]
-#[derive(IntoBytes, Immutable, KnownLayout)]
-struct PeerRequest {
-    header: Header,
-    message: LinkMessage,
-    length: u16,
-    kind: u16,
-    namespace: [u8; 4],
-}
 
 /// Packets at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -127,33 +92,30 @@ fn seen(counter: &EndpointCounter) -> u64 {
 
 /// Packets that the far end of a veth, in its own namespace, has received; none for any other interface.
 fn received_by_pod(ifindex: u32) -> io::Result<Option<u64>> {
-    let message = |ifindex| LinkMessage {
-        ifindex,
-        ..LinkMessage::default()
-    };
-    let request = Request {
-        header: Header::request::<Request>(RTM_GETLINK)?,
-        message: message(ifindex),
-    };
-    let host = netlink::ask(NETLINK_ROUTE, request.as_bytes())?;
-    let attributes = host.get(size_of::<LinkMessage>()..).unwrap_or_default();
-    let peer = netlink::attribute(attributes, IFLA_LINK)?.and_then(|value| u32::read_from_bytes(value).ok());
-    let namespace = netlink::attribute(attributes, IFLA_LINK_NETNSID)?;
-    let (Some(peer), Some(namespace)) = (peer, namespace.and_then(|value| value.first_chunk())) else {
+    let (mut peer, mut namespace) = (None, None);
+    for attribute in attributes(ifindex, None)? {
+        match attribute {
+            LinkAttribute::Link(index) => peer = Some(index),
+            LinkAttribute::LinkNetNsId(id) => namespace = Some(id),
+            _ => {}
+        }
+    }
+    let (Some(peer), Some(namespace)) = (peer, namespace) else {
         return Ok(None);
     };
-    let request = PeerRequest {
-        header: Header::request::<PeerRequest>(RTM_GETLINK)?,
-        message: message(peer),
-        length: 8,
-        kind: IFLA_TARGET_NETNSID,
-        namespace: *namespace,
+    let received = |attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(stats.rx_packets),
+        _ => None,
     };
-    let pod = netlink::ask(NETLINK_ROUTE, request.as_bytes())?;
-    let attributes = pod.get(size_of::<LinkMessage>()..).unwrap_or_default();
-    // `rtnl_link_stats64` begins with the packets received.
-    let stats = netlink::attribute(attributes, IFLA_STATS64)?.and_then(|value| value.first_chunk());
-    Ok(stats.map(|packets| u64::from_ne_bytes(*packets)))
+    Ok(attributes(peer, Some(namespace))?.into_iter().find_map(received))
+}
+
+/// What the kernel says of an interface, here or in another namespace; nothing of one that is gone.
+fn attributes(ifindex: u32, namespace: Option<i32>) -> io::Result<Vec<LinkAttribute>> {
+    let mut wanted = LinkMessage::default();
+    wanted.header.index = ifindex;
+    wanted.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
+    Ok(interface::ask(wanted)?.map_or_else(Vec::new, |link| link.attributes))
 }
 
 #[cfg(test)]

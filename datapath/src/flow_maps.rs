@@ -92,21 +92,15 @@ impl FlowMaps {
 
     /// Both ends, the pod's first, of the connections that the node made to an endpoint.
     pub(crate) fn of_the_node(&self, endpoint: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
-        let four = self.host4.keys(endpoint)?.into_iter().map(|key| {
+        let four = self.host4.of(endpoint)?.into_iter().map(|(key, _)| {
             let flow: Flow4 = zerocopy::transmute!(key);
-            let end = |address: [u8; 4], port| SocketAddr::new(address.into(), u16::from_be_bytes(port));
-            (
-                end(flow.local, flow.local_port),
-                end(flow.remote, flow.remote_port),
-            )
+            let (local, remote) = flow.ends();
+            (local.into(), remote.into())
         });
-        let six = self.host6.keys(endpoint)?.into_iter().map(|key| {
+        let six = self.host6.of(endpoint)?.into_iter().map(|(key, _)| {
             let flow: Flow6 = zerocopy::transmute!(key);
-            let end = |address: [u8; 16], port| SocketAddr::new(address.into(), u16::from_be_bytes(port));
-            (
-                end(flow.local, flow.local_port),
-                end(flow.remote, flow.remote_port),
-            )
+            let (local, remote) = flow.ends();
+            (local.into(), remote.into())
         });
         Ok(four.chain(six).collect())
     }

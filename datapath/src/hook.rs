@@ -10,6 +10,7 @@ use aya::programs::links::Link as _;
 use aya::programs::tc::{SchedClassifierLink, TcHandle, qdisc_add_clsact};
 use aya::programs::{ProgramInfo, TcAttachType};
 use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::system::uname;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::bpffs::{self, BpffsError, Direction, Pin, Pins};
@@ -23,6 +24,8 @@ pub(crate) const PRIORITY: u16 = 1;
 /// Ours among the filters of that priority ("Th").
 pub(crate) const HANDLE: TcHandle = TcHandle::new(0, 0x5468);
 
+/// tcx came with 6.6: <https://github.com/torvalds/linux/commit/e420bed025071a623d2720a92bc2245c84757ecb>.
+pub(crate) const TCX_KERNEL: (u32, u32) = (6, 6);
 const RTM_GETTFILTER: u16 = 46;
 const CLSACT_INGRESS: u32 = 0xffff_fff2;
 const CLSACT_EGRESS: u32 = 0xffff_fff3;
@@ -42,7 +45,12 @@ impl Hook {
     /// The best one that this kernel has.
     #[must_use]
     pub fn newest() -> Self {
-        preflight::newest_hook()
+        let found = preflight::release(&uname().release().to_string_lossy());
+        if found.is_some_and(|version| version < TCX_KERNEL) {
+            Self::Clsact
+        } else {
+            Self::Tcx
+        }
     }
 }
 
@@ -111,6 +119,20 @@ pub(crate) fn of_endpoint(pins: &Pins, endpoint: u16) -> Result<Vec<Attachment>,
 }
 
 impl Attachment {
+    /// The one that an endpoint's program will have.
+    pub(crate) fn new(hook: Hook, pins: &Pins, endpoint: u16, direction: Direction, ifindex: u32) -> Self {
+        let (filter_at, path) = match hook {
+            Hook::Tcx => (None, pins.link(endpoint, direction)),
+            Hook::Clsact => (Some(ifindex), pins.filter(endpoint, direction, ifindex)),
+        };
+        Self {
+            endpoint,
+            direction,
+            filter_at,
+            path,
+        }
+    }
+
     pub(crate) fn hook(&self) -> Hook {
         self.filter_at.map_or(Hook::Tcx, |_| Hook::Clsact)
     }

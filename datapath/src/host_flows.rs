@@ -27,7 +27,7 @@ pub(crate) struct HostFlows<const K: usize> {
 }
 
 /// A key and what is remembered under it.
-type Entry<const K: usize> = ([u8; K], FlowState);
+pub(crate) type Entry<const K: usize> = ([u8; K], FlowState);
 
 impl<const K: usize> HostFlows<K> {
     /// `map` must have keys of `K` bytes and values of a `FlowState`; the loader has compared its shape.
@@ -73,49 +73,36 @@ impl<const K: usize> HostFlows<K> {
 
     /// Forgets all connections of an endpoint.
     pub(crate) fn forget(&self, endpoint: u16) -> io::Result<()> {
-        let mut cursor = Some(Cursor::default());
-        while let Some(at) = cursor {
-            let (batch, next) = self.batch(at)?;
-            for (key, _) in batch {
-                if self.endpoint(&key) == endpoint {
-                    self.remove_if(&key, |_| true)?;
-                }
-            }
-            cursor = next;
+        for (key, _) in self.of(endpoint)? {
+            self.remove_if(&key, |_| true)?;
         }
         Ok(())
     }
 
     /// Writes all connections of endpoint `from` once more under the id `to`.
     pub(crate) fn copy(&self, from: u16, to: u16) -> io::Result<()> {
-        let mut cursor = Some(Cursor::default());
-        while let Some(at) = cursor {
-            let (batch, next) = self.batch(at)?;
-            for (mut key, state) in batch.into_iter().filter(|(key, _)| self.endpoint(key) == from) {
-                key[self.endpoint_at..][..2].copy_from_slice(&to.to_ne_bytes());
-                let value: [u8; STATE_BYTES] = zerocopy::transmute!(state);
-                sys::insert_new(self.map.fd().as_fd(), &key, &value)?;
-            }
-            cursor = next;
+        for (mut key, state) in self.of(from)? {
+            key[self.endpoint_at..][..2].copy_from_slice(&to.to_ne_bytes());
+            let value: [u8; STATE_BYTES] = zerocopy::transmute!(state);
+            sys::insert_new(self.map.fd().as_fd(), &key, &value)?;
         }
         Ok(())
     }
 
     /// The connections of an endpoint.
-    pub(crate) fn keys(&self, endpoint: u16) -> io::Result<Vec<[u8; K]>> {
-        let mut keys = Vec::new();
+    pub(crate) fn of(&self, endpoint: u16) -> io::Result<Vec<Entry<K>>> {
+        let mut found = Vec::new();
         let mut cursor = Some(Cursor::default());
         while let Some(at) = cursor {
             let (batch, next) = self.batch(at)?;
-            keys.extend(
+            found.extend(
                 batch
                     .into_iter()
-                    .map(|(key, _)| key)
-                    .filter(|key| self.endpoint(key) == endpoint),
+                    .filter(|(key, _)| self.endpoint(key) == endpoint),
             );
             cursor = next;
         }
-        Ok(keys)
+        Ok(found)
     }
 
     fn batch(&self, at: Cursor) -> io::Result<(Vec<Entry<K>>, Option<Cursor>)> {

@@ -25,18 +25,19 @@ impl Interface {
     pub(crate) fn by_name(name: &str) -> io::Result<Option<Self>> {
         let mut wanted = LinkMessage::default();
         wanted.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        ask(wanted)
+        Ok(ask(wanted)?.map(read))
     }
 
     /// Looks up an interface by index; none when there is none.
     pub(crate) fn by_index(index: u32) -> io::Result<Option<Self>> {
         let mut wanted = LinkMessage::default();
         wanted.header.index = index;
-        ask(wanted)
+        Ok(ask(wanted)?.map(read))
     }
 }
 
-fn ask(wanted: LinkMessage) -> io::Result<Option<Interface>> {
+/// What the kernel answers about an interface; none when there is none.
+pub(crate) fn ask(wanted: LinkMessage) -> io::Result<Option<LinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -50,7 +51,7 @@ fn ask(wanted: LinkMessage) -> io::Result<Option<Interface>> {
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
     match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(read(link))),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
         NetlinkPayload::Error(refusal) => {
             let refusal = refusal.to_io();
             if refusal.raw_os_error() == Some(libc::ENODEV) {

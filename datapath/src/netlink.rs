@@ -9,9 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const REQUEST: u16 = 0x1;
 /// `NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH`.
-const DUMP: u16 = REQUEST | 0x300;
+const DUMP: u16 = 0x1 | 0x300;
 /// Flags in an attribute's type.
 const TYPE_MASK: u16 = 0x3fff;
 
@@ -37,19 +36,10 @@ struct AttributeHeader {
 impl Header {
     /// Of a request for a dump whose message, this header included, is a `T`.
     pub(crate) fn dump<T>(kind: u16) -> io::Result<Self> {
-        Self::new::<T>(kind, DUMP)
-    }
-
-    /// Of a request for one answer.
-    pub(crate) fn request<T>(kind: u16) -> io::Result<Self> {
-        Self::new::<T>(kind, REQUEST)
-    }
-
-    fn new<T>(kind: u16, flags: u16) -> io::Result<Self> {
         Ok(Self {
             length: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
             kind,
-            flags,
+            flags: DUMP,
             sequence: 1,
             port: 0,
         })
@@ -70,19 +60,6 @@ pub(crate) fn dump(
             return Ok(());
         }
     }
-}
-
-/// The body of the one answer to a request in this thread's network namespace.
-pub(crate) fn ask(protocol: isize, request: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = Socket::new(protocol)?;
-    socket.send(request, 0)?;
-    let (bytes, _) = socket.recv_from_full()?;
-    let mut answer = Vec::new();
-    messages(&bytes, &mut |body| {
-        answer = body.to_vec();
-        Ok(())
-    })?;
-    Ok(answer)
 }
 
 /// Reads one datagram of a dump; whether more follow.

@@ -3,7 +3,7 @@
 //! Invariant: a connection that may still carry a packet stays; one that changed while it was looked at is left
 //! alone. The count of an endpoint is that of its connections, also after a process died between the two.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use thyra_datapath_abi::flow::{FLOW4_WORDS, FLOW6_WORDS, FlowBucket4, FlowBucket6};
@@ -65,30 +65,13 @@ impl Outbound {
         let seed = memory.flow_seed();
         let (four, six) = (words(memory, &self.v4), words(memory, &self.v6));
         let remember = |connection: &Connection| {
-            let (local, remote) = (connection.local, connection.remote);
-            let (local_port, remote_port) = (local.port().to_be_bytes(), remote.port().to_be_bytes());
-            match (local.ip(), remote.ip()) {
-                (IpAddr::V4(local), IpAddr::V4(remote)) => {
-                    let flow = Flow4 {
-                        local: local.octets(),
-                        remote: remote.octets(),
-                        local_port,
-                        remote_port,
-                        endpoint: id,
-                        pad: 0,
-                    };
-                    known_or_new(&four, &Key::v4(&flow, seed), flags(connection.phase))
+            let flags = flags(connection.phase);
+            match (connection.local, connection.remote) {
+                (SocketAddr::V4(local), SocketAddr::V4(remote)) => {
+                    known_or_new(&four, &Key::v4(&Flow4::between(local, remote, id), seed), flags)
                 }
-                (IpAddr::V6(local), IpAddr::V6(remote)) => {
-                    let flow = Flow6 {
-                        local: local.octets(),
-                        remote: remote.octets(),
-                        local_port,
-                        remote_port,
-                        endpoint: id,
-                        pad: 0,
-                    };
-                    known_or_new(&six, &Key::v6(&flow, seed), flags(connection.phase))
+                (SocketAddr::V6(local), SocketAddr::V6(remote)) => {
+                    known_or_new(&six, &Key::v6(&Flow6::between(local, remote, id), seed), flags)
                 }
                 // No packet is of two families.
                 _ => true,

@@ -11,8 +11,6 @@ use crate::object::{ObjectError, ShippedObject};
 
 /// Array elements larger than 4 MiB came with 6.0; 6.1 is the oldest that is tested.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
-/// tcx came with 6.6: <https://github.com/torvalds/linux/commit/e420bed025071a623d2720a92bc2245c84757ecb>.
-const TCX_KERNEL: (u32, u32) = (6, 6);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const NEEDED: [(CapabilitySet, &str); 3] = [
     (CapabilitySet::BPF, "CAP_BPF"),
@@ -111,7 +109,7 @@ fn permitted() -> Result<String, PreflightError> {
 fn kernel() -> Result<String, PreflightError> {
     let found = uname().release().to_string_lossy().into_owned();
     if release(&found).is_some_and(|version| version >= OLDEST_KERNEL) {
-        let hook = match newest_hook() {
+        let hook = match Hook::newest() {
             Hook::Tcx => "tcx links",
             Hook::Clsact => "filters of a clsact qdisc (tcx links need 6.6)",
         };
@@ -121,17 +119,8 @@ fn kernel() -> Result<String, PreflightError> {
     }
 }
 
-/// The best hook that this kernel has.
-pub(crate) fn newest_hook() -> Hook {
-    let found = release(&uname().release().to_string_lossy());
-    if found.is_some_and(|version| version < TCX_KERNEL) {
-        Hook::Clsact
-    } else {
-        Hook::Tcx
-    }
-}
-
-fn release(text: &str) -> Option<(u32, u32)> {
+/// Major and minor number.
+pub(crate) fn release(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
@@ -156,6 +145,7 @@ fn folder(base: &Path) -> Result<String, PreflightError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hook::TCX_KERNEL;
 
     #[test]
     fn releases_compare_as_numbers() {

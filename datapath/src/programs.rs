@@ -135,19 +135,10 @@ impl Programs {
     }
 
     /// Attaches before all other programs at the interface, so that it stays when this process ends.
-    pub(crate) fn attach(
-        &mut self,
-        hook: Hook,
-        direction: Direction,
-        interface: &Interface,
-        (pins, endpoint): (&Pins, u16),
-    ) -> Result<(), HookError> {
-        match hook {
-            Hook::Tcx => self.attach_link(direction, interface, &pins.link(endpoint, direction)),
-            Hook::Clsact => {
-                let pin = pins.filter(endpoint, direction, interface.index);
-                self.attach_filter(direction, interface, &pin)
-            }
+    pub(crate) fn attach(&mut self, made: &Attachment, interface: &Interface) -> Result<(), HookError> {
+        match made.hook() {
+            Hook::Tcx => self.attach_link(made.direction, interface, &made.path),
+            Hook::Clsact => self.attach_filter(made.direction, interface, &made.path),
         }
     }
 
@@ -196,7 +187,7 @@ impl Programs {
         };
         // Dropped, the filter would be taken away.
         std::mem::forget(program.take_link(id.map_err(refused)?).map_err(refused)?);
-        // Renamed into its place: at no moment does the filter go without a pin that names it.
+        // Renamed into its place, so that a filter that is replaced never goes without a pin.
         let beside = pin.with_file_name(bpffs::UNFINISHED);
         bpffs::unpin(&beside).map_err(|e| failed(io::Error::other(e)))?;
         program

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use thyra_datapath_abi::{EndpointSets, Mode, Slot4, limits, maps};
 use thyra_datapath_engine::Table;
 
-use crate::bpffs::Direction;
+use crate::bpffs::{BpffsError, Direction};
 use crate::datapath::{Datapath, Origin};
-use crate::hook;
+use crate::hook::{self, Attachment};
 use crate::interface::Interface;
 use crate::memory::Memory;
 use crate::object::built_by;
@@ -66,12 +66,16 @@ pub struct Fill {
     pub limit: usize,
 }
 
+/// What the pins say is attached.
+type Pinned = Result<Vec<Attachment>, BpffsError>;
+
 impl Datapath {
     /// The state now, from the kernel.
     #[must_use]
     pub fn status(&self) -> DatapathStatus {
         let attached = endpoint_numbers().filter(|id| self.memory.record(*id).ifindex != 0);
-        let endpoints: Vec<_> = attached.map(|id| self.endpoint_status(id)).collect();
+        let pinned = hook::attachments(&self.pins);
+        let endpoints: Vec<_> = attached.map(|id| self.endpoint_status(id, &pinned)).collect();
         let fill = self.fill(endpoints.len());
         let older = self.older.iter().filter_map(|pins| hook::attachments(pins).ok());
         let older = older
@@ -91,20 +95,17 @@ impl Datapath {
         }
     }
 
-    fn endpoint_status(&self, id: u16) -> EndpointStatus {
+    fn endpoint_status(&self, id: u16, pinned: &Pinned) -> EndpointStatus {
         let ifindex = self.memory.record(id).ifindex;
         // An interface that can't be asked for is shown like one that is gone; the problem says so.
-        let interface = Interface::by_index(ifindex)
-            .ok()
-            .flatten()
-            .map(|interface| interface.name);
+        let interface = Interface::by_index(ifindex).ok().flatten();
         let sets = self.memory.sets(id);
         let mut problems = Vec::new();
         match &interface {
-            Some(name) => problems.extend(
+            Some(interface) => problems.extend(
                 Direction::BOTH
                     .into_iter()
-                    .filter_map(|direction| self.hook_problem(id, direction, ifindex, name)),
+                    .filter_map(|direction| self.hook_problem(id, direction, interface, pinned)),
             ),
             None => problems.push(format!("interface {ifindex} is gone")),
         }
@@ -120,40 +121,44 @@ impl Datapath {
             id,
             uid: self.ids.uid(id).map(str::to_owned),
             ifindex,
-            interface,
+            interface: interface.map(|interface| interface.name),
             mode: sets.is_placed().then(|| sets.mode()),
             problems,
         }
     }
 
-    fn hook_problem(&self, id: u16, direction: Direction, ifindex: u32, interface: &str) -> Option<String> {
+    fn hook_problem(
+        &self,
+        id: u16,
+        direction: Direction,
+        interface: &Interface,
+        pinned: &Pinned,
+    ) -> Option<String> {
         let program = direction.program();
-        let attached = match hook::of_endpoint(&self.pins, id) {
-            Ok(found) => found.into_iter().find(|a| a.direction == direction),
+        let attached = match pinned {
+            Ok(all) => all.iter().find(|a| a.endpoint == id && a.direction == direction),
             Err(e) => return Some(format!("the pins can't be listed: {e}")),
         };
         let Some(attached) = attached else {
             return Some(format!("`{program}` is not attached"));
         };
         match attached.look() {
-            Ok(found) if found.ifindex == ifindex => {}
+            Ok(found) if found.ifindex == interface.index => {}
             Ok(found) if found.ifindex == 0 => {
                 return Some(format!("`{program}` was taken off the interface"));
             }
             Ok(_) => return Some(format!("`{program}` is at another interface")),
             Err(e) => return Some(format!("`{program}` is not attached: {e}")),
         }
-        let at = Interface {
-            index: ifindex,
-            name: interface.to_owned(),
-            master: 0,
-        };
-        match self.programs.is_first(attached.hook(), direction, &at) {
+        match self.programs.is_first(attached.hook(), direction, interface) {
             Ok(true) => None,
             Ok(false) => Some(format!(
                 "another program runs before `{program}` and may hide packets from it"
             )),
-            Err(e) => Some(format!("the programs at `{interface}` can't be listed: {e}")),
+            Err(e) => Some(format!(
+                "the programs at `{}` can't be listed: {e}",
+                interface.name
+            )),
         }
     }
 

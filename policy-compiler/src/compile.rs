@@ -45,11 +45,11 @@ use thyra_datapath_abi::tables::{EndpointTables, PolicyRef, RuleRef, Tables};
 pub use self::assemble::Residuals;
 use self::assemble::{Legend, Placed, assemble};
 use self::block::Blocks;
-use self::class::{Classes, Sources};
+use self::class::{Classes, Sources, derived};
 use self::enrol::{Enrolment, enrol};
 use self::identity::Identities;
 use self::kept::{Ground, Kept};
-use self::lend::{Lending, Lent, Moved};
+use self::lend::{Lending, Moved};
 pub use self::limits::Limits;
 use self::prepared::PreparedPolicy;
 use self::protocol::{Protocols, protocols};
@@ -331,14 +331,7 @@ impl Compiler {
             .lenders()
             .iter()
             .map(|(address, lender)| (lender.lent, blocks.place(*address).block));
-        let ranges = blocks.iter().map(|(_, place)| {
-            let lent = if place.pod_range {
-                Lent::Pending
-            } else {
-                Lent::Unknown
-            };
-            (lent, place.block)
-        });
+        let ranges = blocks.iter().map(|(_, place)| (derived(place), place.block));
         Slots::new(&mut self.tests, used, &self.identities, addresses.chain(ranges))
     }
 

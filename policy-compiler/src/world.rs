@@ -161,6 +161,20 @@ pub struct Workload {
     pub authorization_policies: Vec<String>,
 }
 
+impl Workload {
+    /// `<trust domain>/ns/<namespace>/sa/<service account>`.
+    #[must_use]
+    pub fn principal(&self) -> String {
+        let Self {
+            trust_domain,
+            namespace,
+            service_account,
+            ..
+        } = self;
+        format!("{trust_domain}/ns/{namespace}/sa/{service_account}")
+    }
+}
+
 /// What a Service port declares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AppProtocol {

@@ -1,6 +1,6 @@
 //! The verbs by name: each has one line of help and one function, so `help` can't drift from what exists.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 
@@ -119,41 +119,33 @@ const FUZZED_PACKETS: &str = "100000000";
 
 fn fuzz_policy(call: &Call<'_>) -> Result<ExitCode> {
     let worlds = call.args.first().map_or(FUZZED, String::as_str);
-    child::check(
-        call.tree
-            .cargo()
-            .args([
-                "test",
-                "--release",
-                "-p",
-                "thyra-policy-compiler",
-                "--test",
-                "agreement",
-            ])
-            .args(["--", "--nocapture", "say_what_the_oracle_says"])
-            .env("THYRA_PROP_CASES", worlds)
-            .env("THYRA_PROP_PROGRESS", "1"),
-    )?;
+    let mut tests = long_tests(
+        call,
+        "thyra-policy-compiler",
+        "agreement",
+        "say_what_the_oracle_says",
+    );
+    tests
+        .env("THYRA_PROP_CASES", worlds)
+        .env("THYRA_PROP_PROGRESS", "1");
+    child::check(&mut tests)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn fuzz_packets(call: &Call<'_>) -> Result<ExitCode> {
     let packets = call.args.first().map_or(FUZZED_PACKETS, String::as_str);
-    child::check(
-        call.tree
-            .cargo()
-            .args([
-                "test",
-                "--release",
-                "-p",
-                "thyra-datapath-engine",
-                "--test",
-                "packets",
-            ])
-            .args(["--", "--nocapture", "no_change_of_a_packet"])
-            .env("THYRA_PACKETS", packets),
-    )?;
+    let mut tests = long_tests(call, "thyra-datapath-engine", "packets", "no_change_of_a_packet");
+    child::check(tests.env("THYRA_PACKETS", packets))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tests of a package's test file whose names hold `filter`, optimised.
+fn long_tests(call: &Call<'_>, package: &str, file: &str, filter: &str) -> Command {
+    let mut cargo = call.tree.cargo();
+    cargo
+        .args(["test", "--release", "-p", package, "--test", file])
+        .args(["--", "--nocapture", filter]);
+    cargo
 }
 
 fn proto(call: &Call<'_>) -> Result<ExitCode> {

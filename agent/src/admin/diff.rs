@@ -2,10 +2,10 @@
 //!
 //! Invariant: nothing is enforced, and the change is compiled by the same compiler as what is.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use thyra_datapath::{Connection, Phase};
-use thyra_datapath_abi::tables::{Tables, Verdict};
+use thyra_datapath_abi::tables::Tables;
 use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::diff::{self, Side};
 use thyra_policy_compiler::manifest::{self, Body, ManifestError, Manifests};
@@ -163,8 +163,8 @@ fn turned(
         return None;
     };
     let (old, new) = (
-        judge(&snapshot.tables, endpoint, source.ip(), destination)?,
-        judge(after, endpoint, source.ip(), destination)?,
+        snapshot.tables.judge(endpoint, source.ip(), destination.port())?,
+        after.judge(endpoint, source.ip(), destination.port())?,
     );
     let (before, fate) = (matrix::fate(old), matrix::fate(new));
     let name = |address: IpAddr| {
@@ -189,14 +189,4 @@ fn local_endpoint(snapshot: &Snapshot, address: IpAddr) -> Option<u16> {
     let mut registrations = snapshot.held.registrations.iter();
     let found = registrations.find(|(_, registration)| registration.addresses.contains(&address));
     found.map(|(id, _)| *id)
-}
-
-fn judge(tables: &Tables, endpoint: u16, source: IpAddr, destination: SocketAddr) -> Option<&Verdict> {
-    let placed = tables.endpoint(endpoint)?;
-    let set = if source.is_ipv4() {
-        placed.set4
-    } else {
-        placed.set6
-    };
-    tables.verdict(set, destination.port(), tables.class_of(source))
 }

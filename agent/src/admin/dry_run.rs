@@ -5,7 +5,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use thyra_datapath_abi::tables::Verdict;
 use thyra_policy_compiler::world::Service;
 use thyra_proto::thyra::v1 as api;
 use tonic::Status;
@@ -45,7 +44,7 @@ pub(super) fn dry_run(
     let source = source(snapshot, from, v4)?;
     let targets = destinations(snapshot, to, port, v4)?;
     let judge = |(id, port): (u16, u16)| {
-        let verdict = judge(snapshot, id, source, port);
+        let verdict = snapshot.tables.judge(id, source, port);
         let name = snapshot
             .held
             .registrations
@@ -62,17 +61,6 @@ pub(super) fn dry_run(
     Ok(api::DryRunResponse {
         verdicts: targets.into_iter().map(judge).collect::<Result<_, Status>>()?,
     })
-}
-
-fn judge(snapshot: &Snapshot, id: u16, source: IpAddr, port: u16) -> Option<&Verdict> {
-    let tables = &snapshot.tables;
-    let endpoint = tables.endpoint(id)?;
-    let set = if source.is_ipv4() {
-        endpoint.set4
-    } else {
-        endpoint.set6
-    };
-    tables.verdict(set, port, tables.class_of(source))
 }
 
 fn source(snapshot: &Snapshot, from: &str, v4: bool) -> Result<IpAddr, Status> {

@@ -408,6 +408,13 @@ fn held(accepted: bool, remote: &str) -> Connection {
     }
 }
 
+fn change(apply: &str, delete: &str) -> api::DiffRequest {
+    api::DiffRequest {
+        apply: apply.to_owned(),
+        delete: delete.to_owned(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_is_told_with_the_open_connections_that_it_would_cut() {
     let agent = Agent::start(&[("mesh.yaml", MESH), ("policy.yaml", &allow("1", "front"))]);
@@ -420,23 +427,19 @@ async fn a_change_is_told_with_the_open_connections_that_it_would_cut() {
             .insert(1, vec![held(true, FRONT), held(false, FRONT)]);
         t.generation
     });
-    let ask = |apply: &str, delete: &str| api::DiffRequest {
-        apply: apply.to_owned(),
-        delete: delete.to_owned(),
-    };
     let same = admin
-        .diff(ask(&allow("2", "front"), ""))
+        .diff(change(&allow("2", "front"), ""))
         .await
         .expect("answered")
         .into_inner();
     assert_eq!((same.changes.len(), same.connections.len()), (0, 0), "{same:?}");
 
-    let change = admin
-        .diff(ask(&allow("2", "cart"), ""))
+    let told = admin
+        .diff(change(&allow("2", "cart"), ""))
         .await
         .expect("answered")
         .into_inner();
-    let told: Vec<_> = change
+    let changes: Vec<_> = told
         .changes
         .iter()
         .map(|c| {
@@ -450,13 +453,13 @@ async fn a_change_is_told_with_the_open_connections_that_it_would_cut() {
         .collect();
     let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
     assert_eq!(
-        told,
+        changes,
         [
             ("shop/cart", "allow", "deny", names(&["shop/front"])),
             ("shop/cart", "deny", "allow", names(&["shop/cart"])),
         ]
     );
-    let cut: Vec<_> = change
+    let cut: Vec<_> = told
         .connections
         .iter()
         .map(|c| (c.from.as_str(), c.to.as_str(), c.after.as_str(), c.why.as_str()))
@@ -467,7 +470,7 @@ async fn a_change_is_told_with_the_open_connections_that_it_would_cut() {
     );
 
     let gone = admin
-        .diff(ask("", &allow("1", "front")))
+        .diff(change("", &allow("1", "front")))
         .await
         .expect("answered")
         .into_inner();
@@ -480,12 +483,21 @@ async fn a_change_is_told_with_the_open_connections_that_it_would_cut() {
         t.connections.clear();
     });
     let blind = admin
-        .diff(ask(&allow("2", "cart"), ""))
+        .diff(change(&allow("2", "cart"), ""))
         .await
         .expect("answered")
         .into_inner();
     assert!(blind.notes[0].contains("shop/cart"), "{blind:?}");
 
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_with_a_mistake_is_refused_with_what_is_wrong() {
+    let agent = Agent::start(&[("mesh.yaml", MESH), ("policy.yaml", &allow("1", "front"))]);
+    let mut admin = AdminServiceClient::new(agent.channel().await);
+    agent.add_cart().await;
+    admin.wait_enforced(version("1")).await.expect("enforced");
     for (apply, delete, said) in [
         ("", "", "holds no policy"),
         ("kind: [", "", "apply"),
@@ -496,7 +508,7 @@ async fn a_change_is_told_with_the_open_connections_that_it_would_cut() {
             "knows none",
         ),
     ] {
-        let refused = admin.diff(ask(apply, delete)).await.expect_err("refused");
+        let refused = admin.diff(change(apply, delete)).await.expect_err("refused");
         assert!(refused.message().contains(said), "{said}: {refused}");
     }
     agent.end().await;

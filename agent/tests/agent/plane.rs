@@ -46,15 +46,7 @@ impl Remembering {
     /// What the live tables say.
     pub(crate) fn judge(&self, endpoint: u16, source: &str, port: u16) -> Option<Verdict> {
         let source: IpAddr = source.parse().expect("an address");
-        self.with(|t| {
-            let placed = t.tables.endpoints.iter().find(|e| e.endpoint == endpoint)?;
-            let set = if source.is_ipv4() {
-                placed.set4
-            } else {
-                placed.set6
-            };
-            t.tables.verdict(set, port, t.tables.class_of(source)).cloned()
-        })
+        self.with(|t| t.tables.judge(endpoint, source, port).cloned())
     }
 }
 
@@ -63,13 +55,7 @@ struct Copy(Tables);
 
 impl Kernel for Copy {
     fn judge(&self, endpoint: u16, source: IpAddr, port: u16) -> Option<(Action, u16)> {
-        let placed = self.0.endpoints.iter().find(|e| e.endpoint == endpoint)?;
-        let set = if source.is_ipv4() {
-            placed.set4
-        } else {
-            placed.set6
-        };
-        let verdict = self.0.verdict(set, port, self.0.class_of(source))?;
+        let verdict = self.0.judge(endpoint, source, port)?;
         let index = self.0.verdicts.iter().position(|v| v == verdict)?;
         Some((verdict.action, u16::try_from(index).ok()? + 1))
     }

@@ -4,6 +4,8 @@
 //! Addresses and ports are in network byte order; "local" is the pod's side, so one key serves both
 //! directions. Keys are aligned to eight bytes so that the programs write them by whole words.
 
+use core::net::{SocketAddrV4, SocketAddrV6};
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// An IPv4 connection of an endpoint.
@@ -24,6 +26,31 @@ pub struct Flow4 {
     pub pad: u16,
 }
 
+impl Flow4 {
+    /// The connection between the pod's end and the other one.
+    #[must_use]
+    pub fn between(local: SocketAddrV4, remote: SocketAddrV4, endpoint: u16) -> Self {
+        Self {
+            local: local.ip().octets(),
+            remote: remote.ip().octets(),
+            local_port: local.port().to_be_bytes(),
+            remote_port: remote.port().to_be_bytes(),
+            endpoint,
+            pad: 0,
+        }
+    }
+
+    /// The pod's end, and the other one.
+    #[must_use]
+    pub fn ends(&self) -> (SocketAddrV4, SocketAddrV4) {
+        let end = |address: [u8; 4], port| SocketAddrV4::new(address.into(), u16::from_be_bytes(port));
+        (
+            end(self.local, self.local_port),
+            end(self.remote, self.remote_port),
+        )
+    }
+}
+
 /// An IPv6 connection of an endpoint.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -40,6 +67,31 @@ pub struct Flow6 {
     pub endpoint: u16,
     /// Explicit padding, zero.
     pub pad: u16,
+}
+
+impl Flow6 {
+    /// The connection between the pod's end and the other one.
+    #[must_use]
+    pub fn between(local: SocketAddrV6, remote: SocketAddrV6, endpoint: u16) -> Self {
+        Self {
+            local: local.ip().octets(),
+            remote: remote.ip().octets(),
+            local_port: local.port().to_be_bytes(),
+            remote_port: remote.port().to_be_bytes(),
+            endpoint,
+            pad: 0,
+        }
+    }
+
+    /// The pod's end, and the other one.
+    #[must_use]
+    pub fn ends(&self) -> (SocketAddrV6, SocketAddrV6) {
+        let end = |address: [u8; 16], port| SocketAddrV6::new(address.into(), u16::from_be_bytes(port), 0, 0);
+        (
+            end(self.local, self.local_port),
+            end(self.remote, self.remote_port),
+        )
+    }
 }
 
 /// What is remembered of a connection, in one word that is changed whole.

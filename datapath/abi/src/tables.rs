@@ -194,6 +194,18 @@ impl Tables {
         after.checked_sub(1).map_or(0, |i| self.port_runs[i].1)
     }
 
+    /// The verdict for a source and a port of an endpoint; none when the tables don't know the endpoint.
+    #[must_use]
+    pub fn judge(&self, endpoint: u16, source: IpAddr, port: u16) -> Option<&Verdict> {
+        let placed = self.endpoint(endpoint)?;
+        let set = if source.is_ipv4() {
+            placed.set4
+        } else {
+            placed.set6
+        };
+        self.verdict(set, port, self.class_of(source))
+    }
+
     /// The verdict of one cell; none when an index leads nowhere.
     #[must_use]
     pub fn verdict(&self, set: u16, port: u16, class: u32) -> Option<&Verdict> {

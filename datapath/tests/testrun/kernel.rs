@@ -21,7 +21,7 @@ use thyra_datapath_engine::host::{HostNode, Ledger};
 use thyra_datapath_engine::{BANK_WORDS, BankImage, Table, Tables as _};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::case::{Case, Key as FlowKey, Remembered, key, line4, line6};
+use crate::case::{Case, Key as FlowKey, Program, Remembered, key, line4, line6};
 use crate::memory::Memory;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/thyra.bpf.o"));
@@ -278,7 +278,11 @@ impl Kernel {
 
     /// Runs a packet in the place of a case's own.
     pub(crate) fn run(&mut self, case: &Case, frame: &[u8], mark: u32) -> Run {
-        self.run_at(case.program.name(), (case.at, case.ingress()), frame, mark)
+        let program = match case.program {
+            Program::ToPod => maps::TO_POD,
+            Program::FromPod => maps::FROM_POD,
+        };
+        self.run_at(program, (case.at, case.ingress()), frame, mark)
     }
 
     /// Runs a packet at interface `at`, come in by `ingress`.

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use thyra_datapath_abi::tables::{ClassInfo, EndpointTables, SourceAddress, Tables, Verdict};
-use thyra_datapath_abi::{Action, Control, Mode, Reason};
+use thyra_datapath_abi::{Action, Control, Mode, Reason, maps};
 use thyra_datapath_engine::BankImage;
 
-use crate::case::Program;
 use crate::kernel::{CONTROL, Kernel};
 use crate::{frame, in_a_namespace, world};
 
@@ -81,7 +80,7 @@ fn judge(kernel: &mut Kernel, source: &str, until: Instant) -> Vec<u16> {
     let mut met = Vec::new();
     while Instant::now() < until {
         for _ in 0..200 {
-            kernel.run_at(Program::ToPod.name(), (2, 9), &bytes, 0);
+            kernel.run_at(maps::TO_POD, (2, 9), &bytes, 0);
         }
         // So many refusals are not all reported.
         let (ledger, _lost) = kernel.take_any_ledger();

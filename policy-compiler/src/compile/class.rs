@@ -217,7 +217,7 @@ impl Classes {
 }
 
 /// What an address has of its block alone.
-fn derived(place: Place) -> Lent {
+pub(super) fn derived(place: Place) -> Lent {
     if place.pod_range {
         Lent::Pending
     } else {

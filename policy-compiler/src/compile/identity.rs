@@ -31,16 +31,6 @@ impl Identity {
     }
 }
 
-fn principal(workload: &Workload) -> String {
-    let Workload {
-        trust_domain,
-        namespace,
-        service_account,
-        ..
-    } = workload;
-    format!("{trust_domain}/ns/{namespace}/sa/{service_account}")
-}
-
 /// The table of identities; never shrinks.
 #[derive(Debug, Default)]
 pub(crate) struct Identities {
@@ -50,7 +40,7 @@ pub(crate) struct Identities {
 
 impl Identities {
     pub(crate) fn intern(&mut self, workload: &Workload) -> usize {
-        let principal: Arc<str> = principal(workload).into();
+        let principal: Arc<str> = workload.principal().into();
         let numbers = self.by_principal.entry(Arc::clone(&principal)).or_default();
         let known = numbers
             .iter()

@@ -18,34 +18,9 @@ pub(crate) fn canonical(tables: &Tables) -> Tables {
         .iter()
         .map(|row| classes.iter().map(|(_, old)| cell(tables, row, *old)).collect())
         .collect();
-    let placed = tables.endpoints.iter();
-    let sets: BTreeSet<usize> = placed
-        .flat_map(|e| [usize::from(e.set4), usize::from(e.set6)])
-        .collect();
-    let content = |set: usize| -> Vec<&Row> {
-        let of_run = |(_, class): &(u16, u16)| tables.sets[set][usize::from(*class)];
-        tables
-            .port_runs
-            .iter()
-            .map(|run| &rows[usize::from(of_run(run))])
-            .collect()
-    };
-    // Sets in order of their content; port classes in order of ports.
-    let mut by_content: BTreeMap<Vec<&Row>, Vec<usize>> = BTreeMap::new();
-    for set in sets {
-        by_content.entry(content(set)).or_default().push(set);
-    }
+    let by_content = sets(tables, &rows);
     let distinct: Vec<&Vec<&Row>> = by_content.keys().collect();
-    let columns_of_ports: Vec<Vec<&Row>> = (0..tables.port_runs.len())
-        .map(|run| distinct.iter().map(|set| set[run]).collect())
-        .collect();
-    let (run_class, port_classes) = numbered(&columns_of_ports);
-    let mut port_runs: Vec<(u16, u16)> = Vec::new();
-    for ((first, _), class) in tables.port_runs.iter().zip(run_class) {
-        if port_runs.last().is_none_or(|(_, last)| *last != class) {
-            port_runs.push((*first, class));
-        }
-    }
+    let (port_runs, port_classes) = ports(tables, &distinct);
     let distinct_rows: BTreeSet<&Row> = port_classes.iter().flatten().copied().collect();
     let distinct_rows: Vec<&Row> = distinct_rows.into_iter().collect();
     let row_number = |row: &&Row| index(&distinct_rows, row);
@@ -94,6 +69,37 @@ pub(crate) fn canonical(tables: &Tables) -> Tables {
                 .collect(),
         ),
     }
+}
+
+/// The sets that endpoints have, by what they say of each run of ports; the numbers that they had.
+fn sets<'a>(tables: &Tables, rows: &'a [Row]) -> BTreeMap<Vec<&'a Row>, Vec<usize>> {
+    let placed = tables.endpoints.iter();
+    let used: BTreeSet<usize> = placed
+        .flat_map(|e| [usize::from(e.set4), usize::from(e.set6)])
+        .collect();
+    let mut by_content: BTreeMap<Vec<&Row>, Vec<usize>> = BTreeMap::new();
+    for set in used {
+        let of_run = |(_, class): &(u16, u16)| tables.sets[set][usize::from(*class)];
+        let runs = tables.port_runs.iter();
+        let content = runs.map(|run| &rows[usize::from(of_run(run))]).collect();
+        by_content.entry(content).or_default().push(set);
+    }
+    by_content
+}
+
+/// Runs of ports that all sets treat alike, and the row of each set in each class, in order of ports.
+fn ports<'a>(tables: &Tables, sets: &[&Vec<&'a Row>]) -> (Vec<(u16, u16)>, Vec<Vec<&'a Row>>) {
+    let of_runs: Vec<Vec<&Row>> = (0..tables.port_runs.len())
+        .map(|run| sets.iter().map(|set| set[run]).collect())
+        .collect();
+    let (run_class, classes) = numbered(&of_runs);
+    let mut runs: Vec<(u16, u16)> = Vec::new();
+    for ((first, _), class) in tables.port_runs.iter().zip(run_class) {
+        if runs.last().is_none_or(|(_, last)| *last != class) {
+            runs.push((*first, class));
+        }
+    }
+    (runs, classes)
 }
 
 /// The number of each class that something has; class 0 stays first, the others go by what they stand for. And

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use thyra_policy_compiler::world::{Workload, World};
+use thyra_policy_compiler::world::World;
 
 use super::entropy::Entropy;
 use super::world::world;
@@ -55,23 +55,13 @@ fn workload(e: &mut Entropy<'_>, mine: &mut World, other: &World) {
         Edit::Nothing => {}
     }
     // As the agent does: every principal has a number that it keeps.
-    let principals: Vec<Arc<str>> = mine.workloads.values().map(|w| principal(w)).collect();
+    let principals: Vec<Arc<str>> = mine.workloads.values().map(|w| w.principal().into()).collect();
     for principal in principals {
         if !mine.identities.contains_key(&principal) {
             let number = u32::try_from(mine.identities.len()).unwrap() + 256;
             mine.identities.insert(principal, number);
         }
     }
-}
-
-fn principal(workload: &Workload) -> Arc<str> {
-    let Workload {
-        trust_domain,
-        namespace,
-        service_account,
-        ..
-    } = workload;
-    format!("{trust_domain}/ns/{namespace}/sa/{service_account}").into()
 }
 
 /// Changes one thing.

@@ -35,17 +35,6 @@ pub(crate) enum Program {
     FromPod,
 }
 
-impl Program {
-    /// As the object names it.
-    #[allow(dead_code, reason = "each test file uses a part of this one")]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::ToPod => thyra_datapath_abi::maps::TO_POD,
-            Self::FromPod => thyra_datapath_abi::maps::FROM_POD,
-        }
-    }
-}
-
 /// One case.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -335,31 +324,10 @@ pub(crate) enum Key {
 
 /// The map key of a connection.
 pub(crate) fn key(flow: &Remembered) -> Key {
-    let (local_port, remote_port) = (flow.local.port().to_be_bytes(), flow.remote.port().to_be_bytes());
     let endpoint = flow.endpoint();
-    match (flow.local.ip(), flow.remote.ip()) {
-        (IpAddr::V4(l), IpAddr::V4(r)) => {
-            let (local, remote) = (l.octets(), r.octets());
-            Key::V4(Flow4 {
-                local,
-                remote,
-                local_port,
-                remote_port,
-                endpoint,
-                pad: 0,
-            })
-        }
-        (IpAddr::V6(l), IpAddr::V6(r)) => {
-            let (local, remote) = (l.octets(), r.octets());
-            Key::V6(Flow6 {
-                local,
-                remote,
-                local_port,
-                remote_port,
-                endpoint,
-                pad: 0,
-            })
-        }
+    match (flow.local, flow.remote) {
+        (SocketAddr::V4(local), SocketAddr::V4(remote)) => Key::V4(Flow4::between(local, remote, endpoint)),
+        (SocketAddr::V6(local), SocketAddr::V6(remote)) => Key::V6(Flow6::between(local, remote, endpoint)),
         _ => panic!("two families"),
     }
 }
@@ -384,24 +352,14 @@ fn flows(node: &HostNode) -> Vec<String> {
 
 /// A remembered connection as cases write it.
 pub(crate) fn line4(table: FlowTable, key: &Flow4, state: &FlowState) -> String {
-    let side = |address: [u8; 4], port| SocketAddr::from((address, u16::from_be_bytes(port)));
-    line(
-        table,
-        side(key.local, key.local_port),
-        side(key.remote, key.remote_port),
-        state,
-    )
+    let (local, remote) = key.ends();
+    line(table, local.into(), remote.into(), state)
 }
 
 /// The same for IPv6.
 pub(crate) fn line6(table: FlowTable, key: &Flow6, state: &FlowState) -> String {
-    let side = |address: [u8; 16], port| SocketAddr::from((address, u16::from_be_bytes(port)));
-    line(
-        table,
-        side(key.local, key.local_port),
-        side(key.remote, key.remote_port),
-        state,
-    )
+    let (local, remote) = key.ends();
+    line(table, local.into(), remote.into(), state)
 }
 
 fn line(table: FlowTable, local: SocketAddr, remote: SocketAddr, state: &FlowState) -> String {

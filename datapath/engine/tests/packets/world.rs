@@ -61,14 +61,6 @@ pub(crate) fn node(flags: u64) -> HostNode {
     node
 }
 
-/// Whether policy lets a source in at a port of endpoint 1.
-#[allow(dead_code, reason = "each test file uses a part of this one")]
-pub(crate) fn lets_in(source: IpAddr, port: u16) -> bool {
-    static TABLES: LazyLock<Tables> = LazyLock::new(tables);
-    let verdict = TABLES.verdict(0, port, TABLES.class_of(source));
-    verdict.is_some_and(|verdict| verdict.action == Action::Allow)
-}
-
 /// The bank that the node's tables make.
 pub(crate) fn image() -> BankImage {
     static IMAGE: LazyLock<BankImage> =
@@ -80,13 +72,8 @@ fn low(ifindex: u32) -> u8 {
     u8::try_from(ifindex).unwrap()
 }
 
-fn tables() -> Tables {
-    let class = ClassInfo {
-        principal: None,
-        identity: 0,
-        pending: false,
-        blocks: Vec::new(),
-    };
+/// Friend, foe and pending sources elsewhere, and the pods of this node.
+fn addresses() -> Vec<SourceAddress> {
     let mut addresses = Vec::new();
     let both = |last: u8, class: u32| {
         let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, hexadecimal(last));
@@ -110,6 +97,17 @@ fn tables() -> Tables {
         addresses.push(source(IpAddr::V6(v6), class, endpoint));
     }
     addresses.sort();
+    addresses
+}
+
+/// What policy says at every endpoint of the node.
+pub(crate) fn tables() -> Tables {
+    let class = ClassInfo {
+        principal: None,
+        identity: 0,
+        pending: false,
+        blocks: Vec::new(),
+    };
     let endpoint = |(endpoint, _, mode): (u16, u32, Option<Mode>)| {
         mode.map(|mode| EndpointTables {
             endpoint,
@@ -122,7 +120,7 @@ fn tables() -> Tables {
         classes: vec![class; 4].into(),
         class_column: vec![0, 1, 2, 3].into(),
         columns: 4,
-        addresses: addresses.into(),
+        addresses: addresses().into(),
         blocks: vec![
             block("192.0.2.0", 24, FRIEND),
             block("192.0.2.128", 25, 0),
