@@ -72,7 +72,7 @@ pub struct Pod {
 }
 
 /// What the API server says of a namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
     /// `metadata.resourceVersion`.
     pub version: String,

@@ -242,6 +242,8 @@ impl Settings {
                 .iter()
                 .map(|a| node_address(a))
                 .collect::<Result<BTreeSet<_>, _>>()?,
+            // Known once the sources are.
+            namespaces_are_told: false,
             bootstrap: self.bootstrap.map_or(Bootstrap::Deny, Bootstrap::from),
         })
     }

@@ -120,6 +120,8 @@ pub trait Plane: Send + Sync + 'static {
     fn interface_index(&self, name: &str) -> Option<u32>;
     /// Generation of the live tables; 0 when nothing was ever committed.
     fn generation(&self) -> u32;
+    /// Endpoints that programs of another table layout still judge; attaching takes one over.
+    fn older_endpoints(&self) -> usize;
     /// The verdict with this id.
     fn verdict(&self, id: u16) -> Option<Verdict>;
     /// Counters.

@@ -232,8 +232,11 @@ async fn serve(
 }
 
 fn basis(config: &Config, awaited: std::collections::BTreeSet<Topic>) -> Basis {
+    let mut node = config.node.clone();
+    // It alone tells of nodes, and of every namespace.
+    node.namespaces_are_told = awaited.contains(&Topic::Nodes);
     Basis {
-        node: config.node.clone(),
+        node,
         root_namespace: config.root_namespace.clone(),
         trust_domain: config.trust_domain.clone(),
         awaited,

@@ -108,7 +108,7 @@ pub struct Store {
     /// Ids of pods that left while nothing could be committed: freed after the next commit, so that no new
     /// pod takes the place of an old one in tables that still name it.
     leaving: Vec<u16>,
-    /// Tables of an earlier run are live: they stay until the world is whole.
+    /// Tables of an earlier run are live, of this layout or another: they stay until the world is whole.
     inherited: bool,
     committed: bool,
     checked_coverage: Instant,
@@ -133,7 +133,10 @@ impl Store {
         let register = Register::new(&state);
         let known = register.load()?;
         let (published, snapshot) = watch::channel(Arc::default());
-        let inherited = lock::read(&plane).generation() != 0;
+        let inherited = {
+            let plane = lock::read(&plane);
+            plane.generation() != 0 || plane.older_endpoints() != 0
+        };
         let mut store = Self {
             stored_identities: basis.identities.len(),
             held: Held::new(basis),
@@ -204,13 +207,14 @@ impl Store {
         // The first sync is no change: what arrives in it was true long before.
         let was_whole = self.committed && self.published.borrow().held.world.synced;
         match self.settle() {
-            Ok(true) if was_whole => {
-                for at in received {
+            Ok(true) => {
+                for at in received.iter().filter(|_| was_whole) {
                     self.metrics.propagation.observe(at.elapsed().as_secs_f64());
                 }
+                self.take_up_waiting();
             }
-            // Committed as part of the first sync, or held back until the world is whole.
-            Ok(_) => {}
+            // Held back until the world is whole.
+            Ok(false) => {}
             Err(error) => self.refuse(&error.to_string()),
         }
     }
@@ -244,7 +248,10 @@ impl Store {
             return;
         };
         match self.settle() {
-            Ok(_) => info!("what was refused is enforced now"),
+            Ok(_) => {
+                info!("what was refused is enforced now");
+                self.take_up_waiting();
+            }
             Err(error) if error.to_string() == told => {}
             Err(error) => self.refuse(&error.to_string()),
         }

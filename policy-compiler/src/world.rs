@@ -45,6 +45,13 @@ pub struct World {
     pub synced: bool,
 }
 
+impl World {
+    /// Whether a namespace's labels are still to come.
+    pub(crate) fn awaits_namespace(&self, name: &str) -> bool {
+        !self.namespaces.contains_key(name) && (self.node.namespaces_are_told || !self.synced)
+    }
+}
+
 /// MeshConfig, as far as verdicts read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mesh {
@@ -102,6 +109,9 @@ pub struct NodeOptions {
     pub pod_ranges: Vec<IpNet>,
     /// Addresses of nodes: never an identity.
     pub node_addresses: BTreeSet<IpAddr>,
+    /// The API server tells of every namespace: one that isn't known was made a moment ago, and its label may say
+    /// anything yet.
+    pub namespaces_are_told: bool,
     /// Before the first full sync.
     pub bootstrap: Bootstrap,
 }
@@ -116,6 +126,7 @@ impl Default for NodeOptions {
             trust_workload_entries: BTreeSet::new(),
             pod_ranges: Vec::new(),
             node_addresses: BTreeSet::new(),
+            namespaces_are_told: false,
             bootstrap: Bootstrap::Deny,
         }
     }

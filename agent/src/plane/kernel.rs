@@ -117,6 +117,10 @@ impl Plane for Datapath {
         Datapath::generation(self)
     }
 
+    fn older_endpoints(&self) -> usize {
+        Datapath::older_endpoints(self)
+    }
+
     fn verdict(&self, id: u16) -> Option<Verdict> {
         Datapath::verdict(self, id).cloned()
     }

@@ -133,20 +133,33 @@ impl Store {
         if let Err(error) = self.settle() {
             self.refuse(&error.to_string());
         }
-        for id in self.held.registrations.keys().copied().collect::<Vec<_>>() {
-            self.take_up(id);
-        }
         info!(
             known = before,
             endpoints = self.held.registrations.len(),
             inherited = self.inherited,
-            "endpoints taken up"
+            "endpoints read"
         );
+        // With nothing to judge by, programs of an older layout know better than this build's.
+        if self.committed || lock::read(&self.plane).generation() != 0 {
+            self.take_up_waiting();
+        }
         self.persist_quietly();
-        if self.held.registrations.len() < before {
-            self.settle_news(true, &[]);
+    }
+
+    /// Takes up the endpoints of an earlier run that this one has not attached yet.
+    pub(super) fn take_up_waiting(&mut self) {
+        let known = self.held.registrations.keys().copied();
+        let waiting: Vec<u16> = known.filter(|id| !self.attached.contains_key(id)).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        for id in &waiting {
+            self.take_up(*id);
         }
         self.publish_attached();
+        if waiting.iter().any(|id| !self.held.registrations.contains_key(id)) {
+            self.settle_news(true, &[]);
+        }
     }
 
     fn take_up(&mut self, id: u16) {

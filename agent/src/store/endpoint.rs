@@ -233,6 +233,11 @@ impl Store {
         match self.attached.get(id) {
             Some(Attached::Failed(why)) => Err(EndpointError::Precondition(why.clone())),
             Some(at) if Some(at) == now.as_ref() => Ok(lock::read(&self.plane).generation()),
+            None => {
+                let text =
+                    format!("endpoint {id} is under an older build's programs until the first full sync");
+                Err(EndpointError::Precondition(text))
+            }
             _ => {
                 let text = format!(
                     "interface `{}` of endpoint {id} has gone or was replaced",

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use thyra_agent::change::{Change, Topic};
+use thyra_agent::change::{Change, Namespace, Topic};
 use thyra_agent::plane::PlaneError;
 use thyra_agent::snapshot::Attached;
 use thyra_agent::store::{EndpointError, PodKey};
@@ -10,7 +10,8 @@ use thyra_datapath_abi::{Action, Reason};
 use thyra_policy_compiler::policy::PolicyAction;
 use thyra_policy_compiler::report::PolicyKind;
 
-use crate::sample::{Bench, pod, policy, workload};
+use crate::plane::Remembering;
+use crate::sample::{Bench, basis, pod, policy, workload};
 
 const FRONT: &str = "cluster.local/ns/shop/sa/front";
 
@@ -238,6 +239,90 @@ fn a_restart_changes_nothing_before_everything_was_told_again() {
         bench.plane.judge(new.id, "203.0.113.7", 80).map(|v| v.action),
         Some(Action::Allow)
     );
+}
+
+#[test]
+fn programs_of_another_layout_judge_until_everything_was_told() {
+    let (plane, state) = bench_with_cart().stop();
+    // This build's maps are another layout's: empty.
+    plane.with(|t| {
+        t.attached.clear();
+        (t.generation, t.older) = (0, 1);
+        t.tables = thyra_datapath_abi::tables::Tables::default();
+    });
+    let commits = plane.with(|t| t.commits);
+    let bench = Bench::on(plane, state, &[Topic::Authorization]);
+    bench.tell(vec![workload("front", "10.0.0.9")]);
+    let untouched = bench
+        .plane
+        .with(|t| t.attached.is_empty() && t.commits == commits);
+    assert!(untouched, "the older programs know better than a half-told world");
+    assert!(matches!(
+        bench.check(pod("cart", "veth-cart", "10.0.0.2")),
+        Err(EndpointError::Precondition(ref why)) if why.contains("older build")
+    ));
+    // A new pod waits for the first tables: it is attached, and what nobody placed gets nothing.
+    bench.plane.interface("veth-new", 8);
+    bench.add(pod("new", "veth-new", "10.0.0.3")).expect("added");
+    assert_eq!(bench.plane.with(|t| t.attached.len()), 1);
+    let whole = bench.tell(vec![Change::Ready(Topic::Authorization)]);
+    assert_eq!(whole.attached.get(&1), Some(&Attached::At(7)));
+    assert_eq!(bench.plane.with(|t| t.attached.len()), 2);
+    assert!(bench.check(pod("cart", "veth-cart", "10.0.0.2")).is_ok());
+}
+
+#[test]
+fn a_pod_of_another_layout_that_left_meanwhile_is_forgotten() {
+    let (plane, state) = bench_with_cart().stop();
+    plane.with(|t| {
+        t.attached.clear();
+        (t.generation, t.older) = (0, 1);
+    });
+    let bench = Bench::on(plane, state, &[Topic::Authorization]);
+    bench.plane.with(|t| t.interfaces.clear());
+    let whole = bench.tell(vec![Change::Ready(Topic::Authorization)]);
+    assert!(whole.held.registrations.is_empty() && whole.attached.is_empty());
+    assert!(bench.plane.with(|t| t.ids.is_empty()));
+}
+
+#[test]
+fn a_pod_of_a_namespace_that_nobody_has_told_of_yet_is_not_left_open() {
+    let mut basis = basis(&[Topic::Namespaces, Topic::Authorization]);
+    basis.node.default_mode = thyra_datapath_abi::Mode::Off;
+    let bench = Bench::with(
+        Remembering::default(),
+        tempfile::tempdir().expect("a folder"),
+        basis,
+    );
+    bench.plane.interface("veth-cart", 7);
+    bench.add(pod("cart", "veth-cart", "10.0.0.2")).expect("added");
+    let judged = || {
+        bench
+            .plane
+            .judge(1, "203.0.113.7", 80)
+            .map(|v| (v.action, v.reason))
+    };
+    assert_eq!(judged(), Some((Action::Deny, Reason::Bootstrap)));
+    bench.tell(vec![Change::Namespace("shop".into(), Namespace::default())]);
+    assert_eq!(judged(), Some((Action::Allow, Reason::NotEnforced)));
+}
+
+#[test]
+fn a_pod_of_a_namespace_that_was_made_a_moment_ago_is_not_left_open() {
+    let mut basis = basis(&[]);
+    basis.node.default_mode = thyra_datapath_abi::Mode::Off;
+    basis.node.namespaces_are_told = true;
+    let bench = Bench::with(
+        Remembering::default(),
+        tempfile::tempdir().expect("a folder"),
+        basis,
+    );
+    bench.plane.interface("veth-cart", 7);
+    bench.add(pod("cart", "veth-cart", "10.0.0.2")).expect("added");
+    let judged = || bench.plane.judge(1, "203.0.113.7", 80).map(|v| v.reason);
+    assert_ne!(judged(), Some(Reason::NotEnforced));
+    bench.tell(vec![Change::Namespace("shop".into(), Namespace::default())]);
+    assert_eq!(judged(), Some(Reason::NotEnforced));
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub(crate) struct Told {
     pub(crate) tables: Tables,
     pub(crate) generation: u32,
     pub(crate) commits: u32,
+    /// Endpoints under an older layout.
+    pub(crate) older: usize,
     /// What the next check of coverage finds.
     pub(crate) missed: Vec<(u16, u64)>,
     /// What the pods' stacks hold.
@@ -124,6 +126,10 @@ impl Plane for Remembering {
 
     fn generation(&self) -> u32 {
         self.with(|t| t.generation)
+    }
+
+    fn older_endpoints(&self) -> usize {
+        self.with(|t| t.older)
     }
 
     fn verdict(&self, id: u16) -> Option<Verdict> {

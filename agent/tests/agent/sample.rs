@@ -49,10 +49,14 @@ impl Bench {
     }
 
     pub(crate) fn on(plane: Remembering, state: tempfile::TempDir, awaited: &[Topic]) -> Self {
+        Self::with(plane, state, basis(awaited))
+    }
+
+    pub(crate) fn with(plane: Remembering, state: tempfile::TempDir, basis: Basis) -> Self {
         let (handle, thread) = Store::start(Parts {
             plane: Arc::new(std::sync::RwLock::new(Box::new(plane.clone()))),
             state: state.path().to_owned(),
-            basis: basis(awaited),
+            basis,
             metrics: Arc::new(Metrics::default()),
             hub: Hub::default(),
         })

@@ -73,6 +73,8 @@ fn labelled_mode(world: &World, endpoint: &Endpoint, problems: &mut Vec<String>)
         None if namespace == SYSTEM_NAMESPACE || *namespace == world.mesh.root_namespace => {
             (Mode::Off, "system namespace without label")
         }
+        // Its label may still say anything.
+        None if world.awaits_namespace(namespace) => (Mode::Enforce, "namespace not known yet"),
         None => (world.node.default_mode, "default mode"),
     };
     let pod = format!("pod `{namespace}/{}`", endpoint.name);

@@ -31,8 +31,12 @@ pub(super) fn mode(world: &World, endpoint: &Endpoint) -> Mode {
     }
     let namespace = world.namespaces.get(&endpoint.namespace).and_then(labelled);
     let system = endpoint.namespace == "kube-system" || endpoint.namespace == world.mesh.root_namespace;
+    let told = world.namespaces.contains_key(&endpoint.namespace);
+    let all_told = world.synced && !world.node.namespaces_are_told;
     let of_namespace = namespace.unwrap_or(if system {
         Mode::Off
+    } else if !told && !all_told {
+        Mode::Enforce
     } else {
         world.node.default_mode
     });

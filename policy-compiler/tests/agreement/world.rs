@@ -384,6 +384,7 @@ fn node(e: &mut Entropy<'_>) -> NodeOptions {
             .collect(),
         pod_ranges: e.pick(&ranges).iter().map(|r| r.parse().unwrap()).collect(),
         node_addresses: e.some(1, address).into_iter().collect(),
+        namespaces_are_told: e.chance(10),
         bootstrap: e.pick(&[Bootstrap::Deny, Bootstrap::Allow]),
         ..NodeOptions::default()
     }
