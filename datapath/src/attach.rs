@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use thyra_datapath_abi::{EndpointRecord, limits};
 use tracing::warn;
 
-use crate::bpffs::{BpffsError, Direction};
+use crate::bpffs::{BpffsError, Direction, Pins};
 use crate::datapath::Datapath;
 use crate::endpoint_ids::ReserveError;
 use crate::hook::{self, Attachment};
@@ -135,7 +135,7 @@ impl Datapath {
                 .map_err(|e| AttachError::Leftover(other, e))?;
         }
         if let Err(refused) = self.attach_programs(id, &interface) {
-            if fresh {
+            if fresh && !self.took_over(interface.index) {
                 // The error that matters is the first one.
                 let _ = self.clear(id);
             }
@@ -271,26 +271,46 @@ impl Datapath {
         Ok(())
     }
 
-    /// Removes links that an older layout has at this interface, or at interfaces that are gone.
-    fn retire_older(&mut self, ifindex: u32) -> Result<(), BpffsError> {
-        let mut kept = Vec::new();
-        for pins in std::mem::take(&mut self.older) {
-            let mut links = 0;
-            for attachment in hook::attachments(&pins)? {
-                match attachment.look() {
-                    Ok(found) if found.ifindex != ifindex && found.ifindex != 0 => links += 1,
-                    _ => attachment.remove()?,
-                }
-            }
-            if links == 0 {
-                pins.remove()?
-            } else {
-                kept.push(pins)
-            }
-        }
-        self.older = kept;
-        Ok(())
+    /// Whether a filter of an older layout may have been given this build's program already: what is half attached
+    /// then still judges, and is completed at the next try.
+    fn took_over(&self, ifindex: u32) -> bool {
+        let of_filters = |pins| hook::attachments(pins).map_or(true, |all| names_filter(&all, ifindex));
+        self.older.iter().any(of_filters)
     }
+
+    /// Removes links that an older layout has at this interface, or at interfaces that are gone. A layout that can't
+    /// be cleared stays on the list.
+    fn retire_older(&mut self, ifindex: u32) -> Result<(), BpffsError> {
+        let mut outcome = Ok(());
+        self.older.retain(|pins| match clear_layout(pins, ifindex) {
+            Ok(rest) => rest != 0,
+            Err(error) => {
+                outcome = Err(error);
+                true
+            }
+        });
+        outcome
+    }
+}
+
+fn names_filter(attachments: &[Attachment], ifindex: u32) -> bool {
+    attachments.iter().any(|a| a.filter_at() == Some(ifindex))
+}
+
+/// Removes a layout's links at an interface and those of interfaces that are gone, and the layout with the last;
+/// how many are left.
+fn clear_layout(pins: &Pins, ifindex: u32) -> Result<usize, BpffsError> {
+    let mut rest = 0;
+    for attachment in hook::attachments(pins)? {
+        match attachment.look() {
+            Ok(found) if found.ifindex != ifindex && found.ifindex != 0 => rest += 1,
+            _ => attachment.remove()?,
+        }
+    }
+    if rest == 0 {
+        pins.remove()?;
+    }
+    Ok(rest)
 }
 
 fn find(name: &str) -> Result<Interface, AttachError> {

@@ -154,6 +154,11 @@ impl Pins {
         }
     }
 
+    /// Those in the folder `dir`.
+    pub(crate) fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

@@ -1,8 +1,8 @@
 //! Whether every packet that a pod receives has met `to_pod`: what its interface has received, against what the
 //! program has counted.
 //!
-//! Invariant: the program counts every packet that it sees, also those that it drops; the interface is read before
-//! the counters. That bounds one sample; between two, packets that arrive while samples are taken may show as missed.
+//! Invariant: the program counts every packet that it sees, also those that it drops, before the interface does. The
+//! counters are read before and after the interface, so what arrives meanwhile never shows as missed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,7 +19,8 @@ use crate::open::endpoint_numbers;
 struct Sample {
     ifindex: u32,
     received: u64,
-    seen: u64,
+    /// What the program had counted before and after `received` was read.
+    seen: [u64; 2],
 }
 
 /// What was found at the last check.
@@ -49,10 +50,10 @@ impl Coverage {
     }
 }
 
-/// Packets that were received and not seen between two samples of one interface.
+/// Packets that were surely received and not seen between two samples of one interface.
 fn past(before: &Sample, now: &Sample) -> Option<u64> {
     let received = now.received.checked_sub(before.received)?;
-    let seen = now.seen.checked_sub(before.seen)?;
+    let seen = now.seen[1].checked_sub(before.seen[0])?;
     let past = received.checked_sub(seen).filter(|past| *past > 0)?;
     (before.ifindex == now.ifindex).then_some(past)
 }
@@ -62,6 +63,7 @@ impl Datapath {
     /// the endpoints that packets reach past the program, and how many did, when that is news. Call it every few
     /// seconds; `status` tells the last answer.
     pub fn check_coverage(&mut self) -> Vec<(u16, u64)> {
+        let before = self.counters().endpoints;
         let attached = endpoint_numbers().filter_map(|id| {
             let ifindex = self.memory.record(id).ifindex;
             // An interface that is not one end of a veth can't be asked.
@@ -69,9 +71,9 @@ impl Datapath {
             Some((id, ifindex, received))
         });
         let received: Vec<(u16, u32, u64)> = attached.collect();
-        let counters = self.counters().endpoints;
+        let after = self.counters().endpoints;
         let sample = |(id, ifindex, received): (u16, u32, u64)| {
-            let seen = counters.get(&id).map_or(0, seen);
+            let seen = [&before, &after].map(|counters| counters.get(&id).map_or(0, seen));
             (
                 id,
                 Sample {
@@ -123,12 +125,32 @@ mod tests {
     use super::*;
 
     fn taken(coverage: &mut Coverage, ifindex: u32, received: u64, seen: u64) -> Vec<(u16, u64)> {
+        let seen = [seen; 2];
         let sample = Sample {
             ifindex,
             received,
             seen,
         };
         coverage.take([(7, sample)].into())
+    }
+
+    #[test]
+    fn what_arrives_while_it_is_looked_is_not_missed() {
+        let mut coverage = Coverage::default();
+        let mut look = |received, seen| {
+            let ifindex = 3;
+            let sample = Sample {
+                ifindex,
+                received,
+                seen,
+            };
+            coverage.take([(7, sample)].into())
+        };
+        // A thousand arrive between the first look at the counters and the second, whenever the interface is read.
+        assert_eq!(look(0, [0, 1000]), []);
+        assert_eq!(look(2000, [1000, 2000]), []);
+        assert_eq!(look(2000, [2000, 3000]), []);
+        assert_eq!(look(9000, [3000, 4000]), [(7, 5000)]);
     }
 
     #[test]

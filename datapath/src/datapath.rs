@@ -13,14 +13,15 @@ use thyra_datapath_abi::Control;
 use thyra_datapath_abi::maps;
 use thyra_datapath_abi::tables::Verdict;
 
-use crate::bpffs::{self, BpffsError, Lock, Pins};
+use crate::bpffs::{self, BpffsError, Direction, Lock, Pins};
+use crate::clsact;
 use crate::counters::{CounterMemory, Counters};
 use crate::coverage::Coverage;
 use crate::endpoint_ids::{EndpointIds, ReserveError};
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
 use crate::grace::Grace;
-use crate::hook::Hook;
+use crate::hook::{self, Hook};
 use crate::memory::Memory;
 use crate::open::endpoint_numbers;
 use crate::programs::Programs;
@@ -134,6 +135,16 @@ impl Datapath {
         self.memory.control().generation()
     }
 
+    /// Endpoints that programs of another table layout still judge. Pins that can't be read count as one.
+    #[must_use]
+    pub fn older_endpoints(&self) -> usize {
+        let attached = |pins| {
+            let found = hook::attachments(pins).ok()?;
+            Some(found.iter().filter(|a| a.direction == Direction::To).count())
+        };
+        self.older.iter().map(|pins| attached(pins).unwrap_or(1)).sum()
+    }
+
     /// What a verdict id stands for; none when no name is known (the state folder was lost).
     #[must_use]
     pub fn verdict(&self, id: u16) -> Option<&Verdict> {
@@ -214,6 +225,8 @@ impl Datapath {
         for pins in bpffs::layouts(bpffs)? {
             pins.remove()?;
         }
+        clsact::remove_everywhere()
+            .map_err(|e| BpffsError::io("remove the filters that belong to", bpffs, e))?;
         drop(lock);
         // Others may keep files beside ours; then the folder stays.
         let _ = std::fs::remove_dir(bpffs);

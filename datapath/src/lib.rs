@@ -13,6 +13,7 @@
 mod attach;
 mod blocks;
 mod bpffs;
+mod clsact;
 mod commit;
 mod counters;
 mod coverage;

@@ -17,7 +17,7 @@ const TYPE_MASK: u16 = 0x3fff;
 /// `struct nlmsghdr`.
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub(crate) struct Header {
+struct Header {
     length: u32,
     kind: u16,
     flags: u16,
@@ -33,27 +33,25 @@ struct AttributeHeader {
     kind: u16,
 }
 
-impl Header {
-    /// Of a request for a dump whose message, this header included, is a `T`.
-    pub(crate) fn dump<T>(kind: u16) -> io::Result<Self> {
-        Ok(Self {
-            length: u32::try_from(size_of::<T>()).map_err(io::Error::other)?,
-            kind,
-            flags: DUMP,
-            sequence: 1,
-            port: 0,
-        })
-    }
-}
-
-/// Asks in this thread's network namespace; `each` gets the body of every answer.
-pub(crate) fn dump(
+/// Asks for a dump in this thread's network namespace; `each` gets the body of every answer.
+///
+/// # Errors
+/// The kernel refuses, or breaks the dump off.
+pub(crate) fn dump<T: IntoBytes + Immutable>(
     protocol: isize,
-    request: &[u8],
+    kind: u16,
+    message: &T,
     each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
+    let header = Header {
+        length: u32::try_from(size_of::<Header>() + size_of::<T>()).map_err(io::Error::other)?,
+        kind,
+        flags: DUMP,
+        sequence: 1,
+        port: 0,
+    };
     let socket = Socket::new(protocol)?;
-    socket.send(request, 0)?;
+    socket.send(&[header.as_bytes(), message.as_bytes()].concat(), 0)?;
     loop {
         let (bytes, _) = socket.recv_from_full()?;
         if !messages(&bytes, each)? {
@@ -69,10 +67,13 @@ fn messages(mut bytes: &[u8], each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> 
         let length = usize::try_from(header.length).map_err(|_| cut_short())?;
         let body = bytes.get(size_of::<Header>()..length).ok_or_else(cut_short)?;
         match header.kind {
-            NLMSG_DONE => return Ok(false),
-            NLMSG_ERROR => {
+            // Bears an error too, when the dump was broken off.
+            NLMSG_DONE | NLMSG_ERROR => {
                 let (code, _) = i32::read_from_prefix(body).map_err(|_| cut_short())?;
-                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+                return match code {
+                    0.. if header.kind == NLMSG_DONE => Ok(false),
+                    _ => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                };
             }
             _ => each(body)?,
         }
@@ -113,6 +114,18 @@ mod tests {
         assert!(messages(&[0xff; 40], &mut none).is_err());
         assert!(attribute(&[3, 0, 1, 0], 1).is_err());
         assert!(attribute(&[9, 0, 1, 0, 7], 1).is_err());
+    }
+
+    #[test]
+    fn a_dump_that_was_broken_off_is_an_error() {
+        let mut none = |_: &[u8]| Ok(());
+        let done = |code: i32| {
+            let header = [20, 0, 0, 0, 3, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+            [&header[..], &code.to_ne_bytes()].concat()
+        };
+        assert!(!messages(&done(0), &mut none).unwrap());
+        let refused = messages(&done(-libc::EOPNOTSUPP), &mut none).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EOPNOTSUPP));
     }
 
     #[test]

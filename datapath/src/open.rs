@@ -278,7 +278,11 @@ impl Datapath {
                 continue;
             }
             alive.insert(link.endpoint);
-            if found.program != self.programs.id(link.direction) || !link.pins(found.program) {
+            let pinned = link.pins(found.program).map_err(|source| OpenError::Link {
+                pin: link.path.clone(),
+                source,
+            })?;
+            if found.program != self.programs.id(link.direction) || !pinned {
                 self.programs.replace(link, found.ifindex)?;
                 self.replaced += 1;
             }

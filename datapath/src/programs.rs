@@ -13,6 +13,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use thyra_datapath_abi::maps;
 
 use crate::bpffs::{self, Direction, Pins};
+use crate::clsact;
 use crate::hook::{self, Attachment, Hook};
 use crate::interface::Interface;
 use crate::object::ShippedObject;
@@ -162,7 +163,8 @@ impl Programs {
             .map_err(|source| HookError::pin(pin, source))
     }
 
-    /// A filter of an earlier build is replaced between two packets.
+    /// A filter of an earlier build is replaced between two packets; a new one is taken away again unless its pin
+    /// gets into place.
     fn attach_filter(
         &mut self,
         direction: Direction,
@@ -171,26 +173,47 @@ impl Programs {
     ) -> Result<(), HookError> {
         let refused = |source| HookError::attach(direction, interface, source);
         let failed = |source| refused(ProgramError::IOError(source));
-        hook::prepare_clsact(&interface.name).map_err(failed)?;
-        let there = hook::has_filter(interface.index, direction).map_err(failed)?;
+        clsact::prepare(interface).map_err(failed)?;
+        let there = clsact::ours(interface.index, direction).map_err(failed)?;
         let program = self.program(direction);
-        let id = if there {
-            let filter = hook::filter(interface, direction).map_err(failed)?;
-            program.attach_to_link(filter)
-        } else {
-            let options = TcAttachOptions::Netlink(NlOptions {
-                priority: hook::PRIORITY,
-                handle: hook::HANDLE,
-                classid: None,
-            });
-            program.attach_with_options(&interface.name, hook::attach_type(direction), options)
+        let id = match there {
+            Some(_) => program.attach_to_link(clsact::filter(interface, direction).map_err(failed)?),
+            None => {
+                let options = TcAttachOptions::Netlink(NlOptions {
+                    priority: clsact::PRIORITY,
+                    handle: clsact::HANDLE,
+                    classid: None,
+                });
+                program.attach_with_options(&interface.name, hook::attach_type(direction), options)
+            }
         };
-        // Dropped, the filter would be taken away.
-        std::mem::forget(program.take_link(id.map_err(refused)?).map_err(refused)?);
-        // Renamed into its place, so that a filter that is replaced never goes without a pin.
+        let filter = program.take_link(id.map_err(refused)?).map_err(refused)?;
+        if there.is_some() {
+            // It judged before and goes on, come what may.
+            std::mem::forget(filter);
+            return self.pin_filter(direction, interface, pin);
+        }
+        // The name may have gone to another interface meanwhile.
+        let here = clsact::ours(interface.index, direction).map_err(failed)?;
+        if here.is_none() {
+            return Err(failed(io::Error::other("its name went to another interface")));
+        }
+        self.pin_filter(direction, interface, pin)?;
+        std::mem::forget(filter);
+        Ok(())
+    }
+
+    /// Renamed into its place, so that a filter that is replaced never goes without a pin.
+    fn pin_filter(
+        &mut self,
+        direction: Direction,
+        interface: &Interface,
+        pin: &Path,
+    ) -> Result<(), HookError> {
+        let failed = |source| HookError::attach(direction, interface, ProgramError::IOError(source));
         let beside = pin.with_file_name(bpffs::UNFINISHED);
         bpffs::unpin(&beside).map_err(|e| failed(io::Error::other(e)))?;
-        program
+        self.program(direction)
             .pin(&beside)
             .map_err(|source| HookError::pin(&beside, source))?;
         std::fs::rename(&beside, pin).map_err(failed)
@@ -238,7 +261,7 @@ impl Programs {
                 .first()
                 .is_some_and(|first| first.id() == self.id(direction))),
             Hook::Clsact => Ok(chain.is_empty()
-                && hook::is_first(interface.index, direction).map_err(ProgramError::IOError)?),
+                && clsact::is_first(interface.index, direction).map_err(ProgramError::IOError)?),
         }
     }
 

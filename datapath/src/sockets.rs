@@ -16,7 +16,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use crate::netlink::{self, Header};
+use crate::netlink;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const AF_INET: u8 = 2;
@@ -65,7 +65,6 @@ struct SocketId {
 #[repr(C)]
 #[derive(IntoBytes, Immutable, KnownLayout)]
 struct Request {
-    header: Header,
     family: u8,
     protocol: u8,
     extensions: u8,
@@ -127,7 +126,6 @@ fn connections_here() -> io::Result<Vec<Connection>> {
 /// All TCP sockets of a family in this thread's network namespace.
 fn dump(family: u8) -> io::Result<Vec<Found>> {
     let request = Request {
-        header: Header::dump::<Request>(SOCK_DIAG_BY_FAMILY)?,
         family,
         protocol: IPPROTO_TCP,
         extensions: 0,
@@ -136,7 +134,7 @@ fn dump(family: u8) -> io::Result<Vec<Found>> {
         id: SocketId::new_zeroed(),
     };
     let mut found = Vec::new();
-    netlink::dump(NETLINK_SOCK_DIAG, request.as_bytes(), &mut |body| {
+    netlink::dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, &request, &mut |body| {
         let (answer, _) = Answer::read_from_prefix(body).map_err(|_| netlink::cut_short())?;
         found.extend(read(&answer));
         Ok(())

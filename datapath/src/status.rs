@@ -7,7 +7,7 @@ use thyra_datapath_engine::Table;
 
 use crate::bpffs::{BpffsError, Direction};
 use crate::datapath::{Datapath, Origin};
-use crate::hook::{self, Attachment};
+use crate::hook::{self, Attachment, Hook};
 use crate::interface::Interface;
 use crate::memory::Memory;
 use crate::object::built_by;
@@ -77,18 +77,17 @@ impl Datapath {
         let pinned = hook::attachments(&self.pins);
         let endpoints: Vec<_> = attached.map(|id| self.endpoint_status(id, &pinned)).collect();
         let fill = self.fill(endpoints.len());
-        let older = self.older.iter().filter_map(|pins| hook::attachments(pins).ok());
-        let older = older
-            .flatten()
-            .filter(|attachment| attachment.direction == Direction::To);
         DatapathStatus {
             origin: self.origin,
             generation: self.generation(),
-            hook: "tcx at the host end of the veth",
+            hook: match self.hook {
+                Hook::Tcx => "tcx at the host end of the veth",
+                Hook::Clsact => "clsact at the host end of the veth",
+            },
             layout: self.layout.clone(),
             built_by: built_by(),
             replaced: self.replaced,
-            older_endpoints: older.count(),
+            older_endpoints: self.older_endpoints(),
             endpoints,
             fill,
             notes: self.notes.clone(),

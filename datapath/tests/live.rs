@@ -2,6 +2,8 @@
 //!
 //! Every test that says that nothing gets through also shows that it does when the guard is off.
 
+#[path = "live/clsact.rs"]
+mod clsact;
 #[path = "live/node.rs"]
 mod node;
 #[path = "live/policy.rs"]

@@ -117,12 +117,18 @@ pub(crate) fn ready() -> ! {
 
 /// Runs a command and expects it to succeed.
 pub(crate) fn run(line: &str) {
+    output(line);
+}
+
+/// What a command prints that must succeed.
+pub(crate) fn output(line: &str) -> String {
     let output = Command::new("sh").args(["-ec", line]).output().unwrap();
     assert!(
         output.status.success(),
         "`{line}`: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 pub(crate) fn config() -> Config {
