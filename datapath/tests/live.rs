@@ -4,10 +4,16 @@
 
 #[path = "live/clsact.rs"]
 mod clsact;
+#[path = "live/frames.rs"]
+mod frames;
 #[path = "live/node.rs"]
 mod node;
+#[path = "live/packet.rs"]
+mod packet;
 #[path = "live/policy.rs"]
 mod policy;
+#[path = "live/prober.rs"]
+mod prober;
 
 use std::net::IpAddr;
 use std::sync::Arc;
