@@ -19,6 +19,8 @@ use crate::stats::{Estimate, bootstrap, median};
 
 /// Sources, or remote addresses, that a figure is drawn from.
 const DRAWN: u32 = 63;
+/// Flows of a sample of `new_flow_ratio`.
+const FLOWS: u32 = 1000;
 const FIN: u8 = 1;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
@@ -85,6 +87,8 @@ pub(crate) fn measure(
     })?;
     found.extend(estimate("added_ns_reply", &reply));
     steps.step("added_ns_reply");
+    found.extend(new_flows(&programs, (server, client))?.map(|e| ("new_flow_ratio", e)));
+    steps.step("new_flow_ratio");
     for (name, flags, inbound) in ENDS {
         let ends = samples(|draw| {
             let (program, bytes, interfaces) = if inbound {
@@ -102,6 +106,30 @@ pub(crate) fn measure(
     Ok(found)
 }
 
+/// Nanoseconds of a packet when each is another flow's of one source ÷ when all are one flow's. Each run is one packet,
+/// since a test-run repeats its own.
+fn new_flows(programs: &Programs, interfaces: (u32, u32)) -> Result<Option<Estimate>> {
+    let one = |draw: u32, flow: u32| {
+        let source = (allowed(draw), u16::try_from(1024 + flow).unwrap_or(u16::MAX));
+        let packet = packet(source, (Node::address(1), load::RR_PORT), ACK);
+        programs.run(&programs.to_pod, &packet, interfaces, 1)
+    };
+    let ratio = |draw| {
+        let mean = |flows: bool| -> Result<f64> {
+            let mut sum = 0.0;
+            for flow in 0..FLOWS {
+                sum += one(draw, if flows { flow } else { 0 })?;
+            }
+            Ok(sum / f64::from(FLOWS))
+        };
+        // A round before either: the syscall's own path is warm.
+        mean(false)?;
+        let warm = mean(false)?;
+        Ok(mean(true)? / warm)
+    };
+    Ok(bootstrap(&samples(ratio)?, median))
+}
+
 /// Packets with which a connection begins and ends: figure, TCP flags, whether it goes to the pod.
 const ENDS: [(&str, u8, bool); 4] = [
     ("added_ns_syn_in", SYN, true),
@@ -113,7 +141,7 @@ const ENDS: [(&str, u8, bool); 4] = [
 /// Number of steps that `measure` reports.
 #[must_use]
 pub(crate) const fn steps() -> usize {
-    3 + ENDS.len()
+    4 + ENDS.len()
 }
 
 impl Programs {

@@ -3,13 +3,18 @@
 //! Invariant: the exit code is 0 only when every promised figure was measured and keeps its goal.
 
 mod added;
+mod apply;
 mod bpffs;
 mod compile;
 mod control_plane;
+mod flood;
 mod growth;
+mod live;
 mod load;
 mod mesh;
 mod netns;
+mod nft;
+mod pair;
 mod policed;
 mod progress;
 mod propagation;
@@ -58,6 +63,8 @@ enum Part {
     Packets,
     /// From istiod's response to the kernel.
     Propagation,
+    /// From a changed policy to the tables of a full node.
+    Apply,
     /// The compiler alone.
     Compile,
 }
@@ -98,8 +105,7 @@ fn main() -> Result<ExitCode> {
         Some(path) => path,
         None => std::env::current_exe()?.with_file_name("thyra-agent"),
     };
-    let steps =
-        Steps::new(ratios::steps() + added::steps() + propagation::steps(effort.changes) + compile::steps());
+    let steps = Steps::new(all_steps(&effort));
     let picture = arguments.results.with_file_name("compile.svg");
     let mut found = Found::new();
     let wanted = |part| arguments.only.is_none_or(|only| only == part);
@@ -114,6 +120,9 @@ fn main() -> Result<ExitCode> {
         if wanted(Part::Propagation) {
             let propagation = || propagation::measure(&agent, effort.changes, &steps);
             parts.push(("propagation", Box::new(propagation)));
+        }
+        if wanted(Part::Apply) {
+            parts.push(("apply", Box::new(|| apply::measure(effort.changes, &steps))));
         }
         if wanted(Part::Compile) {
             let compile = || compile::measure(&picture, &steps);
@@ -154,12 +163,23 @@ fn main() -> Result<ExitCode> {
     })
 }
 
+/// Steps of all parts together.
+const fn all_steps(effort: &Effort) -> usize {
+    ratios::steps()
+        + live::steps()
+        + added::steps()
+        + propagation::steps(effort.changes)
+        + apply::steps(effort.changes)
+        + compile::steps()
+}
+
 fn on_policed_node(wanted: &(dyn Fn(Part) -> bool + Sync), effort: &Effort, steps: &Steps) -> Result<Found> {
     let mut policed = Policed::new()?;
     policed.attach()?;
     let mut found = Found::new();
     if wanted(Part::Traffic) {
         found.extend(ratios::measure(&mut policed, effort.slice, steps)?);
+        found.extend(live::measure(&mut policed, effort.slice, steps)?);
     }
     if wanted(Part::Packets) {
         found.extend(added::measure(&policed, effort.repeat, steps)?);

@@ -133,8 +133,9 @@ fn endpoint(i: u16) -> Endpoint {
     }
 }
 
-/// Policy `i` allows its share of the identities; workload 0 is in the last one's share alone.
-fn policy(i: u32, size: Size, ports: &[u16]) -> AuthorizationPolicy {
+/// Policy `i` allows its share of the identities; workload 0 is in the last one's share alone, and its last value.
+#[must_use]
+pub(crate) fn policy(i: u32, size: Size, ports: &[u16]) -> AuthorizationPolicy {
     let last = i + 1 == size.policies;
     let share = (1..size.identities).filter(|w| w % size.policies == i);
     let values = share

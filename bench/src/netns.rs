@@ -15,13 +15,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Makes the node and `pods` pods: pod `i` has 10.244.(i/200).(2+i%200), and host interface `v<i>`.
+    /// Makes the node and `pods` pods: pod `i` has 10.244.(i/200).(2+i%200), and host interface `v<i>`. `word` tells
+    /// it from this run's other nodes.
     ///
     /// # Errors
     /// When `ip` can't be run or refuses (no root).
-    pub(crate) fn new(pods: usize) -> Result<Self> {
+    pub(crate) fn new(word: &str, pods: usize) -> Result<Self> {
         let node = Self {
-            prefix: format!("thyra-bench-{}", std::process::id()),
+            prefix: format!("thyra-bench-{}-{word}", std::process::id()),
             pods,
         };
         ip(&["netns", "add", &node.name()])?;
@@ -134,7 +135,11 @@ fn batch(namespace: &str, lines: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a command that must succeed.
+///
+/// # Errors
+/// With what it said.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command
         .stdin(Stdio::null())
         .output()

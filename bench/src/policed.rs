@@ -20,7 +20,12 @@ pub(crate) const SIZE: Size = Size {
     policies: 100,
 };
 
-/// The node, its tables committed: pods 0 and 1 are under policy once attached, pods 2 and 3 never are.
+/// Pods of the node: two under policy, two that are not, and one more.
+const PODS: usize = 5;
+/// The last pod, which is under no policy and sends floods.
+pub(crate) const ATTACKER: usize = 4;
+
+/// The node, its tables committed: pods 0 and 1 are under policy once attached, the others never are.
 pub(crate) struct Policed {
     // Fields are dropped in this order: the datapath before its file system, the namespaces last.
     datapath: Datapath,
@@ -36,18 +41,10 @@ impl Policed {
     /// # Errors
     /// Without root, or when a part refuses.
     pub(crate) fn new() -> Result<Self> {
-        let node = Node::new(usize::from(SIZE.endpoints) * 2)?;
+        let node = Node::new("policed", PODS)?;
         netns::enter(&node.name())?;
         let bpffs = Bpffs::mount()?;
-        let mut datapath = Datapath::open(Config {
-            bpffs: bpffs.path().join("thyra"),
-            state_dir: bpffs.files().join("state"),
-            deny: Deny::Reset,
-            host_traffic: HostTraffic::Allow,
-            report_new: false,
-            hook: None,
-        })
-        .context("open the datapath")?;
+        let mut datapath = open(&bpffs)?;
         for pod in 0..SIZE.endpoints {
             let id = datapath.reserve(&uid(pod))?;
             anyhow::ensure!(
@@ -115,6 +112,24 @@ impl Policed {
     }
 }
 
-fn uid(pod: u16) -> String {
+/// A datapath whose pins and state lie below `bpffs`.
+///
+/// # Errors
+/// When it can't be opened.
+pub(crate) fn open(bpffs: &Bpffs) -> Result<Datapath> {
+    Datapath::open(Config {
+        bpffs: bpffs.path().join("thyra"),
+        state_dir: bpffs.files().join("state"),
+        deny: Deny::Reset,
+        host_traffic: HostTraffic::Allow,
+        report_new: false,
+        hook: None,
+    })
+    .context("open the datapath")
+}
+
+/// The uid of a pod.
+#[must_use]
+pub(crate) fn uid(pod: u16) -> String {
     format!("uid-{pod}")
 }

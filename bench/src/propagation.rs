@@ -24,7 +24,7 @@ use crate::control_plane::{ControlPlane, any, resource};
 use crate::mesh;
 use crate::netns::{self, Node};
 use crate::progress::Steps;
-use crate::stats::{Estimate, bootstrap, quantile};
+use crate::stats::{Estimate, bootstrap, median, quantile};
 
 const PODS: u16 = 50;
 const IDENTITIES: u32 = 1_000;
@@ -59,7 +59,7 @@ pub(crate) fn measure(agent: &Path, changes: usize, steps: &Steps) -> Result<Vec
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let node = Node::new(usize::from(PODS))?;
+    let node = Node::new("agent", usize::from(PODS))?;
     netns::enter(&node.name())?;
     runtime.block_on(async {
         let bench = Bench::start(agent).await?;
@@ -76,6 +76,7 @@ pub(crate) fn measure(agent: &Path, changes: usize, steps: &Steps) -> Result<Vec
             }
             found.extend(bootstrap(&samples, |s| quantile(s, 0.99)).map(|e| (name, e)));
         }
+        found.extend(bootstrap(&[bench.anonymous_mib()?], median).map(|e| ("agent_rss_mib", e)));
         Ok(found)
     })
 }
@@ -128,6 +129,16 @@ impl Bench {
         };
         bench.settle().await?;
         Ok(bench)
+    }
+
+    /// Memory of the agent that is its own, no file's, MiB (proc(5), `smaps_rollup`).
+    fn anonymous_mib(&self) -> Result<f64> {
+        let path = format!("/proc/{}/smaps_rollup", self.agent.0.id());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib: f64 = kib.with_context(|| format!("`{path}` tells no size"))?.parse()?;
+        Ok(kib / 1024.0)
     }
 
     /// Waits until nothing moves any more.

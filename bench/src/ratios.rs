@@ -1,28 +1,34 @@
-//! Traffic between two pods with policy ÷ between two pods without any program, in interleaved pairs.
+//! Traffic between two pods with policy ÷ between two others, in interleaved pairs of slices.
 //!
-//! Invariant: the two halves of a pair differ in the programs alone (all pods are alike), run back to back,
-//! and take turns in going first.
+//! Invariant: the two halves of a sample run back to back and take turns in going first.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::load::{self, Kind};
-use crate::netns::{self, Node};
-use crate::policed::Policed;
+use crate::nft::Nft;
+use crate::pair::{CPU, Pair};
+use crate::policed::{ATTACKER, Policed};
 use crate::progress::Steps;
 use crate::stats::{Estimate, bootstrap, median};
 
 /// The figure in which every allowed connection is reported.
 const WATCHED: &str = "crr_watched_ratio";
-/// Pairs of a ratio; the issue asks for at least 15.
-const PAIRS: usize = 21;
-/// The CPU that both pods and all their packets use.
-const CPU: usize = 1;
+/// Samples of a ratio; the goals ask for at least 15.
+const SAMPLES: usize = 21;
 /// The CPU that events are read on.
 const READER_CPU: usize = 0;
 
-/// One ratio per kind of load.
+/// A ratio to measure.
+struct Ratio<'a> {
+    name: &'static str,
+    kind: Kind,
+    with: &'a Pair,
+    without: &'a Pair,
+}
+
+/// One ratio per kind of load and rival.
 ///
 /// # Errors
 /// When a connection that policy allows fails, or without root.
@@ -31,63 +37,72 @@ pub(crate) fn measure(
     span: Duration,
     steps: &Steps,
 ) -> Result<Vec<(&'static str, Estimate)>> {
+    use Kind::{ConnectRequestResponse, RequestResponse, Stream};
     load::pin(READER_CPU)?;
     policed.read_events()?;
     load::pin(CPU)?;
-    let _policed = load::serve(&policed.node.pod(1), CPU)?;
-    let _plain = load::serve(&policed.node.pod(3), CPU)?;
-    let kinds = [
-        ("rr_ratio", Kind::RequestResponse),
-        ("crr_ratio", Kind::ConnectRequestResponse),
-        (WATCHED, Kind::ConnectRequestResponse),
-        ("stream_ratio", Kind::Stream),
+    let nft = Nft::new()?;
+    let with = Pair::new("with policy", &policed.node, 0, 1);
+    let without = Pair::new("without policy", &policed.node, 2, 3);
+    let (rules, stranger) = (nft.pair(), policed.node.pod(2));
+    let mut servers = Vec::new();
+    for pair in [&with, &without, &rules] {
+        servers.push(load::serve(&pair.server, CPU)?);
+    }
+    with.probe(&stranger)?;
+    rules.probe(&nft.stranger())?;
+    let flooded = [&with, &without].map(|pair| pair.flooded(&policed.node, ATTACKER));
+    let ratio = |name, kind, with, without| Ratio {
+        name,
+        kind,
+        with,
+        without,
+    };
+    let ratios: [_; COUNT] = [
+        ratio("rr_ratio", RequestResponse, &with, &without),
+        ratio("crr_ratio", ConnectRequestResponse, &with, &without),
+        ratio(WATCHED, ConnectRequestResponse, &with, &without),
+        ratio("stream_ratio", Stream, &with, &without),
+        ratio("rr_vs_nft", RequestResponse, &with, &rules),
+        ratio("crr_vs_nft", ConnectRequestResponse, &with, &rules),
+        ratio("stream_vs_nft", Stream, &with, &rules),
+        ratio("flood_established", RequestResponse, &flooded[0], &flooded[1]),
+        ratio("flood_new", ConnectRequestResponse, &flooded[0], &flooded[1]),
     ];
     let mut found = Vec::new();
-    for (name, kind) in kinds {
-        policed.report_new(name == WATCHED);
-        let mut ratios = Vec::with_capacity(PAIRS);
-        for pair in 0..PAIRS {
-            ratios.push(ratio(policed, kind, span, pair % 2 == 0)?);
-            steps.step(name);
+    for ratio in ratios {
+        policed.report_new(ratio.name == WATCHED);
+        let mut samples = Vec::with_capacity(SAMPLES);
+        for turn in 0..SAMPLES {
+            samples.push(ratio.sample(policed, span, turn % 2 == 0)?);
+            steps.step(ratio.name);
         }
-        if let Some(estimate) = bootstrap(&ratios, median) {
-            found.push((name, estimate));
-        }
+        found.extend(bootstrap(&samples, median).map(|estimate| (ratio.name, estimate)));
     }
     Ok(found)
 }
 
+/// Ratios that are measured.
+const COUNT: usize = 9;
+
 /// Number of steps that `measure` reports.
 #[must_use]
 pub(crate) const fn steps() -> usize {
-    4 * PAIRS
+    COUNT * SAMPLES
 }
 
-fn ratio(policed: &mut Policed, kind: Kind, span: Duration, policy_first: bool) -> Result<f64> {
-    let (with, without);
-    if policy_first {
-        with = rate(policed, kind, span, true)?;
-        without = rate(policed, kind, span, false)?;
-    } else {
-        without = rate(policed, kind, span, false)?;
-        with = rate(policed, kind, span, true)?;
+impl Ratio<'_> {
+    fn sample(&self, policed: &mut Policed, span: Duration, policy_first: bool) -> Result<f64> {
+        let mut rate = |pair: &Pair| {
+            policed.collect()?;
+            pair.rate(self.kind, span)
+        };
+        if policy_first {
+            let with = rate(self.with)?;
+            Ok(with / rate(self.without)?)
+        } else {
+            let without = rate(self.without)?;
+            Ok(rate(self.with)? / without)
+        }
     }
-    Ok(with / without)
-}
-
-fn rate(policed: &mut Policed, kind: Kind, span: Duration, policy: bool) -> Result<f64> {
-    let (client, server) = if policy { (0, 1) } else { (2, 3) };
-    policed.collect()?;
-    let client = policed.node.pod(client);
-    let thread = std::thread::spawn(move || {
-        load::pin(CPU)?;
-        netns::enter(&client)?;
-        // The first moments fill caches and the routes' own.
-        load::run(kind, Node::address(server), span / 8)?;
-        load::run(kind, Node::address(server), span)
-    });
-    let rate = thread
-        .join()
-        .map_err(|_| anyhow::anyhow!("the client panicked"))?;
-    rate.with_context(|| format!("{kind:?} {} policy", if policy { "with" } else { "without" }))
 }
