@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, OpenError};
+use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, OpenError, Order};
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
 use tokio::task::JoinSet;
@@ -97,8 +97,12 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
         },
         hook: match config.attach {
             AttachChoice::Auto => None,
-            AttachChoice::Tcx => Some(Hook::Tcx),
+            AttachChoice::Tcx | AttachChoice::TcxLast => Some(Hook::Tcx),
             AttachChoice::Clsact => Some(Hook::Clsact),
+        },
+        order: match config.attach {
+            AttachChoice::TcxLast => Order::Last,
+            _ => Order::First,
         },
         host_traffic: match config.host_traffic {
             HostTrafficChoice::Allow => HostTraffic::Allow,

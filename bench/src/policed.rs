@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic, Order};
 use thyra_policy_compiler::compile::Compiler;
 
 use crate::bpffs::Bpffs;
@@ -124,6 +124,7 @@ pub(crate) fn open(bpffs: &Bpffs) -> Result<Datapath> {
         host_traffic: HostTraffic::Allow,
         report_new: false,
         hook: None,
+        order: Order::First,
     })
     .context("open the datapath")
 }

@@ -257,7 +257,7 @@ impl Datapath {
                 continue;
             }
             let made = Attachment::new(self.hook, &self.pins, id, direction, interface.index);
-            self.programs.attach(&made, interface)?;
+            self.programs.attach(&made, interface, self.config.order)?;
             // The name may have gone to another interface meanwhile.
             if made.look().map(|found| found.ifindex).ok() != Some(interface.index) {
                 made.remove()?;

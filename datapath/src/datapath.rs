@@ -21,7 +21,7 @@ use crate::endpoint_ids::{EndpointIds, ReserveError};
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
 use crate::grace::Grace;
-use crate::hook::{self, Hook};
+use crate::hook::{self, Hook, Order};
 use crate::memory::Memory;
 use crate::open::endpoint_numbers;
 use crate::programs::Programs;
@@ -65,6 +65,8 @@ pub struct Config {
     pub report_new: bool,
     /// How programs are put at interfaces; the best that this kernel has where nothing is said.
     pub hook: Option<Hook>,
+    /// Where among other programs; for tcx links that are made from now on.
+    pub order: Order,
 }
 
 /// Whether `open` found a datapath at work.

@@ -26,6 +26,16 @@ pub enum Hook {
     Clsact,
 }
 
+/// Where our programs run among other tcx programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Before all others: nothing is hidden from them.
+    #[default]
+    First,
+    /// After all that are there: what those let through and as they leave it.
+    Last,
+}
+
 impl Hook {
     /// The best one that this kernel has.
     #[must_use]

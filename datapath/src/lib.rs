@@ -48,7 +48,7 @@ pub use datapath::{Config, Datapath, Deny, HostTraffic, Origin, ReadError};
 pub use endpoint_ids::ReserveError;
 pub use events::EventReader;
 pub use flow_maps::CollectReport;
-pub use hook::Hook;
+pub use hook::{Hook, Order};
 pub use object::{ObjectError, built_by, object};
 pub use open::OpenError;
 pub use preflight::{Check, PreflightError, preflight};

@@ -14,7 +14,7 @@ use thyra_datapath_abi::maps;
 
 use crate::bpffs::{self, Direction, Pins};
 use crate::clsact;
-use crate::hook::{self, Attachment, Hook};
+use crate::hook::{self, Attachment, Hook, Order};
 use crate::interface::Interface;
 use crate::object::ShippedObject;
 use crate::open::OpenError;
@@ -135,10 +135,15 @@ impl Programs {
         }
     }
 
-    /// Attaches before all other programs at the interface, so that it stays when this process ends.
-    pub(crate) fn attach(&mut self, made: &Attachment, interface: &Interface) -> Result<(), HookError> {
+    /// Attaches so that it stays when this process ends. A filter always comes first.
+    pub(crate) fn attach(
+        &mut self,
+        made: &Attachment,
+        interface: &Interface,
+        order: Order,
+    ) -> Result<(), HookError> {
         match made.hook() {
-            Hook::Tcx => self.attach_link(made.direction, interface, &made.path),
+            Hook::Tcx => self.attach_link(made.direction, interface, &made.path, order),
             Hook::Clsact => self.attach_filter(made.direction, interface, &made.path),
         }
     }
@@ -148,10 +153,14 @@ impl Programs {
         direction: Direction,
         interface: &Interface,
         pin: &Path,
+        order: Order,
     ) -> Result<(), HookError> {
         let program = self.program(direction);
         let refused = |source| HookError::attach(direction, interface, source);
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let options = TcAttachOptions::TcxOrder(match order {
+            Order::First => LinkOrder::first(),
+            Order::Last => LinkOrder::last(),
+        });
         let id = program
             .attach_with_options(&interface.name, hook::attach_type(direction), options)
             .map_err(refused)?;

@@ -7,7 +7,7 @@ use thyra_datapath_engine::Table;
 
 use crate::bpffs::{BpffsError, Direction};
 use crate::datapath::{Datapath, Origin};
-use crate::hook::{self, Attachment, Hook};
+use crate::hook::{self, Attachment, Hook, Order};
 use crate::interface::Interface;
 use crate::memory::Memory;
 use crate::object::built_by;
@@ -81,6 +81,9 @@ impl Datapath {
             origin: self.origin,
             generation: self.generation(),
             hook: match self.hook {
+                Hook::Tcx if self.config.order == Order::Last => {
+                    "tcx at the host end of the veth, after others"
+                }
                 Hook::Tcx => "tcx at the host end of the veth",
                 Hook::Clsact => "clsact at the host end of the veth",
             },
@@ -148,6 +151,9 @@ impl Datapath {
             }
             Ok(_) => return Some(format!("`{program}` is at another interface")),
             Err(e) => return Some(format!("`{program}` is not attached: {e}")),
+        }
+        if attached.hook() == Hook::Tcx && self.config.order == Order::Last {
+            return None;
         }
         match self.programs.is_first(attached.hook(), direction, interface) {
             Ok(true) => None,

@@ -28,7 +28,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use thyra_datapath::abi::tables::{SourceAddress, SourceBlock, Tables};
 use thyra_datapath::abi::{Action, Event, EventKind, Mode};
 use thyra_datapath::{
-    AttachError, CommitError, Config, Datapath, DatapathStatus, EndpointSpec, Hook, OpenError, Origin,
+    AttachError, CommitError, Config, Datapath, DatapathStatus, EndpointSpec, Hook, OpenError, Order, Origin,
 };
 
 const FRIEND: Pod = Pod(2);
@@ -537,6 +537,33 @@ fn a_program_before_ours_is_noticed() {
         );
         drop(foreign);
         assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
+    });
+}
+
+#[test]
+fn last_in_order_it_judges_what_others_let_through() {
+    if hook() != Hook::Tcx {
+        eprintln!("SKIPPED `last_in_order_it_judges_what_others_let_through`: filters come first always");
+        return;
+    }
+    on_a_node("last_in_order_it_judges_what_others_let_through", || {
+        pods();
+        let mut foreign = aya::Ebpf::load(thyra_datapath::object()).unwrap();
+        let program = foreign.program_mut("empty").unwrap();
+        let program = <&mut SchedClassifier>::try_from(program).unwrap();
+        program.load().unwrap();
+        program.attach("veth4", TcAttachType::Egress).unwrap();
+        let id = program.info().unwrap().id();
+        let last = Config {
+            order: Order::Last,
+            ..config()
+        };
+        let mut datapath = Datapath::open(last).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        enforce(&mut datapath);
+        let (_, order) = SchedClassifier::query_tcx("veth4", TcAttachType::Egress).unwrap();
+        assert_eq!((order.len(), order[0].id()), (2, id));
+        assert_eq!(problems(&datapath.status()), Vec::<&String>::new());
+        only_the_friend_gets_in();
     });
 }
 

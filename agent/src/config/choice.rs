@@ -89,8 +89,10 @@ pub enum AttachChoice {
     /// tcx links where the kernel has them (6.6), else clsact filters.
     #[default]
     Auto,
-    /// tcx links.
+    /// tcx links, before all other programs.
     Tcx,
+    /// tcx links, after the programs that are there.
+    TcxLast,
     /// Filters of a clsact qdisc.
     Clsact,
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic, Order};
 
 /// Says to a process that it is the child, inside the namespaces.
 const INSIDE: &str = "THYRA_LIVE_INSIDE";
@@ -139,6 +139,7 @@ pub(crate) fn config() -> Config {
         host_traffic: HostTraffic::Allow,
         report_new: true,
         hook: Some(hook()),
+        order: Order::First,
     }
 }
 
