@@ -190,13 +190,13 @@ fn last_word(
     };
     let mut ruling = court.rule(dry, trace);
     if ruling.reason == Reason::NotHttp {
-        // What is refused without a byte is refused before the first one.
+        // What is refused or held back without a byte never gets as far as the first one.
         let before = Court {
             traffic: None,
             ..court
         }
         .rule(dry, &mut Vec::new());
-        if before.rank() == 3 {
+        if matches!(before.rank(), 1 | 3) {
             ruling = before;
         }
     }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use thyra_datapath_abi::tables::{PolicyRef, RuleRef, Tables, Verdict};
 use thyra_datapath_abi::{Action, Mode, Reason};
 use thyra_policy_compiler::compile::Compiler;
-use thyra_policy_compiler::oracle::{Connection, judge};
+use thyra_policy_compiler::oracle::{Connection, judge, judge_traffic};
 use thyra_policy_compiler::parse;
 use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication, PolicyAction,
     Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
+use thyra_policy_compiler::traffic::Traffic;
 use thyra_policy_compiler::world::{
     AppProtocol, Endpoint, Service, ServicePort, Workload, WorkloadKind, World,
 };
@@ -222,17 +223,20 @@ fn lookup(tables: &Tables, source: &str, port: u16) -> Verdict {
         .clone()
 }
 
-/// The verdict on `source` at `port` of the target; tables and oracle must agree.
-fn verdict(world: &World, source: &str, port: u16) -> Verdict {
-    let tables = Compiler::new().compile(world).unwrap();
-    let found = lookup(&tables, source, port);
-    let connection = Connection {
+fn connection(source: &str, port: u16) -> Connection {
+    Connection {
         source: source.parse().unwrap(),
         destination_endpoint: 1,
         destination: TARGET.parse().unwrap(),
         port,
-    };
-    let judged = judge(world, &connection).verdict;
+    }
+}
+
+/// The verdict on `source` at `port` of the target; tables and oracle must agree.
+fn verdict(world: &World, source: &str, port: u16) -> Verdict {
+    let tables = Compiler::new().compile(world).unwrap();
+    let found = lookup(&tables, source, port);
+    let judged = judge(world, &connection(source, port)).verdict;
     // The oracle makes no residuals.
     let compared = Verdict {
         residual: None,
@@ -650,6 +654,31 @@ fn s16_a_source_that_waits_for_its_identity_is_refused_where_no_identity_could_p
     assert_eq!(reason(&world, OUTSIDER, 80), Reason::Policy);
     put(&mut world, deny("shop/b", vec![any()]));
     assert_eq!(reason(&world, newcomer, 80), Reason::PolicyDeny);
+}
+
+#[test]
+fn s16_what_is_held_back_never_gets_as_far_as_its_bytes() {
+    let mut world = shop();
+    world.node.pod_ranges = vec!["10.244.0.0/16".parse().unwrap()];
+    // A sidecar judges HTTP itself; one of two Services says that the port is another protocol's.
+    change_endpoint(&mut world, |endpoint| {
+        endpoint.containers.push("istio-proxy".into())
+    });
+    declare(&mut world, "shop/target", 5432, AppProtocol::Http);
+    declare(&mut world, "shop/second", 5432, AppProtocol::NotHttp);
+    put(&mut world, allow("shop/get", vec![to(get())]));
+    put(&mut world, allow("shop/front", vec![from(principal(FRONT_ID))]));
+    assert_eq!(reason(&world, "10.244.9.9", 5432), Reason::IdentityPending);
+    let ending = judge_traffic(
+        &world,
+        &connection("10.244.9.9", 5432),
+        &Traffic::default(),
+        &mut Vec::new(),
+    );
+    assert_eq!(
+        (ending.action, ending.reason),
+        (Action::Hold, Reason::IdentityPending)
+    );
 }
 
 #[test]
