@@ -9,6 +9,7 @@ mod settings;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use thyra_datapath_abi::Mode;
@@ -34,6 +35,8 @@ pub const DEFAULT_METRICS: &str = "127.0.0.1:9964";
 /// Istio's default cluster id.
 const DEFAULT_CLUSTER: &str = "Kubernetes";
 /// Istio's default root namespace.
+/// Seconds.
+const DEFAULT_GRACE: u64 = 2;
 const DEFAULT_NAMESPACE: &str = "istio-system";
 
 /// Why a configuration can't be used.
@@ -117,6 +120,8 @@ pub struct Config {
     pub attach: AttachChoice,
     /// Whether the node's own connections are judged.
     pub host_traffic: HostTrafficChoice,
+    /// How long a new pod is held back after its address was another's.
+    pub identity_grace: Duration,
     /// Log format.
     pub log_format: LogFormat,
     /// Log filter.
@@ -192,6 +197,7 @@ impl Settings {
             deny: self.deny.unwrap_or_default(),
             attach: self.attach.unwrap_or_default(),
             host_traffic: self.host_traffic.unwrap_or_default(),
+            identity_grace: Duration::from_secs(self.identity_grace.unwrap_or(DEFAULT_GRACE)),
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".into()),
         })

@@ -4,12 +4,14 @@
 //! awaited topic was told once.
 
 mod endpoints;
+mod moved;
 mod policies;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use thyra_datapath_abi::tables::PolicyRef;
 use thyra_policy_compiler::report::PolicyKind;
@@ -36,6 +38,8 @@ pub struct Basis {
     pub listed_policies: bool,
     /// As stored by an earlier run.
     pub identities: BTreeMap<Arc<str>, u32>,
+    /// `--identity-grace`.
+    pub identity_grace: Duration,
 }
 
 /// See the module.
@@ -54,6 +58,7 @@ pub struct Held {
     /// Policies that can't be read.
     pub unreadable: BTreeMap<(PolicyKind, PolicyRef), Arc<str>>,
     nodes: BTreeMap<String, Node>,
+    moved: moved::Moved,
     basis: Basis,
     next_identity: u32,
 }
@@ -93,9 +98,10 @@ impl Held {
             }
             Change::AddressGone(name) => self.address_gone(&name),
             Change::OnlyAddresses(left) => {
-                let workloads = self.world.workloads.len();
-                self.world.workloads.retain(|uid, _| left.contains(uid));
-                keep(&mut self.world.services, &left) | (self.world.workloads.len() != workloads)
+                let gone = self.world.workloads.keys().filter(|uid| !left.contains(*uid));
+                let gone: Vec<Arc<str>> = gone.cloned().collect();
+                let removed = gone.iter().filter(|uid| self.workload_gone(uid)).count();
+                keep(&mut self.world.services, &left) | (removed != 0)
             }
             Change::Authorization(p) => self.set_authorization(p),
             Change::Peer(p) => self.set_peer(p),
@@ -138,12 +144,22 @@ impl Held {
         if workloads.get(&workload.uid) == Some(&workload) {
             return false;
         }
-        workloads.insert(workload.uid.clone(), workload);
+        if let Some(before) = workloads.insert(workload.uid.clone(), workload.clone()) {
+            self.moved.note(&before, Some(&workload));
+        }
         true
     }
 
+    fn workload_gone(&mut self, uid: &str) -> bool {
+        let gone = self.world.workloads.remove(uid);
+        if let Some(before) = &gone {
+            self.moved.note(before, None);
+        }
+        gone.is_some()
+    }
+
     fn address_gone(&mut self, name: &str) -> bool {
-        let workload = self.world.workloads.remove(name).is_some();
+        let workload = self.workload_gone(name);
         self.world.services.remove(name).is_some() | workload
     }
 

@@ -99,11 +99,14 @@ pub trait Plane: Send + Sync + 'static {
     fn reserve(&mut self, uid: &str) -> Result<u16, PlaneError>;
     /// All ids that are taken, by uid.
     fn reservations(&self) -> BTreeMap<String, u16>;
-    /// Puts the programs at an endpoint's interface; the interface index.
+    /// Puts the programs at an endpoint's interface; the interface index. One that is held back opens no connection
+    /// until it is released.
     ///
     /// # Errors
     /// Nothing is left behind then.
-    fn attach(&mut self, id: u16, registration: &Registration) -> Result<u32, PlaneError>;
+    fn attach(&mut self, id: u16, registration: &Registration, held_back: bool) -> Result<u32, PlaneError>;
+    /// Lets an endpoint that was held back open connections.
+    fn release(&mut self, id: u16);
     /// Takes an endpoint's programs away and frees its id; idempotent.
     ///
     /// # Errors

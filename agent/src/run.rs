@@ -246,6 +246,7 @@ fn basis(config: &Config, awaited: std::collections::BTreeSet<Topic>) -> Basis {
         awaited,
         listed_policies: config.policy_source == PolicySource::Authorization,
         identities: std::collections::BTreeMap::new(),
+        identity_grace: config.identity_grace,
     }
 }
 

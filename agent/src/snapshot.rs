@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub generation: u32,
     /// By endpoint id.
     pub attached: Arc<BTreeMap<u16, Attached>>,
+    /// Endpoints that may open no connection yet, and whose their address was.
+    pub held_back: Arc<BTreeMap<u16, String>>,
     /// Why newer news is not enforced, if so.
     pub problem: Option<String>,
     /// Namespace and name by address; filled when first asked for.

@@ -105,6 +105,8 @@ pub struct Store {
     metrics: Arc<Metrics>,
     hub: Hub,
     attached: BTreeMap<u16, Attached>,
+    /// Endpoints that may open no connection yet, since other nodes may take their address for the pod's named here.
+    held_back: BTreeMap<u16, String>,
     /// Ids of pods that left while nothing could be committed: freed after the next commit, so that no new
     /// pod takes the place of an old one in tables that still name it.
     leaving: Vec<u16>,
@@ -148,6 +150,7 @@ impl Store {
             metrics,
             hub,
             attached: BTreeMap::new(),
+            held_back: BTreeMap::new(),
             leaving: Vec::new(),
             inherited,
             committed: false,
@@ -238,6 +241,8 @@ impl Store {
         }
         self.retry_attach();
         self.retry_settle();
+        self.release_held_back();
+        self.held.forget_moved();
         self.store_identities();
     }
 

@@ -73,6 +73,7 @@ impl Policed {
                 host_interface: Node::interface(usize::from(pod)),
                 addresses: vec![IpAddr::V4(Node::address(usize::from(pod)))],
                 mac: None,
+                held_back: false,
                 netns: None,
             })?;
         }

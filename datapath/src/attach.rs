@@ -29,6 +29,8 @@ pub struct EndpointSpec {
     pub addresses: Vec<IpAddr>,
     /// The pod's MAC, if known.
     pub mac: Option<[u8; 6]>,
+    /// Whether it may open no connection yet; see `Datapath::release`.
+    pub held_back: bool,
     /// Its network namespace, if known: the connections that it opened before are read there.
     pub netns: Option<PathBuf>,
 }
@@ -150,6 +152,13 @@ impl Datapath {
         }
         self.retire_older(interface.index)?;
         Ok(id)
+    }
+
+    /// An endpoint that was held back may open connections from its next packet on.
+    pub fn release(&mut self, id: u16) {
+        let mut record = self.memory.record(id);
+        record.flags &= !EndpointRecord::HELD_BACK;
+        self.memory.set_record(id, &record);
     }
 
     /// Remembers the connections that the pod has opened, so that answers to them come in.
@@ -329,6 +338,11 @@ fn record(spec: &EndpointSpec, interface: &Interface) -> Result<EndpointRecord, 
         ifindex: interface.index,
         bridge_ifindex: interface.master,
         mac: spec.mac.unwrap_or_default(),
+        flags: if spec.held_back {
+            EndpointRecord::HELD_BACK
+        } else {
+            0
+        },
         ..EndpointRecord::default()
     };
     for address in &spec.addresses {

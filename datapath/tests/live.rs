@@ -165,6 +165,41 @@ fn what_a_pod_opened_before_it_was_attached_lives_on() {
 }
 
 #[test]
+fn a_pod_that_is_held_back_opens_nothing_until_it_is_released() {
+    on_a_node(
+        "a_pod_that_is_held_back_opens_nothing_until_it_is_released",
+        || {
+            pods();
+            let mut datapath = open();
+            enforce(&mut datapath);
+            let ids = [FRIEND, SERVER].map(|pod| (pod, datapath.reserve(&pod.uid()).unwrap()));
+            let policy = Policy {
+                endpoints: &ids,
+                allowed: &[FRIEND],
+                denied: &[STRANGER],
+                mode: Mode::Enforce,
+            };
+            datapath.commit(&policy.tables(false), 2).unwrap();
+            let spec = EndpointSpec {
+                held_back: true,
+                ..FRIEND.spec()
+            };
+            let id = datapath.attach(&spec).unwrap();
+            let fates = families(SERVER).map(|address| FRIEND.try_connect(address, PORT));
+            assert_eq!(fates, [Fate::Silent; 2]);
+            // The SYN that was held back comes again by itself.
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| FRIEND.try_connect(SERVER.v4(), PORT));
+                std::thread::sleep(Duration::from_millis(100));
+                datapath.release(id);
+                assert_eq!(waiting.join().unwrap(), Fate::Answered);
+            });
+            only_the_friend_gets_in();
+        },
+    );
+}
+
+#[test]
 fn an_endpoint_that_no_commit_has_placed_gets_nothing() {
     on_a_node("an_endpoint_that_no_commit_has_placed_gets_nothing", || {
         pods();

@@ -98,6 +98,7 @@ fn status(snapshot: &Snapshot, id: u16) -> String {
     match snapshot.attached.get(&id) {
         Some(Attached::Failed(why)) => format!("error: {why}"),
         None => "waiting".into(),
+        Some(Attached::At(_)) if snapshot.held_back.contains_key(&id) => "held-back".into(),
         Some(Attached::At(_)) if off => "not-enforced".into(),
         Some(Attached::At(_)) if !snapshot.held.world.synced => "waiting".into(),
         Some(Attached::At(_)) => "ready".into(),

@@ -100,6 +100,11 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
             problems.push(format!("endpoint {id} is not attached: {why}"));
         }
     }
+    for (id, owner) in snapshot.held_back.iter() {
+        problems.push(format!(
+            "endpoint {id} may open no connection yet: its address was `{owner}`'s a moment ago, or is by istiod's word"
+        ));
+    }
     let l7 = snapshot
         .tables
         .verdicts

@@ -98,6 +98,9 @@ pub struct Settings {
     /// Enrolled pods before the first full sync [default: deny]
     #[arg(long, value_enum)]
     pub bootstrap: Option<BootstrapChoice>,
+    /// Seconds for which a new pod opens no connection after its address was another pod's [default: 2]
+    #[arg(long, value_name = "SECONDS")]
+    pub identity_grace: Option<u64>,
     /// UDP, SCTP and ICMP [default: pass]
     #[arg(long, value_enum)]
     pub non_tcp: Option<NonTcpChoice>,
@@ -148,6 +151,7 @@ impl Settings {
             attach: self.attach.or(file.attach),
             host_traffic: self.host_traffic.or(file.host_traffic),
             bootstrap: self.bootstrap.or(file.bootstrap),
+            identity_grace: self.identity_grace.or(file.identity_grace),
             non_tcp: self.non_tcp.or(file.non_tcp),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),

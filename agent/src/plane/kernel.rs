@@ -66,7 +66,11 @@ impl Plane for Datapath {
         Datapath::reservations(self).clone()
     }
 
-    fn attach(&mut self, id: u16, registration: &Registration) -> Result<u32, PlaneError> {
+    fn release(&mut self, id: u16) {
+        Datapath::release(self, id);
+    }
+
+    fn attach(&mut self, id: u16, registration: &Registration, held_back: bool) -> Result<u32, PlaneError> {
         let attached = Datapath::attach(
             self,
             &EndpointSpec {
@@ -74,6 +78,7 @@ impl Plane for Datapath {
                 host_interface: registration.host_interface.clone(),
                 addresses: registration.addresses.clone(),
                 mac: registration.mac,
+                held_back,
                 netns: (!registration.netns.is_empty()).then(|| registration.netns.clone().into()),
             },
         )?;

@@ -86,6 +86,7 @@ impl Store {
             residuals: Arc::clone(self.compiler.residuals()),
             generation,
             attached: Arc::new(self.attached.clone()),
+            held_back: Arc::new(self.held_back.clone()),
             ..Snapshot::default()
         }));
     }
@@ -96,16 +97,18 @@ impl Store {
             held: Arc::new(self.held.clone()),
             generation,
             attached: Arc::new(self.attached.clone()),
+            held_back: Arc::new(self.held_back.clone()),
             ..Snapshot::default()
         }));
     }
 
     /// Tells readers how the interfaces stand; nothing else has changed.
     pub(super) fn publish_attached(&mut self) {
-        let attached = Arc::new(self.attached.clone());
+        let (attached, held_back) = (Arc::new(self.attached.clone()), Arc::new(self.held_back.clone()));
         self.published.send_modify(|s| {
             let mut next = Snapshot::clone(s);
             next.attached = attached;
+            next.held_back = held_back;
             *s = Arc::new(next);
         });
     }
@@ -166,7 +169,8 @@ impl Store {
         let Some(registration) = self.held.registrations.get(&id).cloned() else {
             return;
         };
-        let attached = lock::write(&self.plane).attach(id, &registration);
+        let held_back = self.held_back.contains_key(&id);
+        let attached = lock::write(&self.plane).attach(id, &registration, held_back);
         match attached {
             Ok(ifindex) => drop(self.attached.insert(id, Attached::At(ifindex))),
             Err(error)

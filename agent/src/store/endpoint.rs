@@ -97,12 +97,44 @@ impl Store {
     }
 
     fn place(&mut self, id: u16, registration: &Registration) -> Result<(), EndpointError> {
-        let ifindex = lock::write(&self.plane).attach(id, registration)?;
+        let earlier = self.held.earlier_owner(registration);
+        let ifindex = lock::write(&self.plane).attach(id, registration, earlier.is_some())?;
+        if let Some(owner) = earlier {
+            let pod = registration.pod();
+            tracing::info!(
+                id,
+                pod,
+                owner,
+                "held back: other nodes may take its address for the owner's still"
+            );
+            self.held_back.insert(id, owner);
+        }
         self.attached.insert(id, Attached::At(ifindex));
         self.publish_attached();
         self.register
             .store(&self.held.registrations)
             .map_err(|e| EndpointError::Full(chain(&e)))
+    }
+
+    /// Lets those open connections whose address is nobody else's any more.
+    pub(super) fn release_held_back(&mut self) {
+        let before = self.held_back.len();
+        let (held, plane) = (&self.held, &self.plane);
+        self.held_back.retain(|id, owner| {
+            let registration = held.registrations.get(id);
+            match registration.and_then(|registration| held.earlier_owner(registration)) {
+                Some(now) => *owner = now,
+                None => {
+                    lock::write(plane).release(*id);
+                    tracing::info!(id, owner, "no longer held back");
+                    return false;
+                }
+            }
+            true
+        });
+        if self.held_back.len() != before {
+            self.publish_attached();
+        }
     }
 
     /// The known endpoint that is attached just where the registration says.

@@ -1,11 +1,12 @@
 //! Endpoints and news through the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use thyra_agent::change::{Change, Namespace, Topic};
 use thyra_agent::plane::PlaneError;
 use thyra_agent::snapshot::Attached;
-use thyra_agent::store::{EndpointError, PodKey};
+use thyra_agent::store::{Command, EndpointError, PodKey};
 use thyra_datapath_abi::{Action, Reason};
 use thyra_policy_compiler::policy::PolicyAction;
 use thyra_policy_compiler::report::PolicyKind;
@@ -323,6 +324,47 @@ fn a_pod_of_a_namespace_that_was_made_a_moment_ago_is_not_left_open() {
     assert_ne!(judged(), Some(Reason::NotEnforced));
     bench.tell(vec![Change::Namespace("shop".into(), Namespace::default())]);
     assert_eq!(judged(), Some(Reason::NotEnforced));
+}
+
+#[test]
+fn a_pod_with_an_address_that_is_anothers_opens_nothing_before_the_grace_is_over() {
+    let mut basis = basis(&[]);
+    basis.identity_grace = Duration::from_millis(400);
+    let bench = Bench::with(
+        Remembering::default(),
+        tempfile::tempdir().expect("a folder"),
+        basis,
+    );
+    for (name, index) in [("veth-cart", 7), ("veth-new", 8), ("veth-free", 9)] {
+        bench.plane.interface(name, index);
+    }
+    let held_back = || {
+        bench
+            .plane
+            .with(|t| t.held_back.iter().copied().collect::<Vec<_>>())
+    };
+    let tick = || assert!(bench.handle.send(Command::Tick));
+    bench.tell(vec![workload("cart", "10.0.0.2"), workload("front", "10.0.0.9")]);
+    bench
+        .add(pod("cart", "veth-cart", "10.0.0.2"))
+        .expect("its own address");
+    bench
+        .add(pod("free", "veth-free", "10.0.0.7"))
+        .expect("a free address");
+    let new = bench.add(pod("new", "veth-new", "10.0.0.9")).expect("added").id;
+    assert_eq!(held_back(), [new]);
+    assert_eq!(bench.handle.snapshot().held_back[&new], "shop/front");
+    tick();
+    // The old owner leaves; nodes that hear of it later still know it for a while.
+    bench.tell(vec![Change::AddressGone("Kubernetes//Pod/shop/front".into())]);
+    tick();
+    bench.tell(vec![workload("new", "10.0.0.9")]);
+    assert_eq!(held_back(), [new]);
+    std::thread::sleep(Duration::from_millis(500));
+    tick();
+    bench.tell(vec![]);
+    assert_eq!(held_back(), [0_u16; 0]);
+    assert!(bench.handle.snapshot().held_back.is_empty());
 }
 
 #[test]

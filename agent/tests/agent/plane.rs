@@ -1,6 +1,6 @@
 //! A datapath that remembers what it was told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +19,8 @@ pub(crate) struct Told {
     pub(crate) tables: Tables,
     pub(crate) generation: u32,
     pub(crate) commits: u32,
+    /// Endpoints that may open no connection yet.
+    pub(crate) held_back: BTreeSet<u16>,
     /// Endpoints under an older layout.
     pub(crate) older: usize,
     /// What the next check of coverage finds.
@@ -80,8 +82,15 @@ impl Plane for Remembering {
         self.with(|t| t.ids.clone())
     }
 
-    fn attach(&mut self, id: u16, registration: &Registration) -> Result<u32, PlaneError> {
+    fn release(&mut self, id: u16) {
+        self.with(|t| t.held_back.remove(&id));
+    }
+
+    fn attach(&mut self, id: u16, registration: &Registration, held_back: bool) -> Result<u32, PlaneError> {
         self.with(|t| {
+            if held_back {
+                t.held_back.insert(id);
+            }
             if let Some(error) = t.hook.take() {
                 return Err(error);
             }

@@ -43,6 +43,11 @@ pub struct EndpointRecord {
 
 const _: () = assert!(size_of::<EndpointRecord>() == 40);
 
+impl EndpointRecord {
+    /// The pod may open no connection yet: other nodes may still take its address for another pod's.
+    pub const HELD_BACK: u32 = 1;
+}
+
 /// The policy side of an endpoint, one 64-bit word: `set4 | set6 << 16 | mode << 32`.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

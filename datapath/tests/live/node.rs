@@ -190,6 +190,7 @@ impl Pod {
             host_interface: self.interface(),
             addresses: vec![self.v4(), self.v6()],
             mac: None,
+            held_back: false,
             netns: Some(format!("/run/netns/pod{}", self.0).into()),
         }
     }

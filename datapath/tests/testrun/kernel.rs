@@ -27,7 +27,7 @@ use crate::memory::Memory;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/thyra.bpf.o"));
 
 /// Interfaces that a packet can be at; test-run looks them up in the thread's network namespace.
-const LINKS: [(u32, u32); 4] = [(2, 3), (4, 5), (6, 7), (8, 9)];
+const LINKS: [(u32, u32); 5] = [(2, 3), (4, 5), (6, 7), (8, 9), (10, 11)];
 
 /// Offsets in `struct __sk_buff` (include/uapi/linux/bpf.h) and its length.
 const CONTEXT: usize = 192;
@@ -63,7 +63,6 @@ pub(crate) struct Run {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Moves this thread into a network namespace of its own, with the interfaces of the world.
 /// Whether test-run takes a frame: newer kernels refuse one that says IP and ends before its header does.
 pub(crate) fn takes(frame: &[u8]) -> bool {
     let headers = match frame[12..14] {
@@ -74,6 +73,7 @@ pub(crate) fn takes(frame: &[u8]) -> bool {
     frame.len() >= 14 + headers
 }
 
+/// Moves this thread into a network namespace of its own, with the interfaces of the world.
 pub(crate) fn enter_namespace() {
     // SAFETY: no pointers; the thread alone moves.
     let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) };

@@ -50,6 +50,10 @@ fn known<F: Family, N: Tables + Flows + ?Sized>(
         _ => return Outcome::pass(endpoint).because(Reason::NonTcp),
     };
     if packet.is_syn() {
+        if record.flags & EndpointRecord::HELD_BACK != 0 {
+            // Without an answer: the pod's own retransmission comes when it may.
+            return Outcome::drop(endpoint, Reason::IdentityPending).event(EventKind::Deny);
+        }
         return opened(node, control, endpoint, packet);
     }
     if !sets.is_placed() {

@@ -6,6 +6,7 @@
 //! endpoint 3  interface 4  10.244.0.4  fd00:10:244::4   off
 //! endpoint 4  interface 5  10.244.0.5  fd00:10:244::5   attached, never placed by a commit
 //! endpoint 5  interface 6  10.244.0.6  fd00:10:244::6   enforced, port of the bridge 8
+//! endpoint 6  interface 11 10.244.0.11 fd00:10:244::b   enforced, held back
 //! uplink      interface 9
 //!
 //! port   friend  foe   pending  outsider
@@ -34,12 +35,13 @@ const FRIEND: u32 = 1;
 const FOE: u32 = 2;
 const PENDING: u32 = 3;
 
-const LOCAL: [(u16, u32, Option<Mode>); 5] = [
+const LOCAL: [(u16, u32, Option<Mode>); 6] = [
     (1, 2, Some(Mode::Enforce)),
     (2, 3, Some(Mode::Audit)),
     (3, 4, Some(Mode::Off)),
     (4, 5, None),
     (5, 6, Some(Mode::Enforce)),
+    (6, 11, Some(Mode::Enforce)),
 ];
 
 /// Index of the bridge that endpoint 5 is a port of.
@@ -53,6 +55,11 @@ pub(crate) fn node(flags: u64) -> HostNode {
             ifindex,
             bridge_ifindex: if endpoint == 5 { BRIDGE } else { 0 },
             address4: Ipv4Addr::new(10, 244, 0, low(ifindex)).octets(),
+            flags: if endpoint == 6 {
+                EndpointRecord::HELD_BACK
+            } else {
+                0
+            },
             address6: Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, u16::from(low(ifindex))).octets(),
             ..EndpointRecord::default()
         };
