@@ -34,9 +34,9 @@ pub const DEFAULT_STATE: &str = "/var/lib/thyra";
 pub const DEFAULT_METRICS: &str = "127.0.0.1:9964";
 /// Istio's default cluster id.
 const DEFAULT_CLUSTER: &str = "Kubernetes";
-/// Istio's default root namespace.
 /// Seconds.
 const DEFAULT_GRACE: u64 = 2;
+/// Istio's default root namespace.
 const DEFAULT_NAMESPACE: &str = "istio-system";
 
 /// Why a configuration can't be used.

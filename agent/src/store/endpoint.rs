@@ -227,6 +227,7 @@ impl Store {
     fn remove(&mut self, id: u16) -> Result<(), EndpointError> {
         self.held.registrations.remove(&id);
         self.attached.remove(&id);
+        self.held_back.remove(&id);
         self.leaving.push(id);
         // Fewer endpoints always fit; should it fail all the same, the endpoint's place stays until a commit
         // succeeds.
@@ -241,6 +242,7 @@ impl Store {
     fn undo(&mut self, id: u16) {
         self.held.registrations.remove(&id);
         self.attached.remove(&id);
+        self.held_back.remove(&id);
         self.leaving.push(id);
         self.settle_news(true, &[]);
         self.persist_quietly();
