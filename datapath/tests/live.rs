@@ -53,6 +53,18 @@ fn tables(datapath: &mut Datapath, mode: Mode, turned: bool) -> Tables {
     .tables(turned)
 }
 
+/// The same with the friend under policy, too.
+fn tables_of_both(datapath: &mut Datapath) -> Tables {
+    let endpoints = [FRIEND, SERVER].map(|pod| (pod, datapath.reserve(&pod.uid()).unwrap()));
+    Policy {
+        endpoints: &endpoints,
+        allowed: &[FRIEND],
+        denied: &[STRANGER],
+        mode: Mode::Enforce,
+    }
+    .tables(false)
+}
+
 /// Puts the policy in force as generation 1 and attaches the server.
 fn enforce(datapath: &mut Datapath) -> u16 {
     let tables = tables(datapath, Mode::Enforce, false);
@@ -172,14 +184,8 @@ fn a_pod_that_is_held_back_opens_nothing_until_it_is_released() {
             pods();
             let mut datapath = open();
             enforce(&mut datapath);
-            let ids = [FRIEND, SERVER].map(|pod| (pod, datapath.reserve(&pod.uid()).unwrap()));
-            let policy = Policy {
-                endpoints: &ids,
-                allowed: &[FRIEND],
-                denied: &[STRANGER],
-                mode: Mode::Enforce,
-            };
-            datapath.commit(&policy.tables(false), 2).unwrap();
+            let tables = tables_of_both(&mut datapath);
+            datapath.commit(&tables, 2).unwrap();
             let spec = EndpointSpec {
                 held_back: true,
                 ..FRIEND.spec()

@@ -6,12 +6,9 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use thyra_datapath::abi::Mode;
-
 use crate::frames::{self, MAGIC, Probe};
 use crate::node::{Pod, on_a_node, open, run};
-use crate::policy::Policy;
-use crate::{FRIEND, SERVER, STRANGER, pods};
+use crate::{FRIEND, SERVER, STRANGER, pods, tables_of_both};
 
 /// Room for frames that nobody has read yet, bytes.
 const BUFFER: libc::c_int = 64 << 20;
@@ -40,14 +37,8 @@ fn no_frame_of_a_stranger_reaches_the_pod_whatever_its_shape() {
             bridge();
             let probes = frames::all(STRANGER, SERVER);
             let mut datapath = open();
-            let ids = [FRIEND, SERVER].map(|pod| (pod, datapath.reserve(&pod.uid()).unwrap()));
-            let policy = Policy {
-                endpoints: &ids,
-                allowed: &[FRIEND],
-                denied: &[STRANGER],
-                mode: Mode::Enforce,
-            };
-            datapath.commit(&policy.tables(false), 1).unwrap();
+            let tables = tables_of_both(&mut datapath);
+            datapath.commit(&tables, 1).unwrap();
             let open_gate = arrived(STRANGER, &probes);
             assert!(
                 open_gate.len() * 10 > probes.len() * 9,
