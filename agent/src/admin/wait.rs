@@ -184,17 +184,19 @@ fn pod(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<String
     if let Some(why) = told.and_then(|p| older(&object.version, &p.version)) {
         return Ok(Some(why));
     }
-    if let (false, Some(content)) = (object.deleted, content(object)?) {
-        let endpoint = held
-            .world
-            .endpoints
-            .values()
-            .find(|e| e.namespace == object.namespace && e.name == object.name);
-        if let (Some(labels), Some(endpoint)) = (content.get("labels").and_then(Value::as_object), endpoint) {
-            let has = |(k, v): (&String, &Value)| endpoint.labels.get(k).map(String::as_str) == v.as_str();
-            if !labels.iter().all(has) {
-                return Ok(Some("held labels differ".into()));
-            }
+    let mut endpoints = held.world.endpoints.values();
+    let endpoint = endpoints.find(|e| e.namespace == object.namespace && e.name == object.name);
+    if let Some(owner) = endpoint.and_then(|e| snapshot.held_back.get(&e.id)) {
+        return Ok(Some(format!(
+            "it may open nothing yet: its address was `{owner}`'s"
+        )));
+    }
+    if let (false, Some(content)) = (object.deleted, content(object)?)
+        && let (Some(labels), Some(endpoint)) = (content.get("labels").and_then(Value::as_object), endpoint)
+    {
+        let has = |(k, v): (&String, &Value)| endpoint.labels.get(k).map(String::as_str) == v.as_str();
+        if !labels.iter().all(has) {
+            return Ok(Some("held labels differ".into()));
         }
     }
     workload(snapshot, object, &object.name)
