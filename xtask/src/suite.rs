@@ -63,6 +63,10 @@ pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
     match scenarios(tree) {
         Ok(scenarios) => {
             let work: Vec<_> = runs(&scenarios).collect();
+            // Who asks for a scenario alone means the tree as it is now.
+            if !report.selects("build") && work.iter().any(|(name, _)| report.selects(name)) {
+                demo::build(tree)?;
+            }
             report.steps(SCENARIOS_AT_ONCE, &work, |(scenario, plane)| {
                 lab(tree, scenario, *plane)
             });
