@@ -93,6 +93,12 @@ impl<T> Field<T> {
     pub fn is_empty(&self) -> bool {
         self.values.is_empty() && self.not_values.is_empty()
     }
+
+    /// How many values and not-values.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.values.len() + self.not_values.len()
+    }
 }
 
 /// A string pattern as Istio has it; which wildcards a field knows is decided where it is parsed.
@@ -108,6 +114,37 @@ pub enum StringMatch {
     Present,
     /// Wildcards anywhere (`namespaces: ["a*b"]`), kept as written: `*` is any run of characters.
     Glob(String),
+}
+
+impl StringMatch {
+    /// A value of `requestPrincipals` as one for the issuer and one for the subject: it is cut at its last `/`, and
+    /// a part that is `*` alone stands for any (istio, `pilot/pkg/security/authz/model/generator.go`,
+    /// `requestPrincipalGenerator`). `a/*` is issuer `a`, not every issuer that begins with `a/`.
+    #[must_use]
+    pub fn of_issuer_and_subject(&self) -> (Self, Self) {
+        let any = |text: &str, otherwise: fn(String) -> Self| {
+            if text.is_empty() {
+                Self::Present
+            } else {
+                otherwise(text.to_owned())
+            }
+        };
+        match self {
+            Self::Present => (Self::Present, Self::Present),
+            Self::Suffix(text) => match text.rsplit_once('/') {
+                Some((issuer, subject)) => (any(issuer, Self::Suffix), Self::Exact(subject.to_owned())),
+                None => (Self::Present, Self::Suffix(text.clone())),
+            },
+            Self::Prefix(text) => match text.rsplit_once('/') {
+                Some((issuer, subject)) => (Self::Exact(issuer.to_owned()), any(subject, Self::Prefix)),
+                None => (Self::Prefix(text.clone()), Self::Present),
+            },
+            Self::Exact(text) | Self::Glob(text) => {
+                let (issuer, subject) = text.rsplit_once('/').unwrap_or((text, ""));
+                (Self::Exact(issuer.to_owned()), Self::Exact(subject.to_owned()))
+            }
+        }
+    }
 }
 
 /// `serviceAccounts` value; an omitted namespace was filled in with the policy's.

@@ -109,8 +109,23 @@ pub struct Context<'a> {
 }
 
 impl Test {
+    /// How many values it has.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Host(of)
+            | Self::Method(of)
+            | Self::RequestPrincipal(of)
+            | Self::Sni(of)
+            | Self::Key(_, of) => of.count(),
+            Self::Path(of) => of.count(),
+            Self::RemoteBlock(of) | Self::RemoteIp(of) => of.count(),
+        }
+    }
+
     /// As policies name it: `paths`, `notPaths`, `request.headers[x]`.
-    pub(crate) fn names(&self) -> Vec<Arc<str>> {
+    #[must_use]
+    pub fn names(&self) -> Vec<Arc<str>> {
         let both = |values: bool, not_values: bool, positive: &str, negative: &str| {
             let mut names: Vec<Arc<str>> = Vec::new();
             if values {

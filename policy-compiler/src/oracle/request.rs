@@ -13,8 +13,7 @@ const SEGMENT: &str = "[a-zA-Z0-9\\-._~%!$&'()+,;:@=]";
 
 pub(super) fn hosts(values: &Field<StringMatch>, request: &Request) -> Truth {
     let patterns = |value: &StringMatch| format!("(?i){}", pattern(value, ".+"));
-    let authority = std::slice::from_ref(&request.authority);
-    one("to.hosts", values, authority, patterns)
+    one("to.hosts", values, &[request.host().to_owned()], patterns)
 }
 
 pub(super) fn methods(values: &Field<StringMatch>, request: &Request) -> Truth {
@@ -28,10 +27,51 @@ pub(super) fn paths(values: &Field<String>, request: &Request, facts: &Facts<'_>
 }
 
 pub(super) fn request_principals(values: &Field<StringMatch>, request: &Request) -> Truth {
-    let principal: Vec<String> = request.principal().into_iter().collect();
-    one("from.requestPrincipals", values, &principal, |value| {
-        pattern(value, ".+")
-    })
+    principal("from.requestPrincipals", values, request)
+}
+
+/// Issuer and subject with a byte between them that neither text has.
+fn principal(name: &str, values: &Field<StringMatch>, request: &Request) -> Truth {
+    let joined = request
+        .principal()
+        .map(|(issuer, subject)| format!("{issuer}\0{subject}"));
+    let found: Vec<String> = joined.into_iter().collect();
+    one(name, values, &found, principal_pattern)
+}
+
+/// Istio cuts the value as it is written at its last `/` and takes a part that is `*` for any text.
+fn principal_pattern(value: &StringMatch) -> String {
+    let quoted = |text: &str| regex::escape(text);
+    let starts = |text: &str| {
+        if text.is_empty() {
+            ".+".to_owned()
+        } else {
+            format!("{}.*", quoted(text))
+        }
+    };
+    let ends = |text: &str| {
+        if text.is_empty() {
+            ".+".to_owned()
+        } else {
+            format!(".*{}", quoted(text))
+        }
+    };
+    let (issuer, subject) = match value {
+        StringMatch::Present => (".+".to_owned(), ".+".to_owned()),
+        StringMatch::Exact(text) | StringMatch::Glob(text) => match text.rsplit_once('/') {
+            Some((issuer, subject)) => (quoted(issuer), quoted(subject)),
+            None => (quoted(text), String::new()),
+        },
+        StringMatch::Prefix(text) => match text.rsplit_once('/') {
+            Some((issuer, subject)) => (quoted(issuer), starts(subject)),
+            None => (starts(text), ".+".to_owned()),
+        },
+        StringMatch::Suffix(text) => match text.rsplit_once('/') {
+            Some((issuer, subject)) => (ends(issuer), quoted(subject)),
+            None => (".+".to_owned(), ends(text)),
+        },
+    };
+    format!("{issuer}\0{subject}")
 }
 
 pub(super) fn remote(name: &str, values: &Field<IpNet>, request: &Request, facts: &Facts<'_>) -> Truth {
@@ -39,20 +79,20 @@ pub(super) fn remote(name: &str, values: &Field<IpNet>, request: &Request, facts
 }
 
 pub(super) fn sni(values: &Field<StringMatch>, traffic: &Traffic) -> Truth {
-    let name: Vec<String> = traffic.sni.clone().into_iter().collect();
+    let name: Vec<String> = traffic.sni.iter().map(|name| name.to_ascii_lowercase()).collect();
     one("when connection.sni", values, &name, |value| pattern(value, ".+"))
 }
 
 /// A condition's key other than SNI.
-pub(super) fn key(key: &str, values: &Field<StringMatch>, request: &Request) -> Truth {
+pub(super) fn key(key: &str, values: &Field<StringMatch>, request: &Request, facts: &Facts<'_>) -> Truth {
     let name = format!("when {key}");
     if let Some(header) = key.strip_prefix("request.headers[") {
-        let found = request.header(header.trim_end_matches(']'));
+        let found = request.values(header.trim_end_matches(']'), facts.mesh.path_normalization);
         let found: Vec<String> = found.into_iter().map(|value| value.into_owned()).collect();
         return one(&name, values, &found, |value| pattern(value, ".*"));
     }
     let found: Vec<String> = match key {
-        "request.auth.principal" => request.principal().into_iter().collect(),
+        "request.auth.principal" => return principal(&name, values, request),
         "request.auth.audiences" => claim(request, "aud"),
         "request.auth.presenter" => claim(request, "azp"),
         _ => claim(

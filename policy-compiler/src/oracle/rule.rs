@@ -248,7 +248,7 @@ fn condition_matches(condition: &Condition, action: PolicyAction, facts: &Facts<
             None => asks_by(values, "connection.sni"),
         },
         Condition::Request { key, values } => only_http(facts, || match facts.request() {
-            Some(request) => request::key(key, values, request),
+            Some(request) => request::key(key, values, request, facts),
             None => asks_by(values, key),
         }),
     }

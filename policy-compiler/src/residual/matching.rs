@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::{Conditions, Context, Test};
 use crate::policy::{Field, StringMatch};
-use crate::traffic::Request;
+use crate::traffic::{PathNormalization, Request};
 
 /// Characters of RFC 3986's `pchar` besides letters and digits, as Envoy's path templates take them.
 const PATH_MARKS: &[u8] = b"-._~%!$&'()+,;:@=";
@@ -22,7 +22,7 @@ pub(super) fn hold(conditions: &Conditions, context: &Context<'_>) -> bool {
 fn holds(test: &Test, context: &Context<'_>) -> bool {
     let request = context.traffic.http.as_ref();
     match test {
-        Test::Host(field) => asked(field, request.map(|r| r.authority.as_str()), |wanted, has| {
+        Test::Host(field) => asked(field, request.map(Request::host), |wanted, has| {
             text_ignoring_case(wanted, has)
         }),
         Test::Method(field) => asked(field, request.map(|r| r.method.as_str()), text),
@@ -32,7 +32,7 @@ fn holds(test: &Test, context: &Context<'_>) -> bool {
         }
         Test::RequestPrincipal(field) => {
             let principal = request.and_then(Request::principal);
-            asked(field, principal.as_deref(), text)
+            asked(field, principal.as_ref(), principal_is)
         }
         Test::RemoteBlock(field) | Test::RemoteIp(field) => {
             let client = request.map_or(context.source, |r| r.client(context.source));
@@ -40,10 +40,15 @@ fn holds(test: &Test, context: &Context<'_>) -> bool {
                 block.contains(has)
             })
         }
-        Test::Sni(field) => asked(field, context.traffic.sni.as_deref(), text),
-        Test::Key(key, field) => {
-            request.map_or_else(|| field.values.is_empty(), |r| key_holds(key, field, r))
+        // Envoy's inspector writes the name in lower case; a value in upper case matches nothing, as in a sidecar.
+        Test::Sni(field) => {
+            let name = context.traffic.sni.as_ref().map(|name| name.to_ascii_lowercase());
+            asked(field, name.as_deref(), text)
         }
+        Test::Key(key, field) => request.map_or_else(
+            || field.values.is_empty(),
+            |r| key_holds(key, field, r, context.paths),
+        ),
     }
 }
 
@@ -59,9 +64,9 @@ fn asked_of_any(field: &Field<StringMatch>, has: &[&str]) -> bool {
     (field.values.is_empty() || any(&field.values)) && !any(&field.not_values)
 }
 
-fn key_holds(key: &str, field: &Field<StringMatch>, request: &Request) -> bool {
+fn key_holds(key: &str, field: &Field<StringMatch>, request: &Request, paths: PathNormalization) -> bool {
     match key {
-        "request.auth.principal" => return asked(field, request.principal().as_deref(), text),
+        "request.auth.principal" => return asked(field, request.principal().as_ref(), principal_is),
         "request.auth.audiences" => return asked_of_any(field, &request.claim(&["aud"])),
         "request.auth.presenter" => return asked_of_any(field, &request.claim(&["azp"])),
         _ => {}
@@ -70,10 +75,18 @@ fn key_holds(key: &str, field: &Field<StringMatch>, request: &Request) -> bool {
         return asked_of_any(field, &request.claim(&names(path)));
     }
     let name = names(key.strip_prefix("request.headers").unwrap_or(key));
-    let value = name.first().and_then(|name| request.header(name));
+    let values = name
+        .first()
+        .map_or_else(Vec::new, |name| request.values(name, paths));
     // A header that is there and empty is present.
     let is = |wanted: &StringMatch, has: &str| *wanted == StringMatch::Present || text(wanted, has);
-    asked(field, value.as_deref(), is)
+    let any = |list: &[StringMatch]| list.iter().any(|wanted| values.iter().any(|has| is(wanted, has)));
+    (field.values.is_empty() || any(&field.values)) && !any(&field.not_values)
+}
+
+fn principal_is(wanted: &StringMatch, (issuer, subject): &(&str, &str)) -> bool {
+    let (of_issuer, of_subject) = wanted.of_issuer_and_subject();
+    text(&of_issuer, issuer) && text(&of_subject, subject)
 }
 
 /// `[a][b]` as its parts.

@@ -9,7 +9,7 @@ use super::world::field;
 
 const METHODS: [&str; 3] = ["GET", "POST", "PUT"];
 const HOSTS: [&str; 4] = ["shop.example", "Shop.Example", "api.shop.example:8080", "x"];
-const TARGETS: [&str; 12] = [
+const TARGETS: [&str; 16] = [
     "/",
     "/admin",
     "/admin/",
@@ -22,15 +22,23 @@ const TARGETS: [&str; 12] = [
     "/a//c",
     "http://h/admin",
     "*",
+    "/a/..;x/admin",
+    "/a%5c..\\admin",
+    "/a|b?a",
+    "http://u@Shop.Example/a/b",
 ];
 const PATHS: [&str; 12] = [
     "/admin", "/a*", "*/b", "*", "/a/{*}", "/a/{**}", "/{*}/b", "/{**}/c", "/", "/a/b", "/{*}", "*admin",
 ];
-const NAMES: [&str; 3] = ["one.example", "two.example", ""];
-const KEYS: [&str; 9] = [
+const NAMES: [&str; 4] = ["one.example", "two.example", "", "One.Example"];
+const KEYS: [&str; 13] = [
     "request.headers[x-a]",
     "request.headers[X-B]",
     "request.headers[:path]",
+    "request.headers[:authority]",
+    "request.headers[accept]",
+    "request.headers[connection]",
+    "request.headers[x-forwarded-proto]",
     "request.auth.principal",
     "request.auth.audiences",
     "request.auth.presenter",
@@ -38,7 +46,7 @@ const KEYS: [&str; 9] = [
     "request.auth.claims[scope]",
     "request.auth.claims[n][m]",
 ];
-const VALUES: [&str; 5] = ["a", "ab", "b", "i/s", "i/t"];
+const VALUES: [&str; 9] = ["a", "ab", "b", "i/s", "i/t", "x/i/s", "a,b", "http", "/a/b"];
 
 fn matched(e: &mut Entropy<'_>, pool: &[&str]) -> StringMatch {
     let text = e.pick(pool);
@@ -98,7 +106,7 @@ pub(crate) fn traffic(e: &mut Entropy<'_>) -> Traffic {
 fn request(e: &mut Entropy<'_>) -> Request {
     let mut headers = e.some(3, |e| {
         (
-            e.pick(&["x-a", "x-b"]).to_owned(),
+            e.pick(&["x-a", "x-b", "accept"]).to_owned(),
             e.pick(&["", "a", "ab", "b"]).to_owned(),
         )
     });
@@ -122,7 +130,7 @@ fn request(e: &mut Entropy<'_>) -> Request {
 
 fn claims(e: &mut Entropy<'_>) -> Map<String, Value> {
     let mut claims = Map::new();
-    claims.insert("iss".into(), "i".into());
+    claims.insert("iss".into(), e.pick(&["i", "i", "x/i"]).into());
     for (name, values) in [
         ("sub", vec![json!("s"), json!("t")]),
         ("aud", vec![json!("a"), json!(["b", "ab"])]),

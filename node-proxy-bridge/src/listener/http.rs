@@ -1,0 +1,198 @@
+//! The oracle for HTTP: 200 means yes; everything else means no and is the answer for the client.
+//!
+//! Invariant: what decides over a request before RBAC sees it is as in a sidecar's inbound listener (istio's
+//! `pilot/pkg/networking/core/listener_builder.go`, `buildHTTPConnectionManager`): normalisation of paths,
+//! X-Forwarded-For, the tokens' filter before RBAC.
+
+use std::path::Path;
+
+use envoy_types::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
+use envoy_types::pb::envoy::config::accesslog::v3::{
+    AccessLogFilter, ComparisonFilter, StatusCodeFilter, comparison_filter,
+};
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption, RuntimeUInt32};
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType as NetworkConfig;
+use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener};
+use envoy_types::pb::envoy::config::rbac::v3::Rbac;
+use envoy_types::pb::envoy::config::route::v3::{
+    DirectResponseAction, Route, RouteConfiguration, RouteMatch, VirtualHost, route, route_match,
+};
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as manager_v3;
+use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration};
+use manager_v3::http_connection_manager::{
+    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, UpgradeConfig,
+};
+use manager_v3::http_filter::ConfigType;
+use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper};
+use thyra_policy_compiler::traffic::PathNormalization;
+
+use super::{discovered, names, on_socket, packed};
+use crate::JWT_FILTER;
+use crate::lower::StepKind;
+
+/// What Envoy's answer says of its reason, when asked to: a response header that never goes to a client.
+pub const REASON_HEADER: &str = "thyra-reason";
+/// How long a client may take for its headers.
+const HEADERS_TIMEOUT: Duration = Duration {
+    seconds: 10,
+    nanos: 0,
+};
+
+/// What every HTTP listener of a node has in common.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HttpOptions {
+    /// The mesh's way with paths.
+    pub paths: PathNormalization,
+    /// Whose tokens are taken (`tokens`).
+    pub tokens: Option<Any>,
+    /// Answers carry `REASON_HEADER`: the rule that allowed, or Envoy's own words for a refusal.
+    pub reasons: bool,
+}
+
+/// The tokens' filter, whose providers leave claims in the metadata under `payload`. Packed once: the bytes of its
+/// maps come in any order, and equal listeners must have equal bytes.
+#[must_use]
+pub fn tokens(authentication: &JwtAuthentication) -> Any {
+    packed(authentication)
+}
+
+/// The listener of HTTP requests, as far as its filters go.
+#[must_use]
+pub fn http(name: &str, socket: &Path, shape: &[StepKind], options: &HttpOptions) -> Listener {
+    let filter = Filter {
+        name: "envoy.filters.network.http_connection_manager".to_owned(),
+        config_type: Some(NetworkConfig::TypedConfig(packed(&manager(
+            name, shape, options,
+        )))),
+    };
+    let chain = FilterChain {
+        filters: vec![filter],
+        ..FilterChain::default()
+    };
+    on_socket(name, socket, Vec::new(), chain)
+}
+
+pub(super) fn filter(rules: Option<Rbac>) -> Any {
+    packed(&HttpRbac {
+        rules,
+        ..HttpRbac::default()
+    })
+}
+
+fn manager(name: &str, shape: &[StepKind], options: &HttpOptions) -> HttpConnectionManager {
+    let yes = |value: bool| Some(BoolValue { value });
+    HttpConnectionManager {
+        codec_type: CodecType::Auto.into(),
+        stat_prefix: "oracle".to_owned(),
+        http_filters: filters(name, shape, options),
+        // The last address of X-Forwarded-For, as a sidecar takes it.
+        use_remote_address: yes(false),
+        normalize_path: yes(options.paths != PathNormalization::None),
+        merge_slashes: options.paths >= PathNormalization::MergeSlashes,
+        path_with_escaped_slashes_action: escaped_slashes(options.paths).into(),
+        upgrade_configs: vec![UpgradeConfig {
+            upgrade_type: "websocket".to_owned(),
+            ..UpgradeConfig::default()
+        }],
+        request_headers_timeout: Some(HEADERS_TIMEOUT),
+        // An answer has no peer that could miss it: who asks closes.
+        delayed_close_timeout: Some(Duration::default()),
+        local_reply_config: options.reasons.then(refusals_say_why),
+        route_specifier: Some(RouteSpecifier::RouteConfig(everything_is_fine(options.reasons))),
+        ..HttpConnectionManager::default()
+    }
+}
+
+fn escaped_slashes(paths: PathNormalization) -> PathWithEscapedSlashesAction {
+    if paths == PathNormalization::DecodeAndMergeSlashes {
+        PathWithEscapedSlashesAction::UnescapeAndForward
+    } else {
+        PathWithEscapedSlashesAction::KeepUnchanged
+    }
+}
+
+fn filters(name: &str, shape: &[StepKind], options: &HttpOptions) -> Vec<HttpFilter> {
+    let typed = |name: &str, config: Any| HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(ConfigType::TypedConfig(config)),
+        ..HttpFilter::default()
+    };
+    let tokens = options.tokens.as_ref();
+    let mut filters: Vec<HttpFilter> = tokens
+        .map(|tokens| typed(JWT_FILTER, tokens.clone()))
+        .into_iter()
+        .collect();
+    filters.extend(names(name, shape).into_iter().map(|name| HttpFilter {
+        name,
+        config_type: Some(ConfigType::ConfigDiscovery(discovered::<HttpRbac>())),
+        ..HttpFilter::default()
+    }));
+    filters.push(typed("envoy.filters.http.router", packed(&Router::default())));
+    filters
+}
+
+/// Every path but CONNECT's, which has none: that one ends as 404.
+fn everything_is_fine(reasons: bool) -> RouteConfiguration {
+    let fine = Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
+            ..RouteMatch::default()
+        }),
+        action: Some(route::Action::DirectResponse(DirectResponseAction {
+            status: 200,
+            ..DirectResponseAction::default()
+        })),
+        ..Route::default()
+    };
+    let named = "%DYNAMIC_METADATA(envoy.filters.http.rbac:enforced_effective_policy_id)%";
+    RouteConfiguration {
+        name: "oracle".to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: "any".to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![fine],
+            response_headers_to_add: reasons.then(|| reason(named)).into_iter().collect(),
+            ..VirtualHost::default()
+        }],
+        ..RouteConfiguration::default()
+    }
+}
+
+fn reason(format: &str) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: REASON_HEADER.to_owned(),
+            value: format.to_owned(),
+            ..HeaderValue::default()
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..HeaderValueOption::default()
+    }
+}
+
+/// `rbac_access_denied_matched_policy[00000:shop/no-admin#0]` and the like.
+fn refusals_say_why() -> LocalReplyConfig {
+    let refused = ComparisonFilter {
+        op: comparison_filter::Op::Ge.into(),
+        value: Some(RuntimeUInt32 {
+            default_value: 400,
+            runtime_key: "thyra.refused".to_owned(),
+        }),
+    };
+    LocalReplyConfig {
+        mappers: vec![ResponseMapper {
+            filter: Some(AccessLogFilter {
+                filter_specifier: Some(FilterSpecifier::StatusCodeFilter(StatusCodeFilter {
+                    comparison: Some(refused),
+                })),
+            }),
+            headers_to_add: vec![reason("%RESPONSE_CODE_DETAILS%")],
+            ..ResponseMapper::default()
+        }],
+        ..LocalReplyConfig::default()
+    }
+}

@@ -1,0 +1,44 @@
+//! The oracle for server names: bytes that come back mean yes, the end of the stream means no.
+
+use std::path::Path;
+
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener};
+use envoy_types::pb::envoy::config::rbac::v3::Rbac;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::echo::v3::Echo;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use envoy_types::pb::google::protobuf::Any;
+
+use super::{discovered, listener_filter, names, on_socket, packed};
+use crate::lower::StepKind;
+
+/// The listener of a stream that is not HTTP, as far as its filters go.
+#[must_use]
+pub fn tls(name: &str, socket: &Path, shape: &[StepKind]) -> Listener {
+    let mut filters: Vec<Filter> = names(name, shape)
+        .into_iter()
+        .map(|name| Filter {
+            name,
+            config_type: Some(ConfigType::ConfigDiscovery(discovered::<NetworkRbac>())),
+        })
+        .collect();
+    filters.push(Filter {
+        name: "envoy.filters.network.echo".to_owned(),
+        config_type: Some(ConfigType::TypedConfig(packed(&Echo {}))),
+    });
+    let inspector = listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default());
+    let chain = FilterChain {
+        filters,
+        ..FilterChain::default()
+    };
+    on_socket(name, socket, vec![inspector], chain)
+}
+
+pub(super) fn filter(rules: Option<Rbac>) -> Any {
+    packed(&NetworkRbac {
+        rules,
+        stat_prefix: "oracle".to_owned(),
+        ..NetworkRbac::default()
+    })
+}

@@ -1,0 +1,312 @@
+//! A residual to Envoy's RBAC: the conditions of its rules, exactly or not at all.
+//!
+//! Invariant: a chain answers what `Residual::end` answers for every request, and its filters stand in the order
+//! in which a sidecar has them: DENY before ALLOW. What Envoy can't express is an error that names the rule and
+//! the field, before anything is sent. How Istio lowers the same fields: `pilot/pkg/security/authz/model` (model.go,
+//! generator.go) and `authz/matcher`, istio at 86c9f01.
+
+mod claim;
+mod matcher;
+mod permission;
+mod principal;
+mod tree;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac, rbac};
+use thyra_datapath_abi::tables::RuleRef;
+use thyra_datapath_abi::{Action, Reason};
+use thyra_policy_compiler::residual::{Answer, Conditions, Residual, Rules, Test};
+
+use self::permission::permission;
+use self::principal::principal;
+use self::tree::Tree;
+
+/// Most values in all rules of one residual; Envoy tries them one after the other for every request.
+pub const MAX_VALUES: usize = 10_000;
+/// Most filters of one chain: each pair of Services that disagree about a port doubles it.
+pub const MAX_STEPS: usize = 16;
+/// Longest template, with `*` for `{*}` (`uri_template_match.proto`).
+const MAX_TEMPLATE: usize = 256;
+/// What every address of IPv4 has in front when it is written as one of IPv6.
+const MAPPED_BITS: u8 = 96;
+
+/// What a filter does with a rule that holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StepKind {
+    /// Refuses what a rule matches.
+    Deny,
+    /// Refuses what no rule matches.
+    Allow,
+}
+
+/// One RBAC filter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// What it does.
+    pub kind: StepKind,
+    /// None lets everything pass.
+    pub rules: Option<Rbac>,
+}
+
+/// RBAC filters in order; a request passes if it passes all of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chain {
+    /// In the order in which they ask.
+    pub steps: Vec<Step>,
+}
+
+/// What Envoy can't be told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}`{field}` can't be given to Envoy: {why}", .rule.as_ref().map(|r| format!("rule `{r}`: ")).unwrap_or_default())]
+pub struct NotExpressible {
+    /// The rule, where one is to blame.
+    pub rule: Option<RuleRef>,
+    /// The field as policies name it.
+    pub field: Arc<str>,
+    /// Why not.
+    pub why: Why,
+}
+
+/// Why a field has no form in Envoy's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// CUSTOM asks a provider; there is no way to one yet.
+    #[error("external authorizers are not asked yet")]
+    Custom,
+    /// A source whose identity is awaited is held in the kernel, before there is a request.
+    #[error("a source whose identity is awaited is held back in the kernel")]
+    Hold,
+    /// A test stands where policies have none of its kind.
+    #[error("it stands where policies have no such field")]
+    Misplaced,
+    /// Wildcards inside of a value: only namespaces have them, which no residual asks for.
+    #[error("`{0}` has wildcards inside")]
+    Glob(String),
+    /// No such key, or one with an empty name.
+    #[error("the key is not known")]
+    Key,
+    /// A template that istiod takes and that Envoy 1.40 doesn't refuse but dies of (`std::terminate` while it reads
+    /// the configuration): it never sees one.
+    #[error(
+        "`{0}` is no template for Envoy: it needs a leading `/`, no empty segment and at most {MAX_TEMPLATE} bytes"
+    )]
+    Template(String),
+    /// A header's name that Envoy refuses.
+    #[error("`{0}` is no header's name")]
+    HeaderName(String),
+    /// Too much of something.
+    #[error("{count} {what} are too many, the limit is {limit}")]
+    TooMany {
+        /// What.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// How many fit.
+        limit: usize,
+    },
+}
+
+impl Why {
+    fn of(self, rule: Option<&RuleRef>, field: &str) -> NotExpressible {
+        NotExpressible {
+            rule: rule.cloned(),
+            field: field.into(),
+            why: self,
+        }
+    }
+}
+
+impl Chain {
+    /// The kinds of its filters: two chains of one shape can take each other's place in a running listener.
+    #[must_use]
+    pub fn shape(&self) -> Vec<StepKind> {
+        self.steps.iter().map(|step| step.kind).collect()
+    }
+}
+
+/// What an HTTP request gets.
+///
+/// # Errors
+/// What Envoy can't express.
+pub fn http(residual: &Residual<RuleRef>) -> Result<Chain, NotExpressible> {
+    chain(&residual.http)
+}
+
+/// What a stream that is not HTTP gets; of such a stream only the server name of its ClientHello can be asked.
+///
+/// # Errors
+/// What Envoy can't express.
+pub fn stream(residual: &Residual<RuleRef>) -> Result<Chain, NotExpressible> {
+    chain(&residual.other)
+}
+
+/// Whether an answer asks for bytes at all.
+#[must_use]
+pub fn asks<R>(answer: &Answer<R>) -> bool {
+    match answer {
+        Answer::Constant(..) => false,
+        Answer::Rules(_) => true,
+        Answer::Stricter(a, b) => asks(a) || asks(b),
+    }
+}
+
+/// The rule that a policy of an RBAC filter stands for: `00002:shop/read#0` → `shop/read#0`.
+#[must_use]
+pub fn rule_of(policy: &str) -> Option<&str> {
+    let (number, rule) = policy.split_once(':')?;
+    number.parse::<usize>().ok().map(|_| rule)
+}
+
+fn chain(answer: &Answer<RuleRef>) -> Result<Chain, NotExpressible> {
+    let mut chain = Chain::default();
+    append(answer, &mut chain.steps)?;
+    if chain.steps.len() > MAX_STEPS {
+        let why = Why::TooMany {
+            what: "filters",
+            count: chain.steps.len(),
+            limit: MAX_STEPS,
+        };
+        return Err(why.of(None, "services"));
+    }
+    Ok(chain)
+}
+
+fn append(answer: &Answer<RuleRef>, steps: &mut Vec<Step>) -> Result<(), NotExpressible> {
+    match answer {
+        Answer::Constant(action, reason, rule) => {
+            if let Some(step) = constant(*action, *reason, rule.as_ref())? {
+                steps.push(step);
+            }
+        }
+        Answer::Rules(of) => steps.extend(rules(of)?),
+        // Who passes both passes the stricter one; the first one that refuses names its rule.
+        Answer::Stricter(a, b) => {
+            append(a, steps)?;
+            append(b, steps)?;
+        }
+    }
+    Ok(())
+}
+
+fn constant(action: Action, reason: Reason, rule: Option<&RuleRef>) -> Result<Option<Step>, NotExpressible> {
+    match action {
+        Action::Allow => Ok(None),
+        Action::Hold => Err(Why::Hold.of(rule, "source")),
+        Action::Proxy => Err(Why::Custom.of(rule, "action: CUSTOM")),
+        Action::Deny | Action::Missing => Ok(Some(match rule {
+            Some(rule) if reason == Reason::PolicyDeny => {
+                let always = (rule.clone(), Arc::new(Conditions::default()));
+                Step {
+                    kind: StepKind::Deny,
+                    rules: Some(rbac(rbac::Action::Deny, &[always])?),
+                }
+            }
+            _ => Step {
+                kind: StepKind::Allow,
+                rules: Some(rbac(rbac::Action::Allow, &[])?),
+            },
+        })),
+    }
+}
+
+/// Always both filters, so that rules that come and go leave the listener as it is.
+fn rules(rules: &Rules<RuleRef>) -> Result<[Step; 2], NotExpressible> {
+    let Rules {
+        custom,
+        deny,
+        allow,
+        default_deny,
+    } = rules;
+    if let Some((rule, _)) = custom.first() {
+        return Err(Why::Custom.of(Some(rule), "action: CUSTOM"));
+    }
+    let count: usize = deny.iter().chain(allow).map(|(_, c)| values(c)).sum();
+    if count > MAX_VALUES {
+        let why = Why::TooMany {
+            what: "values",
+            count,
+            limit: MAX_VALUES,
+        };
+        let rule = deny.iter().chain(allow).max_by_key(|(_, c)| values(c));
+        return Err(why.of(rule.map(|(rule, _)| rule), "rules"));
+    }
+    let allowing = default_deny
+        .then(|| rbac(rbac::Action::Allow, allow))
+        .transpose()?;
+    Ok([
+        Step {
+            kind: StepKind::Deny,
+            rules: Some(rbac(rbac::Action::Deny, deny)?),
+        },
+        Step {
+            kind: StepKind::Allow,
+            rules: allowing,
+        },
+    ])
+}
+
+fn values(conditions: &Conditions) -> usize {
+    let lists = conditions.from.iter().chain(&conditions.to);
+    lists.flatten().chain(&conditions.when).map(Test::count).sum()
+}
+
+/// Envoy tries policies in the order of their names (`rbac.proto`), so a number leads: the first rule that holds
+/// is the one that is named, here as on the host.
+fn rbac(action: rbac::Action, rules: &[(RuleRef, Arc<Conditions>)]) -> Result<Rbac, NotExpressible> {
+    let mut policies = HashMap::new();
+    for (number, (rule, conditions)) in rules.iter().enumerate() {
+        policies.insert(format!("{number:05}:{rule}"), policy(rule, conditions)?);
+    }
+    Ok(Rbac {
+        action: action.into(),
+        policies,
+        ..Rbac::default()
+    })
+}
+
+/// `to` and the server name are permissions, `from` and all else principals, as in Istio.
+fn policy(rule: &RuleRef, conditions: &Conditions) -> Result<Policy, NotExpressible> {
+    let mut what = Vec::new();
+    if !conditions.to.is_empty() {
+        what.push(one_of(rule, &conditions.to, permission)?);
+    }
+    let mut who = Vec::new();
+    if !conditions.from.is_empty() {
+        who.push(one_of(rule, &conditions.from, principal)?);
+    }
+    for test in &conditions.when {
+        if matches!(test, Test::Sni(_)) {
+            what.extend(lowered(rule, test, permission)?);
+        } else {
+            who.extend(lowered(rule, test, principal)?);
+        }
+    }
+    Ok(Policy {
+        permissions: vec![Permission::from(Tree::All(what))],
+        principals: vec![Principal::from(Tree::All(who))],
+        ..Policy::default()
+    })
+}
+
+type Lower<L> = fn(&Test) -> Result<Vec<Tree<L>>, Why>;
+
+fn one_of<L>(rule: &RuleRef, list: &[Vec<Test>], lower: Lower<L>) -> Result<Tree<L>, NotExpressible> {
+    let mut alternatives = Vec::with_capacity(list.len());
+    for tests in list {
+        let mut all = Vec::with_capacity(tests.len());
+        for test in tests {
+            all.extend(lowered(rule, test, lower)?);
+        }
+        alternatives.push(Tree::All(all));
+    }
+    Ok(Tree::One(alternatives))
+}
+
+fn lowered<L>(rule: &RuleRef, test: &Test, lower: Lower<L>) -> Result<Vec<Tree<L>>, NotExpressible> {
+    lower(test).map_err(|why| {
+        let names = test.names();
+        why.of(Some(rule), names.first().map_or("rule", |name| name))
+    })
+}
