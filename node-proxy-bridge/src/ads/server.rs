@@ -1,0 +1,268 @@
+//! The socket, and a task for each stream of Envoy's.
+//!
+//! Invariant: one stream at a time has a say; a newer one takes its place, since there is one Envoy.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use futures::Stream;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use super::catalog::Catalog;
+use super::conversation::Conversation;
+
+/// Responses that wait to be written; a stream that doesn't read them is waited for.
+const QUEUE: usize = 64;
+/// Only the owner connects: the user that Envoy runs as, and root.
+const SOCKET_MODE: u32 = 0o600;
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum AdsError {
+    /// The socket can't be made.
+    #[error("can't listen on `{}`", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The catalog, and who waits for changes of it.
+#[derive(Debug)]
+struct Shared {
+    catalog: Mutex<Catalog>,
+    /// Counts changes of what is wanted, and of what Envoy said.
+    changes: watch::Sender<u64>,
+    streams: Mutex<Streams>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    /// Counts them: the last one has the say.
+    last: u64,
+    /// The one before ended with resources unanswered: something may have ended Envoy.
+    careful: bool,
+}
+
+/// A running xDS server; dropping it ends it.
+#[derive(Debug)]
+pub struct AdsServer {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl AdsServer {
+    /// Listens on a socket, which belongs to `owner` (uid and gid) if there is one.
+    ///
+    /// # Errors
+    /// The socket can't be made or given to its owner.
+    pub fn start(path: &Path, owner: Option<(u32, u32)>) -> Result<Self, AdsError> {
+        let listener = listen(path, owner).map_err(|source| AdsError::Listen {
+            path: path.to_owned(),
+            source,
+        })?;
+        let shared = Arc::new(Shared {
+            catalog: Mutex::default(),
+            changes: watch::Sender::new(0),
+            streams: Mutex::default(),
+            stop: CancellationToken::new(),
+        });
+        let service = AggregatedDiscoveryServiceServer::new(Service(Arc::clone(&shared)));
+        let stop = shared.stop.clone();
+        let task = tokio::spawn(async move {
+            let served = tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
+            if let Err(error) = served.await {
+                warn!(%error, "the xds server ended");
+            }
+        });
+        Ok(Self {
+            shared,
+            path: path.to_owned(),
+            task,
+        })
+    }
+
+    /// Reads or changes the catalog; what differs then goes out.
+    pub fn with<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
+        let answer = change(&mut self.shared.catalog());
+        self.shared.changed();
+        answer
+    }
+
+    /// Reads the catalog.
+    pub fn read<T>(&self, read: impl FnOnce(&Catalog) -> T) -> T {
+        read(&self.shared.catalog())
+    }
+
+    /// A counter of changes, Envoy's answers included.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+}
+
+impl Drop for AdsServer {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+        self.task.abort();
+        // Gone already is as good.
+        let _gone = std::fs::remove_file(&self.path);
+    }
+}
+
+fn listen(path: &Path, owner: Option<(u32, u32)>) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+    }
+    Ok(listener)
+}
+
+impl Shared {
+    /// A panic while it was held can't leave half a change: every change is one call.
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream that had the say ended, and mostly its Envoy with it.
+    fn ended(&self, talk: &Conversation, careful: bool) {
+        let left = talk.unanswered();
+        self.streams().careful = !left.is_empty() && !self.stop.is_cancelled();
+        let mut catalog = self.catalog();
+        if careful {
+            for (name, version) in &left {
+                warn!(name = &*name.1, "envoy ended while it took this");
+                catalog.ended_while_taking(name, version);
+            }
+        }
+        catalog.forgotten();
+        drop(catalog);
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+struct Service(Arc<Shared>);
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Service {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented(
+            "ask with delta xds; the bootstrap says `DELTA_GRPC`",
+        ))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (send, receive) = mpsc::channel(QUEUE);
+        tokio::spawn(converse(Arc::clone(&self.0), request.into_inner(), send));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+}
+
+async fn converse(
+    shared: Arc<Shared>,
+    mut requests: Streaming<DeltaDiscoveryRequest>,
+    send: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+) {
+    let (number, careful) = {
+        let mut streams = shared.streams();
+        streams.last += 1;
+        (streams.last, streams.careful)
+    };
+    let is_last = || shared.streams().last == number;
+    // What an Envoy before this one took says nothing.
+    shared.catalog().forgotten();
+    shared.changed();
+    info!(stream = number, careful, "envoy asks for its configuration");
+    let mut changes = shared.changes.subscribe();
+    let mut talk = Conversation::new(careful);
+    loop {
+        let responses = tokio::select! {
+            () = shared.stop.cancelled() => break,
+            request = requests.message() => match request {
+                Ok(Some(request)) if is_last() => {
+                    log(&request);
+                    let responses = talk.request(&request, &mut shared.catalog());
+                    shared.changed();
+                    responses
+                }
+                Ok(_) => break,
+                Err(status) => {
+                    debug!(stream = number, %status, "envoy's stream broke");
+                    break;
+                }
+            },
+            changed = changes.changed() => match changed {
+                Ok(()) if is_last() => talk.news(&shared.catalog()),
+                _ => break,
+            },
+        };
+        for response in responses {
+            if send.send(Ok(response)).await.is_err() {
+                break;
+            }
+        }
+    }
+    if is_last() {
+        shared.ended(&talk, careful);
+    }
+    info!(stream = number, "envoy's stream ended");
+}
+
+fn log(request: &DeltaDiscoveryRequest) {
+    match &request.error_detail {
+        Some(error) => warn!(
+            kind = request.type_url,
+            error = error.message,
+            "envoy refused a configuration"
+        ),
+        None => debug!(
+            kind = request.type_url,
+            nonce = request.response_nonce,
+            "envoy asked or agreed"
+        ),
+    }
+}

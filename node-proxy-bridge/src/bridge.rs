@@ -1,0 +1,341 @@
+//! Residuals in, oracle sockets out: which listener of Envoy answers for which residual.
+//!
+//! Invariant: an oracle answers for a residual only when Envoy has acknowledged every part of it; equal residuals
+//! share one listener. A cell whose residual changes keeps its listener where nobody else holds it, so that the
+//! change acts in place, on the next request of an open connection.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::util::pack_any;
+use sha2::{Digest as _, Sha256};
+use thyra_datapath_abi::tables::RuleRef;
+use thyra_policy_compiler::residual::Residual;
+use tokio::sync::watch;
+use tracing::{debug, info};
+
+use crate::ads::{AdsError, AdsServer, Kind, Name, Outcome, Resource};
+use crate::listener::{self, HttpOptions, Reading};
+use crate::lower::{self, Chain, NotExpressible};
+
+/// Most listeners at a time; the residuals beyond are refused by name.
+pub const MAX_LISTENERS: usize = 1024;
+
+/// How the bridge works on this node.
+#[derive(Clone, Debug)]
+pub struct BridgeConfig {
+    /// Where Envoy asks.
+    pub xds_socket: PathBuf,
+    /// Where the oracles' sockets are; Envoy's user must be able to write there.
+    pub oracles: PathBuf,
+    /// Owner of the xDS socket: Envoy's user.
+    pub owner: Option<(u32, u32)>,
+    /// What all HTTP oracles have in common.
+    pub http: HttpOptions,
+}
+
+/// What a cell of the tables needs an oracle for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// A lasting name of the cell: the same one before and after a change of its residual.
+    pub cell: Arc<str>,
+    /// How its streams are read.
+    pub reading: Reading,
+    /// What decides.
+    pub residual: Arc<Residual<RuleRef>>,
+}
+
+/// A question that an oracle answers: a residual's address under a reading.
+pub type Question = (Reading, Arc<str>);
+
+/// Why a residual has no oracle.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Envoy has no form for it.
+    #[error(transparent)]
+    NotExpressible(#[from] NotExpressible),
+    /// There are too many others.
+    #[error("there are {MAX_LISTENERS} listeners already")]
+    TooMany,
+}
+
+/// How it stands with a residual.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody wants it.
+    Unknown,
+    /// It was not given to Envoy.
+    Refused(Refusal),
+    /// Envoy has not acknowledged it yet, or is not there.
+    Awaited,
+    /// Envoy refused it with these words; what was there before stays, but not for this residual.
+    Rejected(Arc<str>),
+    /// Ask here.
+    Active(PathBuf),
+}
+
+/// A listener and what it holds now.
+#[derive(Clone, Debug)]
+struct Slot {
+    name: Arc<str>,
+    question: Question,
+    resources: Vec<Name>,
+    cells: BTreeSet<Arc<str>>,
+}
+
+/// A slot with what Envoy is to have for it.
+type Filled = (Slot, Vec<(Name, Resource)>);
+
+/// Feeds Envoy with residuals.
+#[derive(Debug)]
+pub struct Bridge {
+    config: BridgeConfig,
+    server: AdsServer,
+    slots: Vec<Slot>,
+    refused: BTreeMap<Question, Refusal>,
+    /// Names are never used twice: a listener that still drains keeps its own.
+    next: u64,
+}
+
+/// A question with its chain and the cells that ask it.
+struct Asked {
+    chain: Chain,
+    cells: BTreeSet<Arc<str>>,
+}
+
+impl Bridge {
+    /// Listens for Envoy.
+    ///
+    /// # Errors
+    /// The xDS socket can't be made.
+    pub fn start(config: BridgeConfig) -> Result<Self, AdsError> {
+        let server = AdsServer::start(&config.xds_socket, config.owner)?;
+        Ok(Self {
+            config,
+            server,
+            slots: Vec::new(),
+            refused: BTreeMap::new(),
+            next: 0,
+        })
+    }
+
+    /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere; all else goes out
+    /// in one change.
+    pub fn apply(&mut self, wanted: &[Wanted]) {
+        let mut asked = self.lowered(wanted);
+        let before = std::mem::take(&mut self.slots);
+        let (mut kept, mut free): (Vec<Slot>, Vec<Slot>) = before
+            .into_iter()
+            .partition(|slot| asked.contains_key(&slot.question));
+        for slot in &mut kept {
+            if let Some(Asked { cells, .. }) = asked.remove(&slot.question) {
+                slot.cells = cells;
+            }
+        }
+        let (mut changed, mut gone) = (Vec::new(), Vec::new());
+        for (question, asked) in asked {
+            let heir = free
+                .iter()
+                .position(|slot| slot.question.0 == question.0 && !slot.cells.is_disjoint(&asked.cells));
+            if heir.is_none() && kept.len() + changed.len() >= MAX_LISTENERS {
+                self.refused.insert(question, Refusal::TooMany);
+                continue;
+            }
+            let (name, held) = match heir {
+                Some(at) => {
+                    let slot = free.swap_remove(at);
+                    (slot.name, slot.resources)
+                }
+                None => (self.fresh_name(question.0), Vec::new()),
+            };
+            let (slot, resources) = self.slot(name, question, asked);
+            let fewer = held.into_iter().filter(|name| !slot.resources.contains(name));
+            gone.extend(fewer);
+            changed.push((slot, resources));
+        }
+        gone.extend(free.iter().flat_map(|slot| slot.resources.iter().cloned()));
+        self.send(&gone, &changed);
+        for slot in &free {
+            debug!(listener = &*slot.name, "listener goes");
+            // Envoy leaves the file; who connects meanwhile is refused either way.
+            remove(&self.socket(&slot.name));
+        }
+        kept.extend(changed.into_iter().map(|(slot, _)| slot));
+        info!(
+            listeners = kept.len(),
+            refused = self.refused.len(),
+            "residuals for envoy"
+        );
+        self.slots = kept;
+    }
+
+    /// How it stands with a residual.
+    #[must_use]
+    pub fn standing(&self, question: &Question) -> Standing {
+        if let Some(refusal) = self.refused.get(question) {
+            return Standing::Refused(refusal.clone());
+        }
+        let Some(slot) = self.slots.iter().find(|slot| slot.question == *question) else {
+            return Standing::Unknown;
+        };
+        let outcomes: Vec<Option<Outcome>> = self.server.read(|catalog| {
+            let outcomes = slot.resources.iter().map(|name| catalog.outcome(name).cloned());
+            outcomes.collect()
+        });
+        for outcome in &outcomes {
+            if let Some(Outcome::Refused(words)) = outcome {
+                return Standing::Rejected(Arc::clone(words));
+            }
+        }
+        if outcomes
+            .iter()
+            .all(|outcome| *outcome == Some(Outcome::Accepted))
+        {
+            Standing::Active(self.socket(&slot.name))
+        } else {
+            Standing::Awaited
+        }
+    }
+
+    /// Waits until Envoy has said its word on a residual, or the time is out.
+    pub async fn settled(&self, question: &Question, limit: Duration) -> Standing {
+        let mut changes = self.changes();
+        let settled = async {
+            loop {
+                match self.standing(question) {
+                    Standing::Awaited => {}
+                    standing => return standing,
+                }
+                if changes.changed().await.is_err() {
+                    return Standing::Awaited;
+                }
+            }
+        };
+        tokio::time::timeout(limit, settled)
+            .await
+            .unwrap_or(Standing::Awaited)
+    }
+
+    /// A counter of changes: whenever it moves, standings may have changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.server.changes()
+    }
+
+    /// Every question once, with those who ask it; what can't be lowered is noted as refused.
+    fn lowered(&mut self, wanted: &[Wanted]) -> BTreeMap<Question, Asked> {
+        self.refused.clear();
+        let mut asked: BTreeMap<Question, Asked> = BTreeMap::new();
+        for Wanted {
+            cell,
+            reading,
+            residual,
+        } in wanted
+        {
+            let question = (*reading, residual.address());
+            if let Some(asked) = asked.get_mut(&question) {
+                asked.cells.insert(Arc::clone(cell));
+                continue;
+            }
+            let chain = match reading {
+                Reading::Http => lower::http(residual),
+                Reading::Stream => lower::stream(residual),
+            };
+            match chain {
+                Ok(chain) => {
+                    let cells = BTreeSet::from([Arc::clone(cell)]);
+                    asked.insert(question, Asked { chain, cells });
+                }
+                Err(why) => {
+                    self.refused.insert(question, why.into());
+                }
+            }
+        }
+        asked
+    }
+
+    fn fresh_name(&mut self, reading: Reading) -> Arc<str> {
+        let letter = match reading {
+            Reading::Http => 'h',
+            Reading::Stream => 's',
+        };
+        let name = format!("{letter}{}", self.next);
+        self.next += 1;
+        name.into()
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.config.oracles.join(format!("{name}.sock"))
+    }
+
+    fn slot(&self, name: Arc<str>, question: Question, asked: Asked) -> Filled {
+        let Asked { chain, cells } = asked;
+        let (reading, address) = &question;
+        let shape = chain.shape();
+        let socket = self.socket(&name);
+        let listener = match reading {
+            Reading::Http => listener::http(&name, &socket, &shape, &self.config.http),
+            Reading::Stream => listener::tls(&name, &socket, &shape),
+        };
+        let body = pack_any(listener);
+        let version = digest(&body.value);
+        let mut resources = Vec::new();
+        for rules in listener::rules(&name, *reading, &chain) {
+            let resource = Resource {
+                // A residual has one lowering; its own bytes come in any order (a map's).
+                version: Arc::clone(address),
+                body: pack_any(rules.clone()),
+                needs: Vec::new(),
+            };
+            resources.push(((Kind::Extension, rules.name.into()), resource));
+        }
+        let listener = Resource {
+            version,
+            body,
+            needs: resources.iter().map(|(name, _)| name.clone()).collect(),
+        };
+        resources.push(((Kind::Listener, Arc::clone(&name)), listener));
+        let slot = Slot {
+            name,
+            question,
+            resources: resources.iter().map(|(name, _)| name.clone()).collect(),
+            cells,
+        };
+        (slot, resources)
+    }
+
+    fn send(&self, gone: &[Name], changed: &[Filled]) {
+        self.server.with(|catalog| {
+            for name in gone {
+                catalog.remove(name);
+            }
+            for (slot, resources) in changed {
+                debug!(
+                    listener = &*slot.name,
+                    residual = &*slot.question.1,
+                    "listener"
+                );
+                for (name, resource) in resources {
+                    catalog.put(name.clone(), resource.clone());
+                }
+            }
+        });
+    }
+}
+
+fn remove(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            debug!(path = %path.display(), %error, "can't remove the socket of a listener that went");
+        }
+        _ => {}
+    }
+}
+
+fn digest(bytes: &[u8]) -> Arc<str> {
+    let digest = Sha256::digest(bytes);
+    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    hex.into()
+}

@@ -1,0 +1,92 @@
+//! Starting the process: with nothing that it doesn't need.
+//!
+//! Invariant: it gains no privilege (`no_new_privs`), has none of the descriptors that this program opened (the
+//! standard library and tokio open all of them close-on-exec), and, where it has a user of its own, no capability.
+
+use std::io;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tracing::{debug, error, info, warn};
+
+use super::EnvoyConfig;
+
+pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
+    // A killed Envoy leaves its socket, which would answer nobody.
+    match std::fs::remove_file(config.admin_socket()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut child = without_new_privileges(command(config))?;
+    if let Some(output) = child.stderr.take() {
+        tokio::spawn(log(output));
+    }
+    Ok(child)
+}
+
+fn command(config: &EnvoyConfig) -> Command {
+    let mut command = Command::new(&config.binary.path);
+    command
+        .arg("--config-path")
+        .arg(config.folder.join("bootstrap.json"))
+        .arg("--concurrency")
+        .arg(config.concurrency.to_string())
+        // No shared memory and no second socket: a new Envoy takes its listeners from the bridge.
+        .args(["--disable-hot-restart", "--log-level", "warning"])
+        .args(["--log-format", "%l %n %v"])
+        .current_dir(&config.folder)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    if let Some((uid, gid)) = config.user {
+        // The standard library drops supplementary groups too when root changes the uid.
+        command.uid(uid).gid(gid);
+    }
+    command
+}
+
+/// `no_new_privs` is a thread's (prctl(2), since Linux 3.5) and its children inherit it, so a thread of its own
+/// starts the process: this one keeps what it may.
+fn without_new_privileges(mut command: Command) -> io::Result<Child> {
+    let runtime = tokio::runtime::Handle::current();
+    let starter = std::thread::Builder::new().name("envoy-start".to_owned());
+    let started = starter.spawn(move || {
+        rustix::thread::set_no_new_privs(true)?;
+        let _entered = runtime.enter();
+        command.spawn()
+    })?;
+    let panicked = |_| io::Error::other("the thread that starts it panicked");
+    started.join().map_err(panicked)?
+}
+
+/// Asks it to end; nothing when it has ended already.
+pub(super) fn terminate(child: &Child) -> io::Result<()> {
+    let pid = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw);
+    if let Some(pid) = pid {
+        kill_process(pid, Signal::TERM)?;
+    }
+    Ok(())
+}
+
+/// Envoy's own lines, by their level.
+async fn log(output: impl AsyncRead + Unpin) {
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let (level, text) = line.split_once(' ').unwrap_or(("info", &line));
+        match level {
+            // A line for each frame, without symbols.
+            "critical" if text.starts_with("backtrace ") => debug!(target: "envoy", "{text}"),
+            "critical" | "error" => error!(target: "envoy", "{text}"),
+            "warning" => warn!(target: "envoy", "{text}"),
+            "info" => info!(target: "envoy", "{text}"),
+            _ => debug!(target: "envoy", "{line}"),
+        }
+    }
+}
