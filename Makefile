@@ -1,5 +1,5 @@
 # Every verb is xtask's; make only spares the typing. `make` alone lists them.
-VERBS := help setup cluster demo test bench fuzz-policy fuzz-packets mutants proto lint tidy
+VERBS := help setup cluster envoy demo test bench fuzz-policy fuzz-packets fuzz-l7 mutants proto lint tidy
 
 # What cargo installs (bpf-linker) is found even where nobody has put this folder into PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin

@@ -4,6 +4,7 @@ mod bench;
 mod child;
 mod cluster;
 mod demo;
+mod envoy;
 mod go;
 mod hash;
 mod kernel;

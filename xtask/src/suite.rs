@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     bench,
     child::{self, End},
-    cluster, demo, go, kernel, lint, setup,
+    cluster, demo, envoy, go, kernel, lint, setup,
     step::{Report, Tally},
     tree::Tree,
     verb::Call,
@@ -49,6 +49,7 @@ pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
     let mut report = Report::new(on_ci(), call.args);
     report.step("setup", || setup::install().map(|()| Tally::default()));
     report.step("cluster", || build_cluster(tree));
+    report.step("envoy", install_envoy);
     for (name, lint) in lint::LINTS {
         report.step(name, || Ok(lint(tree)));
     }
@@ -128,6 +129,13 @@ fn build_cluster(tree: &Tree) -> Result<Tally> {
         return Ok(Tally::skip(format!("{error:#}")));
     }
     cluster::build(tree).map(|_| Tally::default())
+}
+
+fn install_envoy() -> Result<Tally> {
+    if let Err(error) = envoy::obtainable() {
+        return Ok(Tally::skip(format!("{error:#}")));
+    }
+    envoy::install().map(|_| Tally::default())
 }
 
 /// Unit, property, golden, tidy and BPF test-run: all that cargo runs.

@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 
-use crate::{bench, child, cluster, demo, lint, mutants, setup, suite, tree::Tree};
+use crate::{bench, child, cluster, demo, envoy, lint, mutants, setup, suite, tree::Tree};
 
 /// What a verb gets: the tree it works on and the words after its name.
 pub(crate) struct Call<'a> {
@@ -50,6 +50,11 @@ const VERBS: &[Verb] = &[
         run: cluster::print_path,
     },
     Verb {
+        name: "envoy",
+        summary: "install the stock Envoy that the tests run into the cache folder, and print its path",
+        run: envoy::run,
+    },
+    Verb {
         name: "bench",
         summary: "measure against no policy; writes target/bench/results.json",
         run: bench::run,
@@ -63,6 +68,11 @@ const VERBS: &[Verb] = &[
         name: "fuzz-packets",
         summary: "a hundred million changed packets through the engine: none may let in whom policy refuses",
         run: fuzz_packets,
+    },
+    Verb {
+        name: "fuzz-l7",
+        summary: "ten thousand random residuals against the real Envoy (some 20 requests each)",
+        run: fuzz_l7,
     },
     Verb {
         name: "mutants",
@@ -136,6 +146,21 @@ fn fuzz_packets(call: &Call<'_>) -> Result<ExitCode> {
     let packets = call.args.first().map_or(FUZZED_PACKETS, String::as_str);
     let mut tests = long_tests(call, "thyra-datapath-engine", "packets", "no_change_of_a_packet");
     child::check(tests.env("THYRA_PACKETS", packets))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Residuals of one `fuzz-l7`.
+const FUZZED_RESIDUALS: &str = "10000";
+
+fn fuzz_l7(call: &Call<'_>) -> Result<ExitCode> {
+    envoy::install()?;
+    let residuals = call.args.first().map_or(FUZZED_RESIDUALS, String::as_str);
+    // Not optimised: Envoy does the work, and its protobuf types alone take minutes to optimise.
+    let mut tests = call.tree.cargo();
+    tests
+        .args(["test", "-p", "thyra-node-proxy-bridge", "--test", "envoy"])
+        .args(["--", "--nocapture", "envoy_answers_what_the_residual_says"]);
+    child::check(tests.env("THYRA_L7_CASES", residuals))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,0 +1,173 @@
+//! A node's part: an Envoy, the bridge that feeds it, and a folder of their own.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
+use envoy_types::pb::envoy::config::route::v3::{RouteMatch, route_match};
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_provider::{
+    JwksSourceSpecifier, NormalizePayload,
+};
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_requirement::RequiresType;
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::requirement_rule::RequirementType;
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
+    JwtAuthentication, JwtProvider, JwtRequirement, JwtRequirementOrList, RequirementRule,
+};
+use tempfile::TempDir;
+use thyra_datapath_abi::tables::RuleRef;
+use thyra_node_proxy_bridge::bridge::{Bridge, BridgeConfig, Question, Standing, Wanted};
+use thyra_node_proxy_bridge::envoy::{Binary, EnvoyConfig, EnvoyState, Supervisor};
+use thyra_node_proxy_bridge::listener::{HttpOptions, Reading, tokens};
+use thyra_policy_compiler::residual::Residual;
+use thyra_policy_compiler::traffic::PathNormalization;
+
+use super::token;
+
+/// What Envoy gets to take a change.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
+/// The Envoy of this machine; none where it may be missing.
+pub(crate) async fn binary() -> Option<Binary> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer();
+        // Another test may have been first.
+        let _first = log.try_init();
+    }
+    let cache = std::env::var_os("THYRA_CACHE").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".cache/thyra"))
+    });
+    let beside = cache.map(|cache| cache.join("envoy/envoy"));
+    let named = std::env::var_os("THYRA_ENVOY").map(PathBuf::from);
+    match Binary::find(named.as_deref(), beside.as_deref()).await {
+        Ok(binary) => Some(binary),
+        Err(error) => {
+            let on_ci = std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "false" && v != "0");
+            assert!(!on_ci, "{error}; `make envoy` installs one");
+            println!("SKIPPED: {error}; `make envoy` installs one");
+            None
+        }
+    }
+}
+
+/// An Envoy with its bridge.
+pub(crate) struct Node {
+    pub(crate) bridge: Bridge,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) folder: TempDir,
+}
+
+impl Node {
+    pub(crate) async fn start(binary: &Binary, paths: PathNormalization, reasons: bool) -> Self {
+        Self::start_as(binary, paths, reasons, None).await
+    }
+
+    pub(crate) async fn start_as(
+        binary: &Binary,
+        paths: PathNormalization,
+        reasons: bool,
+        user: Option<(u32, u32)>,
+    ) -> Self {
+        let folder = tempfile::Builder::new().prefix("thyra-l7-").tempdir().unwrap();
+        if let Some((uid, gid)) = user {
+            std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid)).unwrap();
+        }
+        let config = EnvoyConfig {
+            binary: binary.clone(),
+            folder: folder.path().to_owned(),
+            node: "test".to_owned(),
+            concurrency: 1,
+            user,
+        };
+        let bridge = Bridge::start(BridgeConfig {
+            xds_socket: config.xds_socket(),
+            oracles: folder.path().to_owned(),
+            owner: user,
+            http: HttpOptions {
+                paths,
+                tokens: Some(tokens(&taken_tokens())),
+                reasons,
+            },
+        })
+        .unwrap();
+        let supervisor = Supervisor::start(config).unwrap();
+        let node = Self {
+            bridge,
+            supervisor,
+            folder,
+        };
+        node.ready().await;
+        node
+    }
+
+    /// Waits until Envoy is ready; its process.
+    pub(crate) async fn ready(&self) -> u32 {
+        let mut state = self.supervisor.state();
+        let ready = state.wait_for(|state| matches!(state, EnvoyState::Ready { .. }));
+        let ready = tokio::time::timeout(LIMIT, ready).await;
+        match &*ready.expect("envoy becomes ready").unwrap() {
+            EnvoyState::Ready { pid } => *pid,
+            state => panic!("{state:?}"),
+        }
+    }
+
+    /// The socket of a residual's oracle.
+    pub(crate) async fn oracle(&self, question: &Question) -> PathBuf {
+        match self.bridge.settled(question, LIMIT).await {
+            Standing::Active(socket) => socket,
+            standing => panic!("{question:?}: {standing:?}"),
+        }
+    }
+}
+
+/// A cell that asks for a residual.
+pub(crate) fn wanted(cell: &str, reading: Reading, residual: &Arc<Residual<RuleRef>>) -> Wanted {
+    Wanted {
+        cell: cell.into(),
+        reading,
+        residual: Arc::clone(residual),
+    }
+}
+
+/// Tokens of any issuer, signed with the test's key; none is fine too. As Istio sets it up
+/// (`pilot/pkg/security/authn/policy_applier.go`).
+fn taken_tokens() -> JwtAuthentication {
+    let provider = JwtProvider {
+        payload_in_metadata: "payload".to_owned(),
+        normalize_payload_in_metadata: Some(NormalizePayload {
+            space_delimited_claims: vec!["permission".to_owned(), "scope".to_owned()],
+        }),
+        jwks_source_specifier: Some(JwksSourceSpecifier::LocalJwks(DataSource {
+            specifier: Some(data_source::Specifier::InlineString(token::jwks())),
+            ..DataSource::default()
+        })),
+        ..JwtProvider::default()
+    };
+    let requirement = |requires_type| JwtRequirement {
+        requires_type: Some(requires_type),
+    };
+    let any = JwtRequirementOrList {
+        requirements: vec![
+            requirement(RequiresType::ProviderName("test".to_owned())),
+            requirement(RequiresType::AllowMissing(Default::default())),
+        ],
+    };
+    JwtAuthentication {
+        providers: HashMap::from([("test".to_owned(), provider)]),
+        rules: vec![RequirementRule {
+            r#match: Some(RouteMatch {
+                path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
+                ..RouteMatch::default()
+            }),
+            requirement_type: Some(RequirementType::Requires(requirement(
+                RequiresType::RequiresAny(any),
+            ))),
+        }],
+        ..JwtAuthentication::default()
+    }
+}
