@@ -189,10 +189,7 @@ impl Bridge {
                 return Standing::Rejected(Arc::clone(words));
             }
         }
-        if outcomes
-            .iter()
-            .all(|outcome| *outcome == Some(Outcome::Accepted))
-        {
+        if outcomes.iter().all(|outcome| *outcome == Some(Outcome::Accepted)) {
             Standing::Active(self.socket(&slot.name))
         } else {
             Standing::Awaited
@@ -312,11 +309,7 @@ impl Bridge {
                 catalog.remove(name);
             }
             for (slot, resources) in changed {
-                debug!(
-                    listener = &*slot.name,
-                    residual = &*slot.question.1,
-                    "listener"
-                );
+                debug!(listener = &*slot.name, residual = &*slot.question.1, "listener");
                 for (name, resource) in resources {
                     catalog.put(name.clone(), resource.clone());
                 }

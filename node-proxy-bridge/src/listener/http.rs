@@ -65,9 +65,7 @@ pub fn tokens(authentication: &JwtAuthentication) -> Any {
 pub fn http(name: &str, socket: &Path, shape: &[StepKind], options: &HttpOptions) -> Listener {
     let filter = Filter {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
-        config_type: Some(NetworkConfig::TypedConfig(packed(&manager(
-            name, shape, options,
-        )))),
+        config_type: Some(NetworkConfig::TypedConfig(packed(&manager(name, shape, options)))),
     };
     let chain = FilterChain {
         filters: vec![filter],

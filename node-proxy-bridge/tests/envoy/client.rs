@@ -91,9 +91,7 @@ pub(crate) async fn ask(stream: &mut UnixStream, bytes: &[u8]) -> Reply {
         };
         let field = |name: &str| {
             let mut lines = head.lines().filter_map(|line| line.split_once(": "));
-            lines
-                .find(|(n, _)| *n == name)
-                .map(|(_, value)| value.to_owned())
+            lines.find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
         };
         let length: usize = field("content-length")
             .and_then(|text| text.parse().ok())

@@ -35,9 +35,7 @@ impl Case<'_> {
         let allowed = host.action == Action::Allow;
         let Some(request) = &self.traffic.http else {
             let bytes = match &self.traffic.sni {
-                Some(name) => {
-                    client::client_hello(Some(name).filter(|name| !name.is_empty()).map(|n| &**n))
-                }
+                Some(name) => client::client_hello(Some(name).filter(|name| !name.is_empty()).map(|n| &**n)),
                 None => b"\x00\x01\x02 neither TLS nor HTTP\r\n".to_vec(),
             };
             let passes = client::passes(&mut stream, &bytes).await;

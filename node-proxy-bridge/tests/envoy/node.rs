@@ -164,9 +164,9 @@ fn taken_tokens() -> JwtAuthentication {
                 path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
                 ..RouteMatch::default()
             }),
-            requirement_type: Some(RequirementType::Requires(requirement(
-                RequiresType::RequiresAny(any),
-            ))),
+            requirement_type: Some(RequirementType::Requires(requirement(RequiresType::RequiresAny(
+                any,
+            )))),
         }],
         ..JwtAuthentication::default()
     }

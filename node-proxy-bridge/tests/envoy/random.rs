@@ -69,7 +69,12 @@ fn number(name: &str, otherwise: u64) -> u64 {
 }
 
 /// Distinct questions that Envoy can be asked, of worlds whose mesh normalises paths in this way.
-fn questions(random: &mut Random, paths: PathNormalization, count: usize, tally: &mut Tally) -> Vec<Question> {
+fn questions(
+    random: &mut Random,
+    paths: PathNormalization,
+    count: usize,
+    tally: &mut Tally,
+) -> Vec<Question> {
     let mut found = Vec::new();
     let mut known = BTreeSet::new();
     let mut https = 0;
@@ -82,11 +87,7 @@ fn questions(random: &mut Random, paths: PathNormalization, count: usize, tally:
         let mut of_world = 0;
         for (address, residual) in compiler.residuals().iter() {
             let readings = [
-                (
-                    Reading::Http,
-                    lower::asks(&residual.http),
-                    lower::http(residual),
-                ),
+                (Reading::Http, lower::asks(&residual.http), lower::http(residual)),
                 (
                     Reading::Stream,
                     lower::asks(&residual.other),
@@ -95,7 +96,8 @@ fn questions(random: &mut Random, paths: PathNormalization, count: usize, tally:
             ];
             for (reading, asks, chain) in readings {
                 let enough = reading == Reading::Http && https == count - count / STREAMS;
-                if !asks || enough || of_world == OF_A_WORLD || !known.insert((reading, Arc::clone(address))) {
+                if !asks || enough || of_world == OF_A_WORLD || !known.insert((reading, Arc::clone(address)))
+                {
                     continue;
                 }
                 match chain {
@@ -201,10 +203,7 @@ async fn envoy_answers_what_the_residual_says() {
         "{}",
         tally.disagreements.join("\n")
     );
-    println!(
-        "{count} residuals; not expressible: {:?}",
-        tally.inexpressible
-    );
+    println!("{count} residuals; not expressible: {:?}", tally.inexpressible);
     for (reading, [refused, allowed]) in &tally.streams {
         let total = refused + allowed;
         println!("{reading:?}: {total} streams, {allowed} allowed, {refused} refused");
