@@ -59,7 +59,7 @@ pub struct Chain {
 
 /// What Envoy can't be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}`{field}` can't be given to Envoy: {why}", .rule.as_ref().map(|r| format!("rule `{r}`: ")).unwrap_or_default())]
+#[error("{}`{field}` can't be given to Envoy: {why}", in_front(.rule.as_ref()))]
 pub struct NotExpressible {
     /// The rule, where one is to blame.
     pub rule: Option<RuleRef>,
@@ -106,6 +106,11 @@ pub enum Why {
         /// How many fit.
         limit: usize,
     },
+}
+
+/// The rule, as a sentence about it begins.
+fn in_front(rule: Option<&RuleRef>) -> String {
+    rule.map_or_else(String::new, |rule| format!("rule `{rule}`: "))
 }
 
 impl Why {
