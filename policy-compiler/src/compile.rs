@@ -33,7 +33,7 @@ mod scope;
 mod set;
 mod slot;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -95,6 +95,9 @@ pub enum CompileError {
     Lost,
 }
 
+/// Policies made ready, each beside the object that it was made from.
+type PreparedPolicies = HashMap<PolicyRef, (Arc<AuthorizationPolicy>, Arc<PreparedPolicy>)>;
+
 /// The compiler, with what it keeps from one compile to the next.
 #[derive(Debug, Default)]
 pub struct Compiler {
@@ -102,9 +105,12 @@ pub struct Compiler {
     tests: Tests,
     lending: Lending,
     mesh: Mesh,
-    prepared: HashMap<PolicyRef, (Arc<AuthorizationPolicy>, Arc<PreparedPolicy>)>,
+    /// Of the policies that decide over some endpoint, and of no others.
+    prepared: PreparedPolicies,
     report: Arc<Report>,
     residuals: Arc<Residuals>,
+    /// By endpoint id.
+    protocols: Arc<BTreeMap<u16, Protocols>>,
     naming: bool,
     limits: Limits,
     kept: Option<Kept>,
@@ -157,11 +163,10 @@ impl Compiler {
         &self.residuals
     }
 
-    /// What the Services in front of a pod say of its ports; for the world that was compiled last.
+    /// What the Services in front of each pod said of its ports in the last successful compile, by endpoint id.
     #[must_use]
-    pub fn protocols(&self, world: &World, endpoint: u16) -> Protocols {
-        let workload = |endpoint: &Arc<Endpoint>| self.lending.workload_of(endpoint);
-        protocol::declared(world, world.endpoints.get(&endpoint).and_then(workload))
+    pub fn protocols(&self) -> &Arc<BTreeMap<u16, Protocols>> {
+        &self.protocols
     }
 
     /// The tables of `world`.
@@ -232,6 +237,8 @@ impl Compiler {
         report.set_problems(self.lending.problems().chain(&problems).cloned().collect());
         self.report = Arc::new(report);
         self.residuals = Arc::new(assembled.residuals);
+        let protocols = destinations.into_iter().map(|d| (d.endpoint.id, d.protocols));
+        self.protocols = Arc::new(protocols.collect());
         if self.is_littered(used.len()) {
             self.forget();
         } else {
@@ -302,27 +309,27 @@ impl Compiler {
             .flat_map(|destination| destination.scope.policies.iter().copied())
             .collect();
         let mut prepared = vec![None; policies.all.len()];
+        let mut kept = PreparedPolicies::with_capacity(used.len());
         for at in used {
             prepared[at] = Some(match &policies.all[at] {
                 Acting::Unreadable(reference) => Arc::new(PreparedPolicy::unreadable(reference.clone())),
-                Acting::Policy(policy) => self.prepared_policy(policy, &world.mesh),
+                Acting::Policy(policy) => {
+                    let ready = self.prepared_policy(policy, &world.mesh);
+                    kept.insert(policy.reference.clone(), (Arc::clone(policy), Arc::clone(&ready)));
+                    ready
+                }
             });
         }
+        // A policy that is gone, or decides over no endpoint any more, leaves nothing behind.
+        self.prepared = kept;
         prepared
     }
 
     fn prepared_policy(&mut self, policy: &Arc<AuthorizationPolicy>, mesh: &Mesh) -> Arc<PreparedPolicy> {
-        if let Some((of, prepared)) = self.prepared.get(&policy.reference)
-            && Arc::ptr_eq(of, policy)
-        {
-            return Arc::clone(prepared);
+        match self.prepared.get(&policy.reference) {
+            Some((of, prepared)) if Arc::ptr_eq(of, policy) => Arc::clone(prepared),
+            _ => Arc::new(PreparedPolicy::new(policy, mesh, &mut self.tests)),
         }
-        let prepared = Arc::new(PreparedPolicy::new(policy, mesh, &mut self.tests));
-        self.prepared.insert(
-            policy.reference.clone(),
-            (Arc::clone(policy), Arc::clone(&prepared)),
-        );
-        prepared
     }
 
     fn slots(&mut self, used: &[TestId], blocks: &Blocks) -> Slots {
@@ -346,6 +353,7 @@ impl Compiler {
         *self = Self {
             report: std::mem::take(&mut self.report),
             residuals: std::mem::take(&mut self.residuals),
+            protocols: std::mem::take(&mut self.protocols),
             naming: self.naming,
             limits: self.limits,
             ..Self::default()
@@ -476,3 +484,6 @@ fn legend(prepared: &[Option<Arc<PreparedPolicy>>]) -> (Vec<RuleRef>, Vec<bool>)
         })
         .unzip()
 }
+
+#[cfg(test)]
+mod tests;

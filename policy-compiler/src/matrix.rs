@@ -162,19 +162,36 @@ fn cell(tables: &Tables, placed: &EndpointTables, (four, six): (Option<u32>, Opt
 }
 
 fn ports(tables: &Tables, set: u16, class: u32) -> Vec<Ports> {
-    let of_verdict = |(verdict, runs): (u16, Vec<(u16, u16)>)| {
-        let verdict = tables.verdicts.get(usize::from(verdict))?;
-        Some(Ports {
-            fate: fate(verdict),
-            text: explain::text(verdict),
-            family: 0,
-            runs,
-        })
-    };
-    let fates = explain::fate(tables, set, class).into_iter();
-    let mut ports: Vec<Ports> = fates.filter_map(of_verdict).collect();
+    // Verdicts may differ in nothing but what is left to L7; to whoever reads them they are one.
+    let mut alike: BTreeMap<(Fate, String), Vec<(u16, u16)>> = BTreeMap::new();
+    for (verdict, runs) in explain::fate(tables, set, class) {
+        if let Some(verdict) = tables.verdicts.get(usize::from(verdict)) {
+            let same = alike.entry((fate(verdict), explain::text(verdict))).or_default();
+            same.extend(runs);
+        }
+    }
+    let alike = alike.into_iter().map(|((fate, text), runs)| Ports {
+        runs: joined(runs),
+        fate,
+        text,
+        family: 0,
+    });
+    let mut ports: Vec<Ports> = alike.collect();
     ports.sort_by(|a, b| (a.fate, &a.runs).cmp(&(b.fate, &b.runs)));
     ports
+}
+
+/// The runs in order, those that touch as one.
+fn joined(mut runs: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    runs.sort_unstable();
+    let mut joined: Vec<(u16, u16)> = Vec::with_capacity(runs.len());
+    for (first, last) in runs {
+        match joined.last_mut() {
+            Some(before) if first.saturating_sub(1) <= before.1 => before.1 = before.1.max(last),
+            _ => joined.push((first, last)),
+        }
+    }
+    joined
 }
 
 /// What may happen to a connection with this verdict.

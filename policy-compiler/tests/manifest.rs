@@ -216,6 +216,22 @@ fn bad_values_are_refused_where_they_stand() {
             "  selector: {matchLabels: {a: b}}\n  targetRefs: [{kind: Service, name: x}]",
             "only one of",
         ),
+        (
+            "  targetRefs: [{kind: Pod, name: x}]",
+            "kind `Pod` of group `` is no target",
+        ),
+        (
+            "  targetRefs: [{group: apps, kind: Service, name: x}]",
+            "kind `Service` of group `apps` is no target",
+        ),
+        (
+            "  targetRefs: [{kind: Service, name: x, namespace: ops}]",
+            "in the policy's own namespace, `shop`, not in `ops`",
+        ),
+        (
+            "  rules: [{when: [{key: source.principal, values: [\"spiffe://a/ns/b/sa/c\"]}]}]",
+            "without `spiffe://`",
+        ),
         ("  rules: {}", "`spec.rules` must be a list"),
         ("  rules: [null]", "`spec.rules[0]` must be a mapping"),
     ] {

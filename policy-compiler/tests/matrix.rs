@@ -130,3 +130,36 @@ fn groups_lose_nothing() {
         }
     }
 }
+
+#[test]
+fn ports_that_read_alike_are_one_entry() {
+    // What the kernel leaves to L7 differs at the port that is declared HTTP; to a reader it is the same.
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop, labels: {app: cart}}
+spec: {containers: [{name: c}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: get, namespace: shop}
+spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}
+";
+    let options = NodeOptions {
+        default_mode: Mode::Enforce,
+        ..NodeOptions::default()
+    };
+    let world = manifest::world(&manifest::read_str("f.yaml", text).unwrap(), options).unwrap();
+    let matrix = of(&world, false);
+    let outsiders = matrix.cells.last().unwrap();
+    assert_eq!(outsiders[0].len(), 1, "{:?}", outsiders[0]);
+    assert_eq!(
+        (outsiders[0][0].fate, outsiders[0][0].numbers().as_str()),
+        (Fate::NeedsL7, "any")
+    );
+}

@@ -14,6 +14,7 @@ use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication, PolicyAction,
     Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
+use thyra_policy_compiler::residual::{self, Context};
 use thyra_policy_compiler::traffic::Traffic;
 use thyra_policy_compiler::world::{
     AppProtocol, Endpoint, Service, ServicePort, Workload, WorkloadKind, World,
@@ -679,6 +680,48 @@ fn s16_what_is_held_back_never_gets_as_far_as_its_bytes() {
         (ending.action, ending.reason),
         (Action::Hold, Reason::IdentityPending)
     );
+}
+
+#[test]
+fn s16_what_one_service_holds_back_the_other_does_not_let_speak() {
+    let mut world = shop();
+    world.node.pod_ranges = vec!["10.244.0.0/16".parse().unwrap()];
+    declare(&mut world, "shop/target", 5432, AppProtocol::Http);
+    declare(&mut world, "shop/second", 5432, AppProtocol::NotHttp);
+    // By HTTP the identity decides, by TCP the server name does.
+    let named = Condition::Sni(values([StringMatch::Exact("a.example".into())]));
+    let sni = Rule {
+        when: vec![named],
+        ..any()
+    };
+    let every_method = Operation {
+        methods: values([StringMatch::Present]),
+        ..Operation::default()
+    };
+    let front = Rule {
+        from: vec![principal(FRONT_ID)],
+        to: vec![every_method],
+        ..any()
+    };
+    put(&mut world, allow("shop/sni", vec![sni]));
+    put(&mut world, allow("shop/front", vec![front]));
+    let newcomer = connection("10.244.9.9", 5432);
+    let traffic = Traffic {
+        sni: Some("a.example".into()),
+        http: None,
+    };
+    let wanted = judge_traffic(&world, &newcomer, &traffic, &mut Vec::new());
+    let mut compiler = Compiler::new();
+    let tables = compiler.compile(&world).unwrap();
+    let cell = lookup(&tables, "10.244.9.9", 5432);
+    let context = Context {
+        traffic: &traffic,
+        source: newcomer.source,
+        paths: world.mesh.path_normalization,
+    };
+    let found = residual::end(&world, &cell, compiler.residuals(), true, &context).unwrap();
+    assert_eq!(wanted.action, Action::Hold);
+    assert_eq!(found, wanted);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use thyra_policy_compiler::finding::{Code, Finding, Severity};
-use thyra_policy_compiler::manifest::{self, Manifests};
+use thyra_policy_compiler::manifest::{self, Manifests, PlanError};
 use thyra_policy_compiler::validate::{Report, validate};
 
 /// Two namespaces, a pod behind a Service that maps 80 to 8080 and declares 3306 as tcp, a MeshConfig.
@@ -283,6 +283,15 @@ fn mistakes_outside_a_policy_have_their_codes_too() {
     assert_eq!(codes(&twice), [Code::DefinedTwice]);
     let bytes = manifest::read_bytes("f.yaml", b"a: \xff").unwrap_err();
     assert_eq!(bytes[0].code, Code::NotReadable);
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: cart, namespace: shop}\nspec: {containers: [{name: c}]}\n";
+    let set = "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: cart, namespace: shop}\nspec:\n  \
+               serviceName: cart\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n    \
+               spec: {containers: [{name: c}]}\n";
+    let pods = manifest::read_str("f.yaml", &format!("{pod}---\n{set}")).unwrap();
+    match manifest::addresses(&pods, 1) {
+        Err(PlanError::Manifest(error)) => assert_eq!(error.code, Code::NoPlan),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::io::{BufRead, Write};
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thyra_datapath_abi::Action;
@@ -93,14 +93,23 @@ pub(super) fn run(
     let mut text = Vec::new();
     for number in 1_u64.. {
         text.clear();
-        let read = std::io::Read::take(&mut input, MAX_LINE).read_until(b'\n', &mut text);
+        let mut head = std::io::Read::take(&mut input, MAX_LINE);
+        let read = head.read_until(b'\n', &mut text);
+        let whole = head.limit() > 0 || text.ends_with(b"\n");
         if read.context("read the connections")? == 0 {
             break;
         }
         if text.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let answer = line(offline, &text, with_oracle, &mut totals).unwrap_or_else(|error| {
+        let answer = if whole {
+            line(offline, &text, with_oracle, &mut totals)
+        } else {
+            // The rest of it is no line of its own.
+            input.skip_until(b'\n').context("read the connections")?;
+            Err(anyhow!("it is longer than {MAX_LINE} bytes"))
+        };
+        let answer = answer.unwrap_or_else(|error| {
             totals.errors += 1;
             Answer::error(format!("line {number}: {error:#}"))
         });
@@ -207,16 +216,15 @@ pub(super) fn judge(
     totals: &mut Totals,
 ) -> Result<Answer> {
     let ending = offline.end(connection, traffic)?;
+    let would = offline.would(connection, traffic)?;
     if with_oracle {
         let wanted = oracle::judge_traffic(&offline.world, connection, traffic, &mut Vec::new());
-        if wanted.action != ending.action {
+        let tried = || oracle::would(&offline.world, connection, traffic).action;
+        if wanted.action != ending.action || would.is_some_and(|would| would != tried()) {
             totals.differences += 1;
         }
     }
-    let tried = offline.world.authorization.values().any(|policy| policy.dry_run);
-    let would = tried
-        .then(|| word(oracle::would(&offline.world, connection, traffic).action))
-        .filter(|would| *would != word(ending.action));
+    let would = would.map(word).filter(|would| *would != word(ending.action));
     let by_envoy = offline.cell(connection)?.residual.is_some();
     Ok(Answer::new(&ending, by_envoy, would))
 }

@@ -2,18 +2,18 @@
 //!
 //! Invariant: the tables are looked up as the kernel does; what they leave open the residuals answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::{EndpointTables, RuleRef, Tables, Verdict};
+use thyra_datapath_abi::{Action, Mode};
 use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::host::HostNode;
 use thyra_datapath_engine::{BankImage, lookup};
 use thyra_policy_compiler::compile::Compiler;
-use thyra_policy_compiler::compile::protocol::Protocols;
+use thyra_policy_compiler::compile::protocol::{Declared, Protocols};
 use thyra_policy_compiler::manifest::{self, Manifests};
 use thyra_policy_compiler::oracle::Connection;
 use thyra_policy_compiler::residual::{self, Context, Ending};
@@ -25,6 +25,7 @@ use thyra_policy_compiler::world::{
 const OUTSIDE: [&str; 2] = ["203.0.113.7", "2001:db8::7"];
 /// Where a service account without a pod of its own connects from: the end of the plan's pod ranges.
 const STAND_IN: [&str; 2] = ["10.244.255.254", "fd00:10:244:ff::fffe"];
+const STAND_IN_NAME: &str = "thyra-dry-run";
 
 /// A mesh from files, compiled.
 pub(super) struct Offline {
@@ -32,8 +33,10 @@ pub(super) struct Offline {
     kernel: Kernel,
     /// The tables that name causes; none where they don't fit.
     naming: Option<Kernel>,
+    /// With the dry-run policies in force; none where there are none.
+    tried: Option<Kernel>,
     /// By endpoint id.
-    protocols: HashMap<u16, Protocols>,
+    protocols: Arc<BTreeMap<u16, Protocols>>,
     /// By `namespace/name`.
     endpoints: HashMap<String, Arc<Endpoint>>,
     workloads: HashMap<String, Arc<Workload>>,
@@ -60,11 +63,13 @@ impl Offline {
         }
         let mut compiler = Compiler::new();
         let kernel = Kernel::new(&mut compiler, &world)?;
-        let protocols = |id: &u16| (*id, compiler.protocols(&world, *id));
         let named = |w: &Arc<Workload>| (format!("{}/{}", w.namespace, w.name), Arc::clone(w));
         Ok(Self {
             naming: Kernel::new(&mut Compiler::naming(), &world).ok(),
-            protocols: world.endpoints.keys().map(protocols).collect(),
+            tried: tried(&world)
+                .map(|world| Kernel::new(&mut Compiler::new(), &world))
+                .transpose()?,
+            protocols: Arc::clone(compiler.protocols()),
             endpoints: world
                 .endpoints
                 .values()
@@ -82,17 +87,33 @@ impl Offline {
         self.kernel.verdict(connection)
     }
 
-    /// The last word on a connection and its first bytes.
-    pub(super) fn end(&self, connection: &Connection, traffic: &Traffic) -> Result<Ending<RuleRef>> {
-        let context = Context {
+    /// What would become of it with the dry-run policies in force; none where there are none.
+    pub(super) fn would(&self, connection: &Connection, traffic: &Traffic) -> Result<Option<Action>> {
+        let Some(tried) = &self.tried else {
+            return Ok(None);
+        };
+        let http = self.declared(connection).is_some_and(|declared| declared.http);
+        let ending = tried.end(&self.world, connection, http, &self.context(connection, traffic))?;
+        Ok(Some(ending.action))
+    }
+
+    fn declared(&self, connection: &Connection) -> Option<&Declared> {
+        let ports = self.protocols.get(&connection.destination_endpoint)?;
+        ports.get(&connection.port)
+    }
+
+    fn context<'t>(&self, connection: &Connection, traffic: &'t Traffic) -> Context<'t> {
+        Context {
             traffic,
             source: connection.source,
             paths: self.world.mesh.path_normalization,
-        };
-        let declared = self
-            .protocols
-            .get(&connection.destination_endpoint)
-            .and_then(|ports| ports.get(&connection.port));
+        }
+    }
+
+    /// The last word on a connection and its first bytes.
+    pub(super) fn end(&self, connection: &Connection, traffic: &Traffic) -> Result<Ending<RuleRef>> {
+        let context = self.context(connection, traffic);
+        let declared = self.declared(connection);
         let http = declared.is_some_and(|declared| declared.http);
         let ending = self.kernel.end(&self.world, connection, http, &context)?;
         let twice = declared.is_some_and(|declared| declared.disagree());
@@ -117,7 +138,14 @@ impl Offline {
         }
         let mut parts = from.split('/');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(_), Some("sa"), Some(_), None) => constant(STAND_IN),
+            (Some(namespace), Some("sa"), Some(account), None) => {
+                // One that `new` was not told of would be taken for whoever has the address.
+                let stand_in = self.workloads.get(&format!("{namespace}/{STAND_IN_NAME}"));
+                if stand_in.is_none_or(|w| w.service_account != account) {
+                    bail!("`from` `{from}`: a service account is for `--from`; name a pod of it");
+                }
+                constant(STAND_IN)
+            }
             (Some(_), Some(_), None, None) => {
                 let workload = self
                     .workloads
@@ -145,6 +173,8 @@ impl Offline {
                 let reached = self.world.workloads.values().filter_map(|w| {
                     let ports = w.services.get(key)?;
                     let target = ports.iter().find(|p| p.port == port)?.target_port;
+                    // A pod without a port of the target's name is not behind it.
+                    let target = (target != 0).then_some(target)?;
                     Some((pod(&format!("{}/{}", w.namespace, w.name))?, target))
                 });
                 let reached: Vec<_> = reached.collect();
@@ -238,6 +268,15 @@ fn address(addresses: &[IpAddr], v6: bool) -> Option<IpAddr> {
     addresses.iter().copied().find(|a| a.is_ipv6() == v6)
 }
 
+/// The world with its dry-run policies in force; none where there are none.
+fn tried(world: &World) -> Option<World> {
+    let mut tried = world.clone();
+    for policy in tried.authorization.values_mut().filter(|policy| policy.dry_run) {
+        Arc::make_mut(policy).dry_run = false;
+    }
+    (tried.authorization != world.authorization).then_some(tried)
+}
+
 /// No port declares anything any more.
 fn undeclare(world: &mut World) {
     let forget = |ports: &mut Vec<ServicePort>| {
@@ -266,9 +305,9 @@ fn stand_in(world: &mut World, from: &str) -> Result<()> {
     };
     let addresses = STAND_IN.iter().map(|address| address.parse());
     let workload = Workload {
-        uid: format!("Kubernetes//Pod/{namespace}/thyra-dry-run").into(),
+        uid: format!("Kubernetes//Pod/{namespace}/{STAND_IN_NAME}").into(),
         kind: WorkloadKind::Pod,
-        name: "thyra-dry-run".into(),
+        name: STAND_IN_NAME.into(),
         namespace: namespace.into(),
         addresses: addresses
             .collect::<Result<_, _>>()

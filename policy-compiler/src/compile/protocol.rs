@@ -52,7 +52,7 @@ pub(crate) fn protocols(
     declared
 }
 
-pub(crate) fn declared(world: &World, workload: Option<&Workload>) -> Protocols {
+fn declared(world: &World, workload: Option<&Workload>) -> Protocols {
     let mut all = Protocols::new();
     let ports = workload
         .into_iter()

@@ -186,7 +186,8 @@ impl Outcome {
         }
         let both = |a: Answer<RuleId>, b: Answer<RuleId>| Answer::Stricter(Arc::new(a), Arc::new(b));
         let refused = Answer::Constant(Action::Deny, Reason::NotHttp, None);
-        let http_other = if declared_http {
+        // What is held back never gets as far as its bytes.
+        let http_other = if declared_http && http.severity() != Severity::Hold {
             refused
         } else {
             http.answer(false)

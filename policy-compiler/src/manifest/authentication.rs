@@ -125,7 +125,7 @@ pub(super) fn read_request(
     let known = ["selector", "targetRef", "targetRefs", "jwtRules"];
     if let Some(level) = Level::open(spec, "spec".into(), &known, reader) {
         request.selector = level.selector(reader);
-        target_refs(&level, reader);
+        target_refs(&level, &metadata.namespace, reader);
         if reader.rigour == Rigour::Strict {
             jwt_rules(&level, reader);
         }

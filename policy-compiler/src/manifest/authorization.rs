@@ -3,6 +3,7 @@
 //! Invariant: read strictly, a policy is either whole or an error; read leniently, what can't be read is an
 //! unknown term of its level, so a constraint is never lost.
 
+use super::error::Position;
 use super::level::Level;
 use super::node::{Node, Value};
 use super::object::Metadata;
@@ -49,6 +50,14 @@ const OPERATION: [&str; 8] = [
     "notPaths",
 ];
 const DRY_RUN: &str = "istio.io/dry-run";
+/// Group and kind of what `targetRefs` may name, as Istio's reference lists them.
+const TARGETS: [(&str, &str); 5] = [
+    ("gateway.networking.k8s.io", "Gateway"),
+    ("gateway.networking.k8s.io", "GatewayClass"),
+    ("", "Service"),
+    ("core", "Service"),
+    ("networking.istio.io", "ServiceEntry"),
+];
 
 /// The policy in `object`.
 pub(super) fn read(object: &Node, metadata: &Metadata, reader: &mut Reader<'_>) -> AuthorizationPolicy {
@@ -75,7 +84,7 @@ pub(super) fn read(object: &Node, metadata: &Metadata, reader: &mut Reader<'_>) 
     };
     policy.action = action(&level, reader);
     policy.selector = level.selector(reader);
-    policy.has_target_refs = target_refs(&level, reader);
+    policy.has_target_refs = target_refs(&level, &metadata.namespace, reader);
     policy.provider = provider(&level, policy.action, reader);
     let rules = level.list("rules", reader);
     policy.unknown = reader.take_unknown();
@@ -116,8 +125,7 @@ fn action(level: &Level<'_>, reader: &mut Reader<'_>) -> PolicyAction {
 }
 
 /// `true` if there are any; they exclude a selector.
-pub(super) fn target_refs(level: &Level<'_>, reader: &mut Reader<'_>) -> bool {
-    const REFERENCE: [&str; 4] = ["group", "kind", "name", "namespace"];
+pub(super) fn target_refs(level: &Level<'_>, namespace: &str, reader: &mut Reader<'_>) -> bool {
     let one = level.node.get("targetRef");
     let many = level.list("targetRefs", reader);
     let refs = one.map(|node| (node, level.field("targetRef"))).into_iter();
@@ -127,14 +135,7 @@ pub(super) fn target_refs(level: &Level<'_>, reader: &mut Reader<'_>) -> bool {
             .map(|(i, n)| (n, format!("{}[{i}]", level.field("targetRefs")))),
     );
     for (node, path) in refs {
-        let Some(reference) = Level::open(node, path.clone(), &REFERENCE, reader) else {
-            continue;
-        };
-        for key in ["kind", "name"] {
-            if reference.text(key, reader).is_none_or(str::is_empty) {
-                reader.unreadable(node.at, &path, format!("`{path}` needs `{key}`"));
-            }
-        }
+        target_ref(node, path, namespace, reader);
     }
     let kinds = [
         level.node.get("selector").is_some(),
@@ -146,6 +147,31 @@ pub(super) fn target_refs(level: &Level<'_>, reader: &mut Reader<'_>) -> bool {
         reader.unreadable(level.node.at, &level.path, text);
     }
     one.is_some() || !many.is_empty()
+}
+
+fn target_ref(node: &Node, path: String, namespace: &str, reader: &mut Reader<'_>) {
+    const REFERENCE: [&str; 4] = ["group", "kind", "name", "namespace"];
+    let Some(reference) = Level::open(node, path.clone(), &REFERENCE, reader) else {
+        return;
+    };
+    let [group, kind, name, other] = REFERENCE.map(|key| reference.text(key, reader).unwrap_or_default());
+    for (key, value) in [("kind", kind), ("name", name)] {
+        if value.is_empty() {
+            reader.unreadable(node.at, &path, format!("`{path}` needs `{key}`"));
+        }
+    }
+    if !kind.is_empty() && !TARGETS.contains(&(group, kind)) {
+        let text = format!(
+            "`{path}`: kind `{kind}` of group `{group}` is no target; name a Gateway or GatewayClass \
+             (gateway.networking.k8s.io), a Service (group empty) or a ServiceEntry (networking.istio.io)"
+        );
+        reader.unreadable(node.at, &path, text);
+    }
+    if !other.is_empty() && other != namespace {
+        let text =
+            format!("`{path}`: a target is in the policy's own namespace, `{namespace}`, not in `{other}`");
+        reader.unreadable(node.at, &path, text);
+    }
 }
 
 fn provider(level: &Level<'_>, action: PolicyAction, reader: &mut Reader<'_>) -> Option<String> {
@@ -283,15 +309,29 @@ fn check_source(level: &Level<'_>, source: &Source, reader: &mut Reader<'_>) {
         .iter()
         .chain(&source.principals.not_values)
     {
-        if let StringMatch::Exact(value) = value
-            && !is_spiffe_shaped(value)
-        {
-            let text = format!(
-                "principal `{value}` matches no identity; one looks like `cluster.local/ns/shop/sa/front`, \
-                and `*` \
-                 is a wildcard only at either end"
-            );
-            reader.warning(level.node.at, Code::OddPrincipal, text);
+        warn_if_odd(value, level.node.at, reader);
+    }
+}
+
+fn warn_if_odd(principal: &StringMatch, at: Position, reader: &mut Reader<'_>) {
+    if let StringMatch::Exact(value) = principal
+        && !is_spiffe_shaped(value)
+    {
+        let text = format!(
+            "principal `{value}` matches no identity; one looks like `cluster.local/ns/shop/sa/front`, and `*` \
+             is a wildcard only at either end"
+        );
+        reader.warning(at, Code::OddPrincipal, text);
+    }
+}
+
+/// What is amiss in the values of `source.principal`, of which istiod says nothing.
+fn check_principals(list: &[(Position, String)], path: &str, reader: &mut Reader<'_>) {
+    for (index, (at, value)) in list.iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        match principal(value, reader.rigour == Rigour::Strict) {
+            Ok(read) => warn_if_odd(&read, *at, reader),
+            Err(error) => reader.unreadable_as(Code::BadPrincipal, *at, &path, format!("`{path}`: {error}")),
         }
     }
 }
@@ -365,7 +405,13 @@ fn condition(
     let not_values = level.texts("notValues", reader);
     let plain = |list: &[(_, String)]| list.iter().map(|(_, text)| text.clone()).collect::<Vec<_>>();
     match parse::condition(key, &plain(&values), &plain(&not_values), namespace) {
-        Ok(condition) => Some(Ok(condition)),
+        Ok(condition) => {
+            if matches!(condition, Condition::SourcePrincipal(_)) {
+                check_principals(&values, &level.field("values"), reader);
+                check_principals(&not_values, &level.field("notValues"), reader);
+            }
+            Some(Ok(condition))
+        }
         Err(ConditionError::Inexpressible(key)) => {
             let text =
                 format!("condition key `{key}` can't be expressed: matched in DENY, not matched in ALLOW");

@@ -142,8 +142,9 @@ fn last_word(
         source: source.to_canonical(),
         paths: world.mesh.path_normalization,
     };
-    let protocols = compiler.protocols(world, destination_endpoint);
-    let declares_http = protocols.get(&port).is_some_and(|declared| declared.http);
+    let protocols = compiler.protocols().get(&destination_endpoint);
+    let declared = protocols.and_then(|ports| ports.get(&port));
+    let declares_http = declared.is_some_and(|declared| declared.http);
     residual::end(world, verdict, compiler.residuals(), declares_http, &context)
 }
 
@@ -156,10 +157,9 @@ fn same_cause(found: &Ending<RuleRef>, wanted: &Ending<RuleRef>) -> bool {
 /// Neither an awaited identity, nor Services that disagree, nor a proxy of the pod's own: what can be named for
 /// sure.
 fn is_judged_once(compiler: &Compiler, world: &World, tables: &Tables, connection: &Connection) -> bool {
-    let protocols = compiler.protocols(world, connection.destination_endpoint);
-    let disagree = protocols
-        .get(&connection.port)
-        .is_some_and(|declared| declared.disagree());
+    let protocols = compiler.protocols().get(&connection.destination_endpoint);
+    let declared = protocols.and_then(|ports| ports.get(&connection.port));
+    let disagree = declared.is_some_and(|declared| declared.disagree());
     let class = tables.class_of(connection.source);
     let endpoint = &world.endpoints[&connection.destination_endpoint];
     let proxied = endpoint.containers.iter().any(|name| name == "istio-proxy");

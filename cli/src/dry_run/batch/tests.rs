@@ -171,3 +171,52 @@ fn a_bad_line_has_its_error_in_its_place() {
             .contains("line 1: `from` `shop/nobody`")
     );
 }
+
+#[test]
+fn a_line_that_is_too_long_has_one_error_in_its_place() {
+    let long = json!({"from": "shop/front", "to": "shop/cart", "port": 8080,
+                      "http": {"headers": {"x": "a".repeat(3 << 20)}}});
+    let (found, errors) = answers(&offline(false), &[long, get("/items/1")]);
+    assert_eq!(1, errors);
+    assert_eq!(found[0]["verdict"], "error");
+    assert_eq!(found[1]["verdict"], "allow");
+}
+
+#[test]
+fn a_service_account_is_no_source_of_a_line() {
+    let line =
+        json!({"from": "shop/sa/front", "to": "shop/cart", "port": 8080, "http": {"path": "/items/1"}});
+    let (found, errors) = answers(&offline(false), &[line]);
+    assert_eq!((1, &json!("error")), (errors, &found[0]["verdict"]));
+}
+
+#[test]
+fn a_pod_without_the_port_that_a_service_names_is_not_behind_it() {
+    let mesh = "
+apiVersion: v1
+kind: Pod
+metadata: {name: with, namespace: shop, labels: {app: cart}}
+spec: {containers: [{name: a, ports: [{name: web, containerPort: 8080}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: without, namespace: shop, labels: {app: cart}}
+spec: {containers: [{name: a}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {selector: {app: cart}, ports: [{name: http, port: 80, targetPort: web}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: web, namespace: shop}
+spec: {rules: [{to: [{operation: {ports: [\"8080\"]}}]}]}
+";
+    let manifests = manifest::read_str("mesh.yaml", mesh).unwrap();
+    let offline = Offline::new(&manifests, &[], false).unwrap();
+    let line = json!({"from": "outside", "to": "service/shop/cart", "port": 80, "http": {}});
+    let (found, _) = answers(&offline, &[line]);
+    assert_eq!(found[0]["verdict"], "allow");
+    assert!(found[0].get("differs").is_none(), "{}", found[0]);
+}
