@@ -66,7 +66,7 @@ const SCENARIOS: &[&str] = &[
     "service-dnat",
 ];
 /// An emulated CPU is some twenty times slower than a real one.
-const LIMIT: Duration = Duration::from_secs(25 * 60);
+const LIMIT: Duration = Duration::from_secs(40 * 60);
 const END: &str = "guest: done";
 
 /// A kernel with its modules, as its package holds them.

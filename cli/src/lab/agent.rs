@@ -25,10 +25,11 @@ use super::scenario::AgentFlag;
 use super::services::{POD_RANGE4, POD_RANGE6};
 use super::topology::Guest;
 
-/// An agent that doesn't answer by then is broken.
-const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// An agent that doesn't answer by then is broken; one that ended is noticed at once. An emulated CPU needs some 30 s
+/// to verify the programs.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long its first full sync may take.
-const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
+const SYNC_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a stopping agent may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(20);
