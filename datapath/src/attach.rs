@@ -203,6 +203,7 @@ impl Datapath {
         for attachment in hook::of_endpoint(&self.pins, id).map_err(io::Error::other)? {
             attachment.remove().map_err(io::Error::other)?;
         }
+        self.end_steering(id).map_err(io::Error::other)?;
         self.memory.displace(id);
         let ifindex = self.memory.record(id).ifindex;
         if self.memory.endpoint_at(ifindex) == id {

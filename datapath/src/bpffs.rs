@@ -4,6 +4,8 @@
 //! <bpffs dir>/<layout>/<map name>              the maps
 //! <bpffs dir>/<layout>/program-<content>-<name> the programs of the object with that content
 //! <bpffs dir>/<layout>/link-<endpoint id>-{to,from}
+//! <bpffs dir>/<layout>/filter-<endpoint id>-{to,from}-<interface index>
+//! <bpffs dir>/<layout>/steer-<endpoint id>     the link in the pod's network namespace
 //! ```
 //!
 //! Invariant: only names of these shapes are ever removed, links first: no program runs without its maps.
@@ -64,6 +66,8 @@ pub(crate) enum Pin {
     Link(u16, Direction),
     /// The program of a clsact filter, at the interface with this index.
     Filter(u16, Direction, u32),
+    /// The link in the network namespace of an endpoint.
+    Steer(u16),
     Program {
         content: String,
     },
@@ -180,6 +184,10 @@ impl Pins {
             .join(format!("filter-{endpoint}-{}-{ifindex}", direction.word()))
     }
 
+    pub(crate) fn steer(&self, endpoint: u16) -> PathBuf {
+        self.dir.join(format!("steer-{endpoint}"))
+    }
+
     /// All pins of known names, links first, then programs, then maps.
     pub(crate) fn list(&self) -> Result<Vec<(Pin, PathBuf)>, BpffsError> {
         let mut pins: Vec<_> = names(&self.dir)?
@@ -195,8 +203,11 @@ impl Pins {
         for attachment in hook::attachments(self)? {
             attachment.remove()?;
         }
-        for (_, path) in self.list()? {
-            unpin(&path)?;
+        for (pin, path) in self.list()? {
+            match pin {
+                Pin::Steer(_) => unlink(&path)?,
+                _ => unpin(&path)?,
+            }
         }
         unpin(&self.dir.join(UNFINISHED))?;
         match std::fs::remove_dir(&self.dir) {
@@ -231,6 +242,9 @@ fn parse(name: &str) -> Option<Pin> {
         return Some(Pin::Program {
             content: content.to_owned(),
         });
+    }
+    if let Some(endpoint) = name.strip_prefix("steer-") {
+        return Some(Pin::Steer(endpoint.parse().ok()?));
     }
     let direction = |word: &str| Direction::BOTH.into_iter().find(|d| d.word() == word);
     if let Some(rest) = name.strip_prefix("filter-") {

@@ -87,6 +87,10 @@ impl Datapath {
         for id in assignment.fresh.keys() {
             self.counters.reset_verdict(*id);
         }
+        // No program reads a fresh one yet.
+        for (id, verdict) in &assignment.fresh {
+            self.memory.set_listener(*id, self.steering.listener_of(verdict));
+        }
         let dead = 1 - live;
         let written = self.write_bank(&wanted, dead)?;
         self.memory.set_control(Control::new(generation, dead, flags));

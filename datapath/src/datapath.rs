@@ -26,6 +26,7 @@ use crate::memory::Memory;
 use crate::open::endpoint_numbers;
 use crate::programs::Programs;
 use crate::sockets::{self, Connection};
+use crate::steering::Steering;
 use crate::verdict_names::VerdictNames;
 use crate::view::KernelView;
 
@@ -91,6 +92,7 @@ pub struct Datapath {
     pub(crate) programs: Programs,
     pub(crate) counters: CounterMemory,
     pub(crate) flows: FlowMaps,
+    pub(crate) steering: Steering,
     pub(crate) coverage: Coverage,
     pub(crate) grace: Grace,
     pub(crate) names: VerdictNames,

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a connection that may still carry a packet stays.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::mem::offset_of;
 use std::net::SocketAddr;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use thyra_datapath_abi::{Flow4, Flow6, FlowState, maps};
 
 use crate::host_flows::HostFlows;
+use crate::l7_flows::L7Flows;
 use crate::memory::Memory;
 use crate::open::{OpenError, Source};
 use crate::outbound::Outbound;
@@ -28,14 +29,15 @@ const CLOSED_LINGER: Duration = Duration::from_secs(2);
 /// Linux gives up on a SYN after 127 s (`tcp_syn_retries` = 6).
 const UNANSWERED_LINGER: Duration = Duration::from_secs(130);
 
-const KEY4: usize = size_of::<Flow4>();
-const KEY6: usize = size_of::<Flow6>();
+pub(crate) const KEY4: usize = size_of::<Flow4>();
+pub(crate) const KEY6: usize = size_of::<Flow6>();
 
 #[derive(Debug)]
 pub(crate) struct FlowMaps {
     outbound: Outbound,
     host4: HostFlows<KEY4>,
     host6: HostFlows<KEY6>,
+    l7: L7Flows,
 }
 
 /// What one `Datapath::collect` did.
@@ -68,6 +70,7 @@ impl FlowMaps {
             outbound: Outbound::open(source, memory)?,
             host4: HostFlows::new(source.map(maps::HOST_FLOWS4)?, endpoint4),
             host6: HostFlows::new(source.map(maps::HOST_FLOWS6)?, endpoint6),
+            l7: L7Flows::open(source, (endpoint4, endpoint6))?,
         })
     }
 
@@ -75,14 +78,26 @@ impl FlowMaps {
     pub(crate) fn collect(&mut self, memory: &Memory, now_ns: u64) -> io::Result<CollectReport> {
         Ok(self.outbound.sweep(memory, now_ns)
             + self.host4.sweep(now_ns, BUDGET)?
-            + self.host6.sweep(now_ns, BUDGET)?)
+            + self.host6.sweep(now_ns, BUDGET)?
+            + self.l7.sweep(now_ns, BUDGET)?)
     }
 
     /// Forgets all connections of an endpoint.
     pub(crate) fn forget(&self, memory: &Memory, endpoint: u16) -> io::Result<()> {
         self.outbound.forget(memory, endpoint);
         self.host4.forget(endpoint)?;
-        self.host6.forget(endpoint)
+        self.host6.forget(endpoint)?;
+        self.l7.forget(endpoint)
+    }
+
+    /// Forgets the connections of an endpoint that Envoy has.
+    pub(crate) fn forget_l7(&self, endpoint: u16) -> io::Result<()> {
+        self.l7.forget(endpoint)
+    }
+
+    /// Forgets all connections that listeners other than these have.
+    pub(crate) fn keep_listeners(&self, ports: &BTreeSet<u16>) -> io::Result<()> {
+        self.l7.keep(ports)
     }
 
     /// Remembers connections that a pod opened before its endpoint was attached. Returns whether all had room.
@@ -115,13 +130,16 @@ impl FlowMaps {
     }
 
     /// Name and entries of each table, as of the last whole walk.
-    pub(crate) fn fill(&self) -> [(&'static str, usize); 4] {
+    pub(crate) fn fill(&self) -> [(&'static str, usize); 6] {
         let [outbound4, outbound6] = self.outbound.entries();
+        let [l7_4, l7_6] = self.l7.entries();
         [
             (maps::OUTBOUND4, outbound4),
             (maps::OUTBOUND6, outbound6),
             (maps::HOST_FLOWS4, self.host4.entries()),
             (maps::HOST_FLOWS6, self.host6.entries()),
+            (maps::L7_FLOWS4, l7_4),
+            (maps::L7_FLOWS6, l7_6),
         ]
     }
 }

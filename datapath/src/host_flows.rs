@@ -1,4 +1,4 @@
-//! The tables of the connections that the node made.
+//! Hash tables of connections: those that the node made, those that Envoy has.
 //!
 //! Invariant: a connection that may still carry a packet stays; an entry that changed while it was being
 //! removed is put back.
@@ -75,6 +75,19 @@ impl<const K: usize> HostFlows<K> {
     pub(crate) fn forget(&self, endpoint: u16) -> io::Result<()> {
         for (key, _) in self.of(endpoint)? {
             self.remove_if(&key, |_| true)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all connections whose state is unwanted.
+    pub(crate) fn forget_if(&self, unwanted: impl Fn(FlowState) -> bool) -> io::Result<()> {
+        let mut cursor = Some(Cursor::default());
+        while let Some(at) = cursor {
+            let (batch, next) = self.batch(at)?;
+            for (key, _) in batch.into_iter().filter(|(_, state)| unwanted(*state)) {
+                self.remove_if(&key, &unwanted)?;
+            }
+            cursor = next;
         }
         Ok(())
     }

@@ -26,6 +26,9 @@ const OUTBOUND_BUDGET: usize = offset_of!(State, outbound_budget) / WORD;
 const OUTBOUND: usize = offset_of!(State, outbound) / WORD;
 /// Where the table of interfaces begins, in entries of 16 bits.
 const INTERFACES: usize = offset_of!(State, ifindex) / size_of::<u16>();
+const NETNS: usize = offset_of!(State, netns) / WORD;
+/// Where the table of listeners begins, in entries of 16 bits.
+const LISTENERS: usize = offset_of!(State, listeners) / size_of::<u16>();
 const _: () = assert!(RECORD_WORDS * WORD == size_of::<EndpointRecord>());
 
 /// The maps.
@@ -144,6 +147,21 @@ impl Memory {
 
     pub(crate) fn set_endpoint_at(&self, ifindex: u32, endpoint: u16) {
         self.state.store16(INTERFACES + slot(ifindex), endpoint);
+    }
+
+    /// Cookie of the network namespace in which the endpoint's new connections are steered; 0 for none.
+    pub(crate) fn netns(&self, endpoint: u16) -> u64 {
+        self.state.load(NETNS + usize::from(endpoint))
+    }
+
+    pub(crate) fn set_netns(&self, endpoint: u16, cookie: u64) {
+        self.state.publish(NETNS + usize::from(endpoint), cookie);
+    }
+
+    /// Says which port's listener judges a verdict's residual; 0 for none.
+    pub(crate) fn set_listener(&self, verdict: u16, port: u16) {
+        self.state
+            .store16(LISTENERS + usize::from(verdict) % limits::MAX_VERDICTS, port);
     }
 
     pub(crate) fn sets(&self, endpoint: u16) -> EndpointSets {

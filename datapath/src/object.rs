@@ -9,7 +9,8 @@ use std::mem::offset_of;
 use aya_obj::Object;
 use thyra_datapath_abi::count::{EndpointCounter, EventBudget, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::{
-    Bank, CpuCounters, EndpointRecord, Event, Flow4, Flow6, FlowState, Slot6, State, limits, maps,
+    Bank, CpuCounters, EndpointRecord, Event, Flow4, Flow6, FlowState, ListenerKey, Opening, Slot6, State, limits,
+    maps,
 };
 use thyra_datapath_engine::Table;
 use thyra_datapath_engine::family::Address6;
@@ -189,6 +190,8 @@ fn records() -> Vec<(&'static str, Vec<usize>)> {
             time_ns, generation, ifindex, length, sequence, source, destination, source_port, destination_port,
             endpoint, verdict, kind, reason, tcp_flags, flags, family, protocol, pad,
         }
+        Opening { isn, port, flags }
+        ListenerKey { netns, port, family }
         VerdictCounter { packets, bytes, connections }
         ReasonCounter { packets, bytes }
         EndpointCounter { to_pod_packets, from_pod_packets, to_pod_dropped, from_pod_dropped }
@@ -213,6 +216,8 @@ fn elements() -> [(&'static str, Vec<usize>); 3] {
         offset_of!(State, outbound),
         offset_of!(State, endpoints),
         offset_of!(State, ifindex),
+        offset_of!(State, netns),
+        offset_of!(State, listeners),
         size_of::<State>(),
     ];
     let bank = Table::ALL
@@ -226,7 +231,7 @@ fn elements() -> [(&'static str, Vec<usize>); 3] {
     ]
 }
 
-fn table_limits() -> [(&'static str, usize); 12] {
+fn table_limits() -> [(&'static str, usize); 14] {
     [
         ("endpoints", limits::MAX_ENDPOINTS),
         ("ifindex slots", limits::IFINDEX_SLOTS),
@@ -240,6 +245,8 @@ fn table_limits() -> [(&'static str, usize); 12] {
         ("slots of a v4 bucket", limits::SLOTS4),
         ("slots of a v6 bucket", limits::SLOTS6),
         ("ring bytes", limits::EVENT_RING_BYTES),
+        ("first port of Envoy", usize::from(limits::L7_FIRST_PORT)),
+        ("ports of Envoy", usize::from(limits::L7_PORTS)),
     ]
 }
 

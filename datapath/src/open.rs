@@ -29,6 +29,7 @@ use crate::object::ShippedObject;
 use crate::preflight::{PreflightError, preflight};
 use crate::programs::{self, HookError, Programs};
 use crate::state_file::{self, StateError};
+use crate::steering::Steering;
 use crate::verdict_names::VerdictNames;
 
 /// The datapath can't be opened.
@@ -243,6 +244,7 @@ impl Datapath {
         };
         let mut datapath = Self {
             flows: FlowMaps::open(&source, &memory)?,
+            steering: Steering::default(),
             coverage: Coverage::default(),
             older: older(&config.bpffs, pins)?,
             hook: config.hook.unwrap_or_else(Hook::newest),
@@ -261,6 +263,7 @@ impl Datapath {
             notes,
         };
         datapath.pick_up(&links)?;
+        datapath.pick_up_steering()?;
         programs::retire(pins, &object.content)?;
         Ok(datapath)
     }

@@ -1,4 +1,4 @@
-//! The two programs: loading, pinning, attaching at a host interface, replacing under traffic.
+//! The programs: loading, pinning, attaching at a host interface, replacing under traffic.
 //!
 //! Invariant: a link is pinned before it counts as attached, so it outlives this process; a program in a
 //! pinned link is replaced by one kernel operation, between two packets.
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, ProgramError, ProgramInfo, SchedClassifier};
+use aya::programs::{LinkOrder, Program, ProgramError, ProgramInfo, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use thyra_datapath_abi::maps;
 
@@ -26,7 +26,12 @@ pub(crate) struct Programs {
     from_pod: SchedClassifier,
     to_pod_id: u32,
     from_pod_id: u32,
+    pub(crate) steer: SkLookup,
+    pub(crate) register: SockOps,
 }
+
+/// All that are pinned.
+const NAMES: [&str; 4] = [maps::FROM_POD, maps::TO_POD, maps::STEER, maps::REGISTER];
 
 /// A link could not be made, pinned or given another program.
 #[derive(Debug, thiserror::Error)]
@@ -98,16 +103,12 @@ impl HookError {
 impl Programs {
     /// Makes the maps and programs that are not pinned yet, and opens the programs.
     pub(crate) fn open(object: &ShippedObject, pins: &Pins) -> Result<Self, OpenError> {
-        let stale = |direction: &Direction| !is_current(object, pins, *direction);
-        let missing: Vec<_> = Direction::BOTH.into_iter().filter(stale).collect();
+        let stale = |name: &&str| !is_current(object, pins, name);
+        let missing: Vec<_> = NAMES.into_iter().filter(stale).collect();
         if !missing.is_empty() || object.maps.iter().any(|map| !pins.map(&map.name).exists()) {
             let mut ebpf = load(object, pins)?;
-            for direction in missing {
-                pin(
-                    &mut ebpf,
-                    direction,
-                    &pins.program(&object.content, direction.program()),
-                )?;
+            for name in missing {
+                pin(&mut ebpf, name, &pins.program(&object.content, name))?;
             }
         }
         let open = |direction: Direction| {
@@ -119,7 +120,11 @@ impl Programs {
         };
         let (to_pod, to_pod_id) = open(Direction::To)?;
         let (from_pod, from_pod_id) = open(Direction::From)?;
+        let path = |name| pins.program(&object.content, name);
+        let refused = |name| move |source| OpenError::Program { name, source };
         Ok(Self {
+            steer: SkLookup::from_pin(path(maps::STEER)).map_err(refused(maps::STEER))?,
+            register: SockOps::from_pin(path(maps::REGISTER)).map_err(refused(maps::REGISTER))?,
             to_pod,
             from_pod,
             to_pod_id,
@@ -293,9 +298,14 @@ pub(crate) fn retire(pins: &Pins, content: &str) -> Result<(), bpffs::BpffsError
 }
 
 /// Whether the pinned program of this object exists and works on the pinned maps.
-fn is_current(object: &ShippedObject, pins: &Pins, direction: Direction) -> bool {
-    let state = aya::maps::MapInfo::from_pin(pins.map(maps::STATE)).map(|map| map.id());
-    let program = ProgramInfo::from_pin(pins.program(&object.content, direction.program()));
+fn is_current(object: &ShippedObject, pins: &Pins, name: &str) -> bool {
+    let used_by_it = if name == maps::REGISTER {
+        maps::L7_LISTENERS
+    } else {
+        maps::STATE
+    };
+    let state = aya::maps::MapInfo::from_pin(pins.map(used_by_it)).map(|map| map.id());
+    let program = ProgramInfo::from_pin(pins.program(&object.content, name));
     let used = program.and_then(|program| program.map_ids());
     matches!((state, used), (Ok(state), Ok(Some(used))) if used.contains(&state))
 }
@@ -314,12 +324,15 @@ fn load(object: &ShippedObject, pins: &Pins) -> Result<Ebpf, OpenError> {
         })
 }
 
-fn pin(ebpf: &mut Ebpf, direction: Direction, path: &Path) -> Result<(), OpenError> {
-    let name = direction.program();
+fn pin(ebpf: &mut Ebpf, name: &'static str, path: &Path) -> Result<(), OpenError> {
     let program = ebpf.program_mut(name).ok_or(OpenError::ProgramMissing(name))?;
-    let refused = |source| OpenError::Program { name, source };
-    let program = <&mut SchedClassifier>::try_from(program).map_err(refused)?;
-    program.load().map_err(refused)?;
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => return Err(OpenError::ProgramMissing(name)),
+    };
+    loaded.map_err(|source| OpenError::Program { name, source })?;
     bpffs::unpin(path)?;
     program.pin(path).map_err(|source| OpenError::Pin {
         path: path.to_owned(),

@@ -21,9 +21,12 @@ const BPF_OBJ_GET: i64 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: i64 = 21;
 const BPF_MAP_LOOKUP_BATCH: i64 = 24;
+const BPF_LINK_UPDATE: i64 = 29;
 const BPF_LINK_DETACH: i64 = 34;
 
 const BPF_NOEXIST: u64 = 1;
+/// <https://github.com/torvalds/linux/blob/v6.6/include/uapi/asm-generic/socket.h>
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
@@ -113,6 +116,15 @@ struct LinkDetach {
     link_fd: u32,
 }
 
+#[repr(C)]
+#[derive(FromZeros, IntoBytes, Immutable, KnownLayout)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
+}
+
 /// Where a walk over a hash map stands; a fresh one starts at the beginning.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor(Option<u32>);
@@ -186,6 +198,44 @@ pub(crate) fn link_detach(pin: &Path) -> io::Result<()> {
     match unsafe { bpf(BPF_LINK_DETACH, &mut attr) } {
         Err(e) if e.raw_os_error() != Some(libc::ENOLINK) => Err(e),
         _ => Ok(()),
+    }
+}
+
+/// Puts another program into a pinned link, between two packets. False when what it was attached to is gone.
+pub(crate) fn link_update(pin: &Path, program: BorrowedFd<'_>) -> io::Result<bool> {
+    let link = object_get(pin)?;
+    let mut attr = LinkUpdate {
+        link_fd: number(link.as_fd()),
+        new_program_fd: number(program),
+        flags: 0,
+        old_program_fd: 0,
+    };
+    // SAFETY: the command reads nothing but the attribute itself.
+    match unsafe { bpf(BPF_LINK_UPDATE, &mut attr) } {
+        Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+        done => done.map(|_| true),
+    }
+}
+
+/// The number that a network namespace has as long as the machine runs (`SO_NETNS_COOKIE`, Linux 5.14), of the one
+/// that `socket` was made in.
+pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut bytes = libc::socklen_t::try_from(size_of::<u64>()).expect("eight");
+    // SAFETY: the kernel writes at most `bytes` bytes into `cookie`, which lives past the call.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut bytes,
+        )
+    };
+    if done == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

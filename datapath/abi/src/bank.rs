@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::limits::{
     BUCKETS, IFINDEX_SLOTS, MAX_CLASSES, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES, MAX_ROWS, MAX_SETS,
-    SLOTS4, SLOTS6,
+    MAX_VERDICTS, SLOTS4, SLOTS6,
 };
 use crate::{Cell, Control, EndpointRecord, EndpointSets, Slot4, Slot6};
 
@@ -51,6 +51,10 @@ pub struct State {
     pub endpoints: [EndpointRecord; MAX_ENDPOINTS],
     /// Endpoint id, by interface index modulo `IFINDEX_SLOTS`.
     pub ifindex: [u16; IFINDEX_SLOTS],
+    /// Cookie of the pod's network namespace, by endpoint id; 0 where no connection is steered to Envoy.
+    pub netns: [u64; MAX_ENDPOINTS],
+    /// Port of the listener that judges a verdict's residual, by verdict id; 0 for none.
+    pub listeners: [u16; MAX_VERDICTS],
 }
 
 const _: () = assert!(

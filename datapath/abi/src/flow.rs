@@ -162,6 +162,14 @@ impl FlowState {
         u32::from_le_bytes([low, 0, 0, 0])
     }
 
+    /// What the key's hash, or in `L7_FLOWS` the listener's port, left in it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn tag(self) -> u16 {
+        let [_, _, low, high, ..] = self.0.to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
     /// Whether all of `mark` is among the flags.
     #[must_use]
     #[inline(always)]

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod maps;
 pub mod reason;
 pub mod source;
+pub mod steered;
 #[cfg(not(target_arch = "bpf"))]
 pub mod tables;
 
@@ -28,3 +29,4 @@ pub use event::{Event, EventKind};
 pub use flow::{Flow4, Flow6, FlowState};
 pub use reason::Reason;
 pub use source::{Slot4, Slot6};
+pub use steered::{ListenerKey, Opening};

@@ -3,7 +3,7 @@
 //! The policy tables exist twice: see `control`. The sum of all maps is asserted below.
 
 use crate::flow::{FLOW_SLOTS, FlowBucket4, FlowBucket6};
-use crate::{Bank, CpuCounters, Flow4, Flow6, FlowState, State};
+use crate::{Bank, CpuCounters, Flow4, Flow6, FlowState, ListenerKey, State};
 
 /// Endpoint ids are 1 to 255; 0 means "no endpoint".
 pub const MAX_ENDPOINTS: usize = 256;
@@ -40,6 +40,16 @@ pub const MAX_OUTBOUND: usize = FLOW_BUCKETS * FLOW_SLOTS;
 pub const OUTBOUND_BUDGET: u64 = 32_768;
 /// Connections that the node made, per family.
 pub const MAX_HOST_FLOWS: usize = 16_384;
+/// Connections to Envoy's listeners in pods, per family, all endpoints together.
+pub const MAX_L7_FLOWS: usize = 32_768;
+/// The same before their client has answered; the oldest ones make room.
+pub const MAX_L7_OPENING: usize = 8_192;
+/// Listening sockets of Envoy in all pods, both families.
+pub const MAX_LISTENERS: usize = 16_384;
+/// The first port on which Envoy listens inside a pod; 15000 to 15090 are Istio's own.
+pub const L7_FIRST_PORT: u16 = 21_001;
+/// So many ports from there on: residuals of a node. A pod whose verdicts need L7 can't be reached on them.
+pub const L7_PORTS: u16 = 1_024;
 /// Bytes of the event ring.
 pub const EVENT_RING_BYTES: usize = 1 << 20;
 /// Nanoseconds between two reported refusals of one CPU when it refuses without pause: 50,000 a second.
@@ -55,8 +65,11 @@ const HASH_ENTRY_BYTES: usize = 64;
 
 const HOST_FLOW_BYTES: usize = MAX_HOST_FLOWS
     * (size_of::<Flow4>() + size_of::<Flow6>() + 2 * size_of::<FlowState>() + 2 * HASH_ENTRY_BYTES);
+const L7_BYTES: usize = (MAX_L7_FLOWS + MAX_L7_OPENING)
+    * (size_of::<Flow4>() + size_of::<Flow6>() + 2 * size_of::<FlowState>() + 2 * HASH_ENTRY_BYTES)
+    + MAX_LISTENERS * (size_of::<ListenerKey>() + HASH_ENTRY_BYTES);
 const OUTBOUND_BYTES: usize = FLOW_BUCKETS * (size_of::<FlowBucket4>() + size_of::<FlowBucket6>());
-const FLOW_BYTES: usize = HOST_FLOW_BYTES + OUTBOUND_BYTES;
+const FLOW_BYTES: usize = HOST_FLOW_BYTES + OUTBOUND_BYTES + L7_BYTES;
 
 /// Bytes of all maps on a machine with `cpus` CPUs, the LPM tables (allocated as they fill) left out.
 #[must_use]

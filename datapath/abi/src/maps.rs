@@ -7,6 +7,9 @@
 //! | `BLOCKS4`, `BLOCKS6` | LPM trie | `Block4`, `Block6` → class (u32) |
 //! | `OUTBOUND4`, `OUTBOUND6` | mmap array | bucket → `FlowBucket4`, `FlowBucket6` |
 //! | `HOST_FLOWS4`, `HOST_FLOWS6` | LRU hash | `Flow4`, `Flow6` → `FlowState` |
+//! | `L7_FLOWS4`, `L7_FLOWS6` | hash | `Flow4`, `Flow6` → `FlowState`, tagged with the listener's port |
+//! | `L7_OPENING4`, `L7_OPENING6` | LRU hash | `Flow4`, `Flow6` → `Opening` |
+//! | `L7_LISTENERS` | socket hash | `ListenerKey` → a listening socket of Envoy |
 //! | `COUNTERS` | mmap array | CPU → `CpuCounters` |
 //! | `EVENTS` | ring buffer | `Event` |
 
@@ -19,13 +22,19 @@ macro_rules! names {
 }
 
 names! {
-    STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 HOST_FLOWS4 HOST_FLOWS6 COUNTERS EVENTS
+    STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 HOST_FLOWS4 HOST_FLOWS6
+    L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS COUNTERS EVENTS
 }
 
 /// Program at the host veth's egress.
 pub const TO_POD: &str = "to_pod";
 /// Program at the host veth's ingress.
 pub const FROM_POD: &str = "from_pod";
+
+/// Program in a pod's network namespace: finds the socket of a new connection.
+pub const STEER: &str = "steer";
+/// Program at Envoy's control group: notes its listening sockets.
+pub const REGISTER: &str = "register";
 
 /// Flag of a map that user space may mmap (`BPF_F_MMAPABLE`).
 pub const MMAPABLE: u32 = 1 << 10;

@@ -73,6 +73,10 @@ reasons! {
     Overflow = 232, "tables full";
     /// Bytes that are not HTTP on a port that declares HTTP (a proxy answers 400).
     NotHttp = 233, "not HTTP on a port that declares it";
+    /// No room to remember a connection that Envoy is to judge.
+    L7Full = 234, "L7 connection table full";
+    /// Envoy has no socket in the pod for a verdict that needs L7.
+    NoListener = 235, "no L7 listener in the pod";
     /// Allowed: no ALLOW policy applies.
     NoPolicy = 240, "no policy applies";
     /// Allowed: an ALLOW rule matched.

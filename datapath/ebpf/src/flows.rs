@@ -90,20 +90,26 @@ fn count(node: &Node, endpoint: u16, change: u64) -> u64 {
 }
 
 #[inline(always)]
-fn tick() -> u64 {
+pub fn tick() -> u64 {
     FlowState::tick(coarse_now())
 }
 
-/// `Flows::find4` of the node's connections. An entry is marked by one packet of one connection: what two CPUs
+/// Adds flags to an entry of a hash; what it was. An entry is marked by one packet of one connection: what two CPUs
 /// mark at once is lost, and marked by the next packet.
 #[inline(always)]
-fn find_host<K>(host: &LruHashMap<K, FlowState>, key: &K, mark: u32) -> Option<u32> {
-    let state = Words(host.get_ptr_mut(key)?.cast());
+pub fn mark(entry: *mut FlowState, flags: u32) -> FlowState {
+    let state = Words(entry.cast());
     let before = FlowState(state.load(0));
-    if !before.has(mark) {
-        let _lost = state.exchange(0, before.0, before.marked(mark, tick()).0);
+    if !before.has(flags) {
+        let _lost = state.exchange(0, before.0, before.marked(flags, tick()).0);
     }
-    Some(before.flags())
+    before
+}
+
+/// `Flows::find4` of the node's connections.
+#[inline(always)]
+fn find_host<K>(host: &LruHashMap<K, FlowState>, key: &K, flags: u32) -> Option<u32> {
+    Some(mark(host.get_ptr_mut(key)?, flags).flags())
 }
 
 #[inline(always)]

@@ -1,4 +1,5 @@
-//! The programs at the host end of a pod's veth: `to_pod` at its egress, `from_pod` at its ingress.
+//! The programs at the host end of a pod's veth: `to_pod` at its egress, `from_pod` at its ingress; and those that give
+//! a connection to Envoy: `steer` in the pod's network namespace, `register` at Envoy's control group.
 //!
 //! Invariant: nothing is decided here. This crate loads bytes, looks up maps and carries out what the engine
 //! says; off the BPF target it is an empty program, so that the whole workspace builds with one compiler.
@@ -23,6 +24,8 @@ mod programs;
 mod segment;
 #[cfg(target_arch = "bpf")]
 mod skb;
+#[cfg(target_arch = "bpf")]
+mod steered;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -7,12 +7,14 @@
 )]
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, LpmTrie, LruHashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, SockHash};
 use thyra_datapath_abi::flow::{FlowBucket4, FlowBucket6};
-use thyra_datapath_abi::limits::{EVENT_RING_BYTES, FLOW_BUCKETS, MAX_BLOCKS, MAX_HOST_FLOWS};
+use thyra_datapath_abi::limits::{
+    EVENT_RING_BYTES, FLOW_BUCKETS, MAX_BLOCKS, MAX_HOST_FLOWS, MAX_L7_FLOWS, MAX_L7_OPENING, MAX_LISTENERS,
+};
 use thyra_datapath_abi::maps::MMAPABLE;
 use thyra_datapath_abi::source::{Block4, Block6};
-use thyra_datapath_abi::{Bank, CpuCounters, Flow4, Flow6, FlowState, State};
+use thyra_datapath_abi::{Bank, CpuCounters, Flow4, Flow6, FlowState, ListenerKey, Opening, State};
 
 /// What follows the prefix length in a key of the CIDR tables (`Block4`, `Block6`).
 #[repr(C)]
@@ -42,6 +44,16 @@ pub static OUTBOUND6: Array<FlowBucket6> = Array::with_max_entries(FLOW_BUCKETS 
 pub static HOST_FLOWS4: LruHashMap<Flow4, FlowState> = LruHashMap::with_max_entries(MAX_HOST_FLOWS as u32, 0);
 #[map]
 pub static HOST_FLOWS6: LruHashMap<Flow6, FlowState> = LruHashMap::with_max_entries(MAX_HOST_FLOWS as u32, 0);
+#[map]
+pub static L7_FLOWS4: HashMap<Flow4, FlowState> = HashMap::with_max_entries(MAX_L7_FLOWS as u32, 0);
+#[map]
+pub static L7_FLOWS6: HashMap<Flow6, FlowState> = HashMap::with_max_entries(MAX_L7_FLOWS as u32, 0);
+#[map]
+pub static L7_OPENING4: LruHashMap<Flow4, Opening> = LruHashMap::with_max_entries(MAX_L7_OPENING as u32, 0);
+#[map]
+pub static L7_OPENING6: LruHashMap<Flow6, Opening> = LruHashMap::with_max_entries(MAX_L7_OPENING as u32, 0);
+#[map]
+pub static L7_LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(MAX_LISTENERS as u32, 0);
 /// One element for each possible CPU: user space says how many when it loads the object.
 #[map]
 pub static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MMAPABLE);

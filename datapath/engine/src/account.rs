@@ -36,6 +36,8 @@ pub trait Counters {
 pub fn feasible<F: Family>(outcome: &Outcome, parsed: &Parsed<F>) -> Act {
     match (outcome.act, parsed) {
         (act @ (Act::Pass | Act::Drop), _) => act,
+        // Of a shape that Envoy's flows don't have.
+        (Act::Ask, _) => Act::Drop,
         (act, parsed) if parsed.kind == Kind::Tcp && reset::fits(&parsed.packet) => act,
         _ => Act::Drop,
     }

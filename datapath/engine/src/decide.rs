@@ -1,14 +1,17 @@
 //! What happens to a packet, and why; pure but for the memory of connections.
 //!
 //! ```text
-//! to_pod    own mark → endpoint → shape → not TCP → made by the node → own interface → spoofed → cell → own reply
-//! from_pod  own mark → endpoint → shape → source → not TCP → SYN → self → reverse cell → own connection → node's
+//! to_pod    own mark → endpoint → shape → not TCP → made by the node → own interface → spoofed → cell → own reply → L7
+//! from_pod  own mark → endpoint → shape → source → not TCP → SYN → self → reverse cell → own connection → node's → L7
+//! steer     Envoy's ports → self → address → the node's → cell
 //! ```
 //!
-//! Invariant: the control word is read once per packet; nothing but an `Allow` cell, an exemption by origin
-//! or a connection that the pod opened lets a packet of an enforced endpoint pass.
+//! Invariant: the control word is read once per packet; nothing but an `Allow` cell, an exemption by origin,
+//! a connection that the pod opened or one that Envoy has lets a packet of an enforced endpoint pass.
 
 mod from_pod;
+pub mod l7;
+pub mod steer;
 mod to_pod;
 pub mod usual;
 
@@ -51,6 +54,8 @@ pub enum Act {
     Drop,
     /// A SYN: its sender gets a reset.
     Refuse,
+    /// On if Envoy has the connection: `l7` says so.
+    Ask,
     /// Of an established connection: its sender gets a reset, the far end a bare ACK whose answer will get
     /// one.
     Revoke,

@@ -6,10 +6,11 @@ use zerocopy::transmute;
 use crate::flows::{FlowTable, Flows};
 use crate::lookup::{self, Source};
 use crate::reset;
+use crate::steered::SteeredFamily;
 use crate::tables::Tables;
 
 /// An address family.
-pub trait Family: Copy + Sized {
+pub trait Family: Copy + Sized + SteeredFamily<Key = Self::Flow> {
     /// 4 or 6.
     const VERSION: u8;
     /// Bytes of the IP header without options.

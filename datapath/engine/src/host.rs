@@ -3,6 +3,8 @@
 //! Invariant: what the kernel's maps would hold, and nothing else; two banks, of which `control` names the
 //! live one.
 
+mod steered;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
@@ -20,6 +22,7 @@ use thyra_datapath_abi::{
 };
 use zerocopy::{Immutable, IntoBytes};
 
+pub use self::steered::HostSteered;
 use crate::account::{Counters, Direction};
 use crate::decide::Arrival;
 use crate::family::Address6;
@@ -29,6 +32,7 @@ use crate::flows::{FlowTable, Flows};
 use crate::load::chunk;
 use crate::program::{self, Hook, Maps, Program};
 use crate::{BankImage, Family, Load, Packet, Table, Tables};
+
 
 /// Nobody aims at the buckets of a node in memory.
 const SEED: u64 = 0;
@@ -82,6 +86,8 @@ pub struct HostNode {
     outbound: OnceCell<Vec<AtomicU64>>,
     host4: RefCell<HashMap<Flow4, FlowState>>,
     host6: RefCell<HashMap<Flow6, FlowState>>,
+    /// What Envoy has.
+    pub steered: HostSteered,
 }
 
 impl Default for HostNode {
@@ -99,6 +105,7 @@ impl Default for HostNode {
             outbound: OnceCell::new(),
             host4: RefCell::default(),
             host6: RefCell::default(),
+            steered: HostSteered::default(),
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod packet;
 pub mod parse;
 pub mod program;
 pub mod reset;
+pub mod steered;
 pub mod tables;
 
 #[cfg(not(target_arch = "bpf"))]
@@ -31,4 +32,5 @@ pub use family::{Family, V4, V6};
 pub use flows::Flows;
 pub use load::Load;
 pub use packet::Packet;
+pub use steered::Steered;
 pub use tables::{BANK_WORDS, Table, Tables};

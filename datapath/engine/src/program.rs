@@ -10,11 +10,11 @@
 use thyra_datapath_abi::Reason;
 
 use crate::account::{Counters, Direction, account, feasible};
-use crate::decide::{self, Act, Arrival, Outcome, usual};
+use crate::decide::{self, Act, Arrival, Outcome, l7, usual};
 use crate::packet::{Kind, Packet, Parsed};
 use crate::parse::{self, Link, Shape};
 use crate::tables::endpoint_at;
-use crate::{Family, Flows, Load, Tables, V4, V6};
+use crate::{Family, Flows, Load, Steered, Tables, V4, V6};
 
 /// A packet at a hook: its bytes, what the kernel says about it, and how it ends.
 pub trait Hook: Load + Copy {
@@ -38,9 +38,9 @@ pub trait Hook: Load + Copy {
 }
 
 /// Whoever holds the maps.
-pub trait Node: Tables + Flows + Counters + Copy {}
+pub trait Node: Tables + Flows + Steered + Counters + Copy {}
 
-impl<N: Tables + Flows + Counters + Copy> Node for N {}
+impl<N: Tables + Flows + Steered + Counters + Copy> Node for N {}
 
 /// Where the maps are found, before a packet has looked.
 pub trait Maps: Copy {
@@ -59,6 +59,8 @@ pub trait Program {
 
     /// Decides about a packet.
     fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome;
+    /// Decides about a packet that Envoy is to be asked about (`Act::Ask`).
+    fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome;
     /// Whether it is of the usual kind and may go on; it is counted then (`decide::usual`).
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool;
 }
@@ -79,6 +81,10 @@ impl Program for ToPod {
         decide::to_pod(node, arrival, parsed)
     }
     #[inline(always)]
+    fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
+        l7::to_pod(node, arrival, packet)
+    }
+    #[inline(always)]
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool {
         usual::to_pod(node, arrival, packet, bytes)
     }
@@ -90,6 +96,10 @@ impl Program for FromPod {
     #[inline(always)]
     fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome {
         decide::from_pod(node, arrival, parsed)
+    }
+    #[inline(always)]
+    fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
+        l7::from_pod(node, arrival, packet)
     }
     #[inline(always)]
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool {
@@ -107,13 +117,19 @@ pub fn run<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     let act = match parse::shape(&hook) {
         Shape::Plain4 if is_usual::<P, V4, M, H>(maps, &hook, parse::ipv4::plain(&hook)) => Act::Pass,
         Shape::Plain6 if is_usual6::<P, M, H>(maps, hook) => Act::Pass,
-        Shape::Plain4 => plain4::<P, M, H>(maps, hook),
-        Shape::Plain6 => plain6::<P, M, H>(maps, hook),
+        Shape::Plain4 => match plain4::<P, M, H>(maps, hook) {
+            Act::Ask => ask4::<P, M, H>(maps, hook),
+            act => act,
+        },
+        Shape::Plain6 => match plain6::<P, M, H>(maps, hook) {
+            Act::Ask => ask6::<P, M, H>(maps, hook),
+            act => act,
+        },
         Shape::Unusual => unusual::<P, M, H>(maps, hook),
     };
     match act {
         Act::Pass => hook.pass(),
-        Act::Drop => hook.drop(),
+        Act::Drop | Act::Ask => hook.drop(),
         Act::Refuse | Act::Revoke => answer::<P, H>(hook, act),
     }
 }
@@ -150,7 +166,7 @@ fn is_usual6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> bool {
 #[inline(never)]
 fn plain4<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
     match parse::ipv4::plain(&hook) {
-        Some(packet) => judge::<P, V4, M, H>(maps, hook, &Parsed::tcp(packet)),
+        Some(packet) => judge::<P, V4, M, H>(maps, hook, &Parsed::tcp(packet), true),
         None => bad::<P, M, H>(maps, hook, Kind::Invalid),
     }
 }
@@ -158,7 +174,7 @@ fn plain4<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
 #[inline(never)]
 fn plain6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
     match parse::ipv6::plain(&hook) {
-        Some(packet) => judge::<P, V6, M, H>(maps, hook, &Parsed::tcp(packet)),
+        Some(packet) => judge::<P, V6, M, H>(maps, hook, &Parsed::tcp(packet), true),
         None => bad::<P, M, H>(maps, hook, Kind::Invalid),
     }
 }
@@ -178,34 +194,71 @@ fn unusual<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
 
 #[inline(never)]
 fn unusual4<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Act {
-    judge::<P, V4, M, H>(maps, hook, &parse::ipv4::unusual(&hook, l3))
+    judge::<P, V4, M, H>(maps, hook, &parse::ipv4::unusual(&hook, l3), false)
 }
 
 #[inline(never)]
 fn unusual6<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Act {
-    judge::<P, V6, M, H>(maps, hook, &parse::ipv6::unusual(&hook, l3))
+    judge::<P, V6, M, H>(maps, hook, &parse::ipv6::unusual(&hook, l3), false)
 }
 
 /// Which family it would have been makes no difference.
 #[inline(never)]
 fn bad<P: Program, M: Maps, H: Hook>(maps: M, hook: H, kind: Kind) -> Act {
-    judge::<P, V4, M, H>(maps, hook, &Parsed::empty(kind))
+    judge::<P, V4, M, H>(maps, hook, &Parsed::empty(kind), false)
 }
 
+/// A packet that Envoy is to be asked about is not counted yet, if it `may_ask`; else it is dropped.
 #[inline(always)]
-fn judge<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, parsed: &Parsed<F>) -> Act {
+fn judge<P: Program, F: Family, M: Maps, H: Hook>(
+    maps: M,
+    hook: H,
+    parsed: &Parsed<F>,
+    may_ask: bool,
+) -> Act {
     let Some(node) = maps.open() else {
         return Act::Drop;
     };
     let arrival = hook.arrival();
     let outcome = P::decide(&node, &arrival, parsed);
-    let act = feasible(&outcome, parsed);
+    if may_ask && outcome.act == Act::Ask {
+        return Act::Ask;
+    }
+    end(&node, &hook, &outcome, parsed)
+}
+
+#[inline(never)]
+fn ask4<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
+    ask::<P, V4, M, H>(maps, hook, parse::ipv4::plain(&hook))
+}
+
+#[inline(never)]
+fn ask6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
+    ask::<P, V6, M, H>(maps, hook, parse::ipv6::plain(&hook))
+}
+
+#[inline(always)]
+fn ask<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, packet: Option<Packet<F>>) -> Act {
+    let Some(packet) = packet else {
+        return Act::Drop;
+    };
+    let Some(node) = maps.open() else {
+        return Act::Drop;
+    };
+    let outcome = P::ask(&node, &hook.arrival(), &packet);
+    end(&node, &hook, &outcome, &Parsed::tcp(packet))
+}
+
+/// Counts and reports the packet; what is done with it.
+#[inline(always)]
+fn end<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Act {
+    let act = feasible(outcome, parsed);
     account(
-        &node,
-        &outcome,
+        node,
+        outcome,
         act,
         parsed,
-        (&arrival, hook.length(), node.control().generation()),
+        (&hook.arrival(), hook.length(), node.control().generation()),
     );
     act
 }

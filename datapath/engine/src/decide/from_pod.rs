@@ -4,16 +4,18 @@ use thyra_datapath_abi::{
     Action, Control, EndpointRecord, EndpointSets, Event, EventKind, FlowState, Mode, Reason,
 };
 
+use super::l7;
 use super::{Act, Arrival, Outcome, Side, is_own, revocation, track, unjudged};
 use crate::Family;
 use crate::flows::{FlowTable, Flows};
 use crate::lookup;
 use crate::packet::{ACK, Kind, Packet, Parsed, RST};
+use crate::steered::Steered;
 use crate::tables::{Tables, endpoint_at};
 
 /// Decides about a packet that the pod behind `arrival.ifindex` sends.
 #[inline(always)]
-pub fn from_pod<F: Family, N: Tables + Flows + ?Sized>(
+pub fn from_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     node: &N,
     arrival: &Arrival,
     parsed: &Parsed<F>,
@@ -26,7 +28,7 @@ pub fn from_pod<F: Family, N: Tables + Flows + ?Sized>(
 }
 
 #[inline(always)]
-fn known<F: Family, N: Tables + Flows + ?Sized>(
+fn known<F: Family, N: Tables + Flows + Steered + ?Sized>(
     node: &N,
     endpoint: u16,
     record: &EndpointRecord,
@@ -97,7 +99,7 @@ fn opened<F: Family, N: Flows + ?Sized>(
 
 /// The pod goes on with a connection: judged as the answer on an inbound one, unless the pod opened it.
 #[inline(always)]
-fn answered<F: Family, N: Tables + Flows + ?Sized>(
+fn answered<F: Family, N: Tables + Flows + Steered + ?Sized>(
     node: &N,
     control: Control,
     (endpoint, sets): (u16, EndpointSets),
@@ -128,6 +130,9 @@ fn answered<F: Family, N: Tables + Flows + ?Sized>(
     }
     if sets.mode() == Mode::Audit {
         return Outcome::pass(endpoint).by(cell.verdict());
+    }
+    if l7::is_asked(node, endpoint, cell) {
+        return Outcome::new(Act::Ask, endpoint).by(cell.verdict());
     }
     // A bare reset tells the other side that the connection is over, and nothing else.
     if packet.flags & RST != 0 && packet.payload == 0 {

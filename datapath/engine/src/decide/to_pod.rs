@@ -2,16 +2,18 @@
 
 use thyra_datapath_abi::{Action, Cell, Control, EndpointRecord, Event, EventKind, FlowState, Mode, Reason};
 
+use super::l7;
 use super::{Act, Arrival, Outcome, Side, is_own, revocation, track, unjudged};
 use crate::Family;
 use crate::flows::{FlowTable, Flows};
 use crate::lookup;
 use crate::packet::{ACK, Kind, Packet, Parsed, RST};
+use crate::steered::Steered;
 use crate::tables::{Tables, endpoint_at};
 
 /// Decides about a packet on its way to the pod behind `arrival.ifindex`.
 #[inline(always)]
-pub fn to_pod<F: Family, N: Tables + Flows + ?Sized>(
+pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     node: &N,
     arrival: &Arrival,
     parsed: &Parsed<F>,
@@ -74,7 +76,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + ?Sized>(
 
 /// No `Allow` cell: a reply to the pod's own connection passes, the rest meets its verdict.
 #[inline(always)]
-fn refused<F: Family, N: Flows + ?Sized>(
+fn refused<F: Family, N: Flows + Steered + ?Sized>(
     node: &N,
     control: Control,
     (endpoint, mode): (u16, Mode),
@@ -97,6 +99,9 @@ fn refused<F: Family, N: Flows + ?Sized>(
             ..outcome
         }
         .event_if(syn, EventKind::Audit);
+    }
+    if l7::is_asked(node, endpoint, cell) {
+        return Outcome { act: Act::Ask, ..outcome };
     }
     if syn {
         let silent = missing || cell.action() == Action::Hold || control.has(Control::DENY_DROP);

@@ -45,6 +45,9 @@ impl<P: Program> Program for Whole<P> {
     fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome {
         P::decide(node, arrival, parsed)
     }
+    fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
+        P::ask(node, arrival, packet)
+    }
     fn is_usual<F: Family, N: Node>(_: &N, _: &Arrival, _: &Packet<F>, _: u32) -> bool {
         false
     }

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use thyra_datapath_abi::limits::{SLOTS4, SLOTS6};
 use thyra_datapath_abi::{
-    Action, Cell, Control, EndpointRecord, EndpointSets, Flow4, Flow6, Mode, Slot4, Slot6,
+    Action, Cell, Control, EndpointRecord, EndpointSets, Flow4, Flow6, Mode, Opening, Slot4, Slot6,
 };
 use thyra_datapath_engine::decide::{Act, Arrival, from_pod, to_pod};
 use thyra_datapath_engine::family::Address6;
@@ -13,7 +13,7 @@ use thyra_datapath_engine::flows::{FlowTable, Flows};
 use thyra_datapath_engine::host::{HostNode, HostPacket};
 use thyra_datapath_engine::packet::Parsed;
 use thyra_datapath_engine::parse::{self, Link};
-use thyra_datapath_engine::{Family, Tables, V4, V6};
+use thyra_datapath_engine::{Family, Steered, Tables, V4, V6};
 
 use crate::{frame, world};
 
@@ -120,6 +120,45 @@ impl Flows for Off<'_> {
         if self.guard != Guard::TakenTuple {
             self.node.forget6(key);
         }
+    }
+}
+
+impl Steered for Off<'_> {
+    fn listener(&self, verdict: u16) -> u16 {
+        self.node.listener(verdict)
+    }
+    fn is_steered(&self, endpoint: u16) -> bool {
+        self.node.is_steered(endpoint)
+    }
+    fn opening4(&self, key: &Flow4) -> Option<Opening> {
+        self.node.opening4(key)
+    }
+    fn opening6(&self, key: &Flow6) -> Option<Opening> {
+        self.node.opening6(key)
+    }
+    fn begin4(&self, key: &Flow4, opening: Opening) -> bool {
+        self.node.begin4(key, opening)
+    }
+    fn begin6(&self, key: &Flow6, opening: Opening) -> bool {
+        self.node.begin6(key, opening)
+    }
+    fn accepted4(&self, key: &Flow4, mark: u32) -> Option<u16> {
+        self.node.accepted4(key, mark)
+    }
+    fn accepted6(&self, key: &Flow6, mark: u32) -> Option<u16> {
+        self.node.accepted6(key, mark)
+    }
+    fn accept4(&self, key: &Flow4, port: u16, flags: u32) -> bool {
+        self.node.accept4(key, port, flags)
+    }
+    fn accept6(&self, key: &Flow6, port: u16, flags: u32) -> bool {
+        self.node.accept6(key, port, flags)
+    }
+    fn leave4(&self, key: &Flow4) {
+        self.node.leave4(key);
+    }
+    fn leave6(&self, key: &Flow6) {
+        self.node.leave6(key);
     }
 }
 

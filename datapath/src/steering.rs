@@ -1,0 +1,238 @@
+//! Giving connections to Envoy: the program in each pod's network namespace, the one that notes Envoy's sockets, and
+//! which listener judges which residual.
+//!
+//! Invariant: an endpoint counts as steered only while its program is linked; a verdict has a listener only while
+//! that listener has the verdict's own residual. Whatever is missing, connections that need L7 are refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aya::programs::links::{FdLink, LinkError};
+use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::{CgroupAttachMode, ProgramError};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use thyra_datapath_abi::maps::{REGISTER, STEER};
+use thyra_datapath_abi::tables::Verdict;
+
+use crate::bpffs::{self, BpffsError, Pin};
+use crate::datapath::Datapath;
+use crate::open::{OpenError, endpoint_numbers};
+use crate::sys;
+
+/// What Envoy is expected to hold.
+#[derive(Debug, Default)]
+pub(crate) struct Steering {
+    /// Port of the listener of a residual, by its address.
+    listeners: BTreeMap<Arc<str>, u16>,
+    /// Envoy's sockets are noted as long as this lives.
+    register: Option<SockOpsLink>,
+}
+
+impl Steering {
+    /// 0 where nothing judges the verdict.
+    pub(crate) fn listener_of(&self, verdict: &Verdict) -> u16 {
+        let residual = verdict.residual.as_ref();
+        residual.and_then(|address| self.listeners.get(address)).copied().unwrap_or(0)
+    }
+}
+
+/// Connections can't be given to Envoy; those that need L7 are refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SteerError {
+    /// The pod's network namespace can't be entered.
+    #[error("can't enter the network namespace `{netns}`")]
+    Namespace {
+        /// Its file.
+        netns: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refuses the program there.
+    #[error("can't attach `{program}` to `{place}`")]
+    Attach {
+        /// Which.
+        program: &'static str,
+        /// Where.
+        place: PathBuf,
+        /// Why not.
+        #[source]
+        source: ProgramError,
+    },
+    /// The link can't be used.
+    #[error("the link of `{program}` can't be used")]
+    Link {
+        /// Which.
+        program: &'static str,
+        /// Why not.
+        #[source]
+        source: LinkError,
+    },
+    /// The link can't be pinned.
+    #[error("can't pin the link `{pin}`")]
+    Pin {
+        /// Path.
+        pin: PathBuf,
+        /// Why not.
+        #[source]
+        source: aya::pin::PinError,
+    },
+    /// The pins can't be changed.
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
+    /// Envoy's control group can't be opened.
+    #[error("can't open the control group `{cgroup}`")]
+    Cgroup {
+        /// Its folder.
+        cgroup: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Connections of listeners that went could not be forgotten.
+    #[error("can't forget the connections of listeners that went")]
+    Forget(#[source] io::Error),
+}
+
+impl Datapath {
+    /// Steers the endpoint's new connections, in the network namespace at `netns`, from now on. Idempotent.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    pub fn steer(&mut self, endpoint: u16, netns: &Path) -> Result<(), SteerError> {
+        let unusable = |source| SteerError::Namespace {
+            netns: netns.to_owned(),
+            source,
+        };
+        let file = File::open(netns).map_err(unusable)?;
+        let cookie = cookie(&file).map_err(unusable)?;
+        if self.memory.netns(endpoint) == cookie {
+            return Ok(());
+        }
+        self.end_steering(endpoint)?;
+        // What an earlier namespace had is not in this one.
+        self.flows
+            .forget_l7(endpoint)
+            .map_err(SteerError::Forget)?;
+        let refused = |source| SteerError::Attach {
+            program: STEER,
+            place: netns.to_owned(),
+            source,
+        };
+        let program = &mut self.programs.steer;
+        let id = program.attach(&file).map_err(refused)?;
+        let link = program.take_link(id).map_err(refused)?;
+        let link = FdLink::from(link);
+        let pin = self.pins.steer(endpoint);
+        link.pin(&pin)
+            .map_err(|source| SteerError::Pin { pin, source })?;
+        self.memory.set_netns(endpoint, cookie);
+        Ok(())
+    }
+
+    /// Whether the endpoint's new connections are steered.
+    #[must_use]
+    pub fn is_steered(&self, endpoint: u16) -> bool {
+        self.memory.netns(endpoint) != 0
+    }
+
+    /// What needs L7 is refused again. An endpoint that isn't steered is fine.
+    pub(crate) fn end_steering(&self, endpoint: u16) -> Result<(), BpffsError> {
+        self.memory.set_netns(endpoint, 0);
+        bpffs::unlink(&self.pins.steer(endpoint))
+    }
+
+    /// Notes the sockets of whatever runs in this control group, from now on.
+    ///
+    /// # Errors
+    /// They are not noted, and get no connection.
+    pub fn register(&mut self, cgroup: &Path) -> Result<(), SteerError> {
+        let folder = File::open(cgroup).map_err(|source| SteerError::Cgroup {
+            cgroup: cgroup.to_owned(),
+            source,
+        })?;
+        let refused = |source| SteerError::Attach {
+            program: REGISTER,
+            place: cgroup.to_owned(),
+            source,
+        };
+        let program = &mut self.programs.register;
+        let id = program
+            .attach(&folder, CgroupAttachMode::AllowMultiple)
+            .map_err(refused)?;
+        self.steering.register = Some(program.take_link(id).map_err(refused)?);
+        Ok(())
+    }
+
+    /// Says on which port, in every pod that needs it, Envoy judges a residual. Others are refused, and the
+    /// connections of listeners that went are over.
+    ///
+    /// # Errors
+    /// Connections of listeners that went could not be forgotten; no other port may be given out for them.
+    pub fn set_listeners(&mut self, listeners: BTreeMap<Arc<str>, u16>) -> Result<(), SteerError> {
+        if self.steering.listeners == listeners {
+            return Ok(());
+        }
+        let ports: BTreeSet<u16> = listeners.values().copied().collect();
+        let went = self.steering.listeners.values().any(|port| !ports.contains(port));
+        self.steering.listeners = listeners;
+        let known: Vec<u16> = self.names.known().collect();
+        for id in known {
+            let port = self.names.get(id).map_or(0, |verdict| self.steering.listener_of(verdict));
+            self.memory.set_listener(id, port);
+        }
+        if went {
+            self.flows.keep_listeners(&ports).map_err(SteerError::Forget)?;
+        }
+        Ok(())
+    }
+
+    /// After a start: no listener is known yet, and links run this build's program.
+    pub(crate) fn pick_up_steering(&mut self) -> Result<(), OpenError> {
+        for id in self.names.known().collect::<Vec<_>>() {
+            self.memory.set_listener(id, 0);
+        }
+        let mut linked = BTreeSet::new();
+        let program = self.programs.steer.fd().map_err(|source| OpenError::Program { name: STEER, source })?;
+        for (pin, path) in self.pins.list()? {
+            let Pin::Steer(endpoint) = pin else {
+                continue;
+            };
+            let is_known = self.memory.netns(endpoint) != 0;
+            let runs = sys::link_update(&path, program.as_fd()).map_err(|source| OpenError::Link {
+                pin: path.clone(),
+                source,
+            })?;
+            if is_known && runs {
+                linked.insert(endpoint);
+            } else {
+                bpffs::unlink(&path)?;
+            }
+        }
+        for endpoint in endpoint_numbers().filter(|id| !linked.contains(id)) {
+            self.memory.set_netns(endpoint, 0);
+        }
+        Ok(())
+    }
+}
+
+/// The namespace's cookie. A thread of its own enters it, since a thread can't always go back.
+fn cookie(netns: &File) -> io::Result<u64> {
+    let netns = netns.try_clone()?;
+    let look = move || {
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let socket = rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::DGRAM,
+            None,
+        )?;
+        sys::netns_cookie(socket.as_fd())
+    };
+    let thread = std::thread::Builder::new().name("netns".into()).spawn(look)?;
+    let ended = thread.join();
+    ended.unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace has died")))
+}
