@@ -9,8 +9,8 @@ use std::mem::offset_of;
 use aya_obj::Object;
 use thyra_datapath_abi::count::{EndpointCounter, EventBudget, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::{
-    Bank, CpuCounters, EndpointRecord, Event, Flow4, Flow6, FlowState, ListenerKey, Opening, Slot6, State, limits,
-    maps,
+    Bank, CpuCounters, EndpointRecord, Event, Flow4, Flow6, FlowState, ListenerKey, Opening, Slot6, State,
+    limits, maps,
 };
 use thyra_datapath_engine::Table;
 use thyra_datapath_engine::family::Address6;

@@ -36,7 +36,10 @@ impl Steering {
     /// 0 where nothing judges the verdict.
     pub(crate) fn listener_of(&self, verdict: &Verdict) -> u16 {
         let residual = verdict.residual.as_ref();
-        residual.and_then(|address| self.listeners.get(address)).copied().unwrap_or(0)
+        residual
+            .and_then(|address| self.listeners.get(address))
+            .copied()
+            .unwrap_or(0)
     }
 }
 
@@ -115,9 +118,7 @@ impl Datapath {
         }
         self.end_steering(endpoint)?;
         // What an earlier namespace had is not in this one.
-        self.flows
-            .forget_l7(endpoint)
-            .map_err(SteerError::Forget)?;
+        self.flows.forget_l7(endpoint).map_err(SteerError::Forget)?;
         let refused = |source| SteerError::Attach {
             program: STEER,
             place: netns.to_owned(),
@@ -128,8 +129,7 @@ impl Datapath {
         let link = program.take_link(id).map_err(refused)?;
         let link = FdLink::from(link);
         let pin = self.pins.steer(endpoint);
-        link.pin(&pin)
-            .map_err(|source| SteerError::Pin { pin, source })?;
+        link.pin(&pin).map_err(|source| SteerError::Pin { pin, source })?;
         self.memory.set_netns(endpoint, cookie);
         Ok(())
     }
@@ -162,7 +162,8 @@ impl Datapath {
         };
         let program = &mut self.programs.register;
         let id = program
-            .attach(&folder, CgroupAttachMode::AllowMultiple)
+            // A link always leaves room for others.
+            .attach(&folder, CgroupAttachMode::Single)
             .map_err(refused)?;
         self.steering.register = Some(program.take_link(id).map_err(refused)?);
         Ok(())
@@ -182,7 +183,10 @@ impl Datapath {
         self.steering.listeners = listeners;
         let known: Vec<u16> = self.names.known().collect();
         for id in known {
-            let port = self.names.get(id).map_or(0, |verdict| self.steering.listener_of(verdict));
+            let port = self
+                .names
+                .get(id)
+                .map_or(0, |verdict| self.steering.listener_of(verdict));
             self.memory.set_listener(id, port);
         }
         if went {
@@ -197,7 +201,11 @@ impl Datapath {
             self.memory.set_listener(id, 0);
         }
         let mut linked = BTreeSet::new();
-        let program = self.programs.steer.fd().map_err(|source| OpenError::Program { name: STEER, source })?;
+        let program = self
+            .programs
+            .steer
+            .fd()
+            .map_err(|source| OpenError::Program { name: STEER, source })?;
         for (pin, path) in self.pins.list()? {
             let Pin::Steer(endpoint) = pin else {
                 continue;

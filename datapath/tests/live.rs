@@ -14,6 +14,8 @@ mod packet;
 mod policy;
 #[path = "live/prober.rs"]
 mod prober;
+#[path = "live/steered.rs"]
+mod steered;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -33,7 +33,6 @@ use crate::load::chunk;
 use crate::program::{self, Hook, Maps, Program};
 use crate::{BankImage, Family, Load, Packet, Table, Tables};
 
-
 /// Nobody aims at the buckets of a node in memory.
 const SEED: u64 = 0;
 

@@ -120,12 +120,7 @@ fn goes_in<F: Family, N: Steered + ?Sized>(node: &N, key: &F::Flow, packet: &Pac
 
 /// Whether the pod's packet belongs to such a connection; the answer to a SYN is noted.
 #[inline(always)]
-fn comes_out<F: Family, N: Steered + ?Sized>(
-    node: &N,
-    key: &F::Flow,
-    packet: &Packet<F>,
-    port: u16,
-) -> bool {
+fn comes_out<F: Family, N: Steered + ?Sized>(node: &N, key: &F::Flow, packet: &Packet<F>, port: u16) -> bool {
     if port == 0 {
         return false;
     }

@@ -101,7 +101,10 @@ fn refused<F: Family, N: Flows + Steered + ?Sized>(
         .event_if(syn, EventKind::Audit);
     }
     if l7::is_asked(node, endpoint, cell) {
-        return Outcome { act: Act::Ask, ..outcome };
+        return Outcome {
+            act: Act::Ask,
+            ..outcome
+        };
     }
     if syn {
         let silent = missing || cell.action() == Action::Hold || control.has(Control::DENY_DROP);

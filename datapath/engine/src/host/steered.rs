@@ -28,7 +28,12 @@ pub struct HostSteered {
     pub accepted6: RefCell<HashMap<Flow6, FlowState>>,
 }
 
-fn find<K: Eq + Hash>(flows: &RefCell<HashMap<K, FlowState>>, key: &K, mark: u32, now_ns: u64) -> Option<u16> {
+fn find<K: Eq + Hash>(
+    flows: &RefCell<HashMap<K, FlowState>>,
+    key: &K,
+    mark: u32,
+    now_ns: u64,
+) -> Option<u16> {
     let mut flows = flows.borrow_mut();
     let state = flows.get_mut(key)?;
     if !state.has(mark) {
