@@ -23,6 +23,7 @@ pub use choice::{
 pub use settings::Settings;
 
 use crate::api_server::ApiServer;
+use crate::l7::EnvoyChoice;
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/thyra/agent.sock";
@@ -36,6 +37,8 @@ pub const DEFAULT_METRICS: &str = "127.0.0.1:9964";
 const DEFAULT_CLUSTER: &str = "Kubernetes";
 /// Seconds.
 const DEFAULT_GRACE: u64 = 2;
+/// Nobody's, on any distribution; `nonroot` in images that have no users.
+const DEFAULT_ENVOY_USER: u32 = 65_532;
 /// Istio's default root namespace.
 const DEFAULT_NAMESPACE: &str = "istio-system";
 
@@ -122,6 +125,10 @@ pub struct Config {
     pub host_traffic: HostTrafficChoice,
     /// How long a new pod is held back after its address was another's.
     pub identity_grace: Duration,
+    /// Which Envoy judges what needs L7.
+    pub envoy: EnvoyChoice,
+    /// User and group of Envoy.
+    pub envoy_user: u32,
     /// Log format.
     pub log_format: LogFormat,
     /// Log filter.
@@ -198,6 +205,8 @@ impl Settings {
             attach: self.attach.unwrap_or_default(),
             host_traffic: self.host_traffic.unwrap_or_default(),
             identity_grace: Duration::from_secs(self.identity_grace.unwrap_or(DEFAULT_GRACE)),
+            envoy: envoy_choice(self.envoy.as_deref()),
+            envoy_user: self.envoy_user.unwrap_or(DEFAULT_ENVOY_USER),
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".into()),
         })
@@ -299,6 +308,14 @@ fn metrics_address(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
             "is neither `off` nor an address like `127.0.0.1:9964`",
         )
     })
+}
+
+fn envoy_choice(text: Option<&str>) -> EnvoyChoice {
+    match text {
+        None | Some("auto") => EnvoyChoice::Auto,
+        Some("off") => EnvoyChoice::Off,
+        Some(path) => EnvoyChoice::At(path.into()),
+    }
 }
 
 fn host_name() -> String {

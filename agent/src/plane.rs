@@ -6,6 +6,8 @@ mod kernel;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thyra_datapath::Connection;
@@ -117,6 +119,21 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// The live ones stay.
     fn commit(&mut self, tables: &Tables, generation: u32) -> Result<Committed, PlaneError>;
+    /// Steers the endpoint's new connections to Envoy's listeners in the pod's network namespace, where a verdict needs it.
+    ///
+    /// # Errors
+    /// They are refused as before.
+    fn steer(&mut self, id: u16, netns: &str) -> Result<(), PlaneError>;
+    /// Whatever runs in this control group is Envoy.
+    ///
+    /// # Errors
+    /// Its sockets get no connection.
+    fn register_envoy(&mut self, cgroup: &Path) -> Result<(), PlaneError>;
+    /// On which port Envoy judges a residual, by its address.
+    ///
+    /// # Errors
+    /// Connections of listeners that went may still be remembered.
+    fn set_listeners(&mut self, listeners: BTreeMap<Arc<str>, u16>) -> Result<(), PlaneError>;
     /// Whether allowed new connections are reported as events.
     fn report_new(&mut self, on: bool);
     /// Index of an interface; none when it doesn't exist.

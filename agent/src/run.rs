@@ -5,12 +5,14 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, OpenError, Order};
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +23,7 @@ use crate::board::Board;
 use crate::change::Topic;
 use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, PolicySource};
 use crate::held::Basis;
+use crate::l7::{self, L7, L7Error};
 use crate::metrics::{self, Metrics};
 use crate::monitor::Hub;
 use crate::plane::{Plane, PlaneError};
@@ -59,6 +62,9 @@ pub enum RunError {
     /// The socket.
     #[error("the admin socket can't be had")]
     Socket(#[from] SocketError),
+    /// The way to Envoy.
+    #[error("envoy can't be used")]
+    Envoy(#[from] L7Error),
     /// The metrics address.
     #[error(
         "metrics address `{address}` can't be used; free it, or give `--metrics=ADDRESS` or `--metrics=off`"
@@ -156,13 +162,25 @@ pub async fn run_on(
         );
     }
     let metrics = Arc::new(Metrics::default());
+    let l7 = L7::open(&l7::Options {
+        envoy: config.envoy.clone(),
+        user: config.envoy_user,
+        folder: beside(&config.socket, "envoy"),
+        node: config.node.name.clone(),
+    })
+    .await?;
+    let envoys_news = l7.as_ref().map(L7::changes);
     let (handle, store) = Store::start(Parts {
         plane: plane.clone(),
         state: config.state.clone(),
         basis: basis(&config, source::awaited(&sources)),
         metrics: metrics.clone(),
         hub: hub.clone(),
+        l7,
     })?;
+    if let Some(news) = envoys_news {
+        tasks.spawn(tell_of_envoy(news, handle.clone(), stop.clone()));
+    }
     if let Some(events) = events {
         tasks.spawn(hub.clone().pump(events, stop.clone()));
     }
@@ -247,6 +265,23 @@ fn basis(config: &Config, awaited: std::collections::BTreeSet<Topic>) -> Basis {
         listed_policies: config.policy_source == PolicySource::Authorization,
         identities: std::collections::BTreeMap::new(),
         identity_grace: config.identity_grace,
+    }
+}
+
+/// A file beside another one.
+fn beside(file: &Path, name: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new(".")).join(name)
+}
+
+async fn tell_of_envoy(mut news: watch::Receiver<u64>, handle: Handle, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            changed = news.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+        if !handle.send(Command::Envoy) {
+            return;
+        }
     }
 }
 

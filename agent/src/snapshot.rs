@@ -23,6 +23,21 @@ pub enum Attached {
     Failed(String),
 }
 
+/// How it stands with the node's Envoy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct L7Standing {
+    /// Whether there is one, started or not.
+    pub available: bool,
+    /// Port of the listener of each residual that it judges.
+    pub judged: BTreeMap<Arc<str>, u16>,
+    /// Residuals that it can't judge, and why.
+    pub refused: BTreeMap<Arc<str>, String>,
+    /// Endpoints whose connections can't be given to it, and why.
+    pub unsteered: BTreeMap<u16, String>,
+    /// What is wrong with Envoy itself.
+    pub problem: Option<String>,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -42,6 +57,8 @@ pub struct Snapshot {
     pub attached: Arc<BTreeMap<u16, Attached>>,
     /// Endpoints that may open no connection yet, and whose their address was.
     pub held_back: Arc<BTreeMap<u16, String>>,
+    /// How it stands with Envoy.
+    pub l7: Arc<L7Standing>,
     /// Why newer news is not enforced, if so.
     pub problem: Option<String>,
     /// Namespace and name by address; filled when first asked for.

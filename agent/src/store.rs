@@ -5,6 +5,7 @@
 
 mod commit;
 mod endpoint;
+mod l7;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use tracing::{info, warn};
 use crate::chain::chain;
 use crate::change::Change;
 use crate::held::{Basis, Held};
+use crate::l7::L7;
 use crate::metrics::Metrics;
 use crate::monitor::Hub;
 use crate::plane::Plane;
@@ -43,6 +45,8 @@ pub enum Command {
     Del(PodKey, oneshot::Sender<Result<u32, EndpointError>>),
     /// Is it enforced as registered?
     Check(Box<Registration>, oneshot::Sender<Result<u32, EndpointError>>),
+    /// Envoy has taken or refused something.
+    Envoy,
     /// Once a second: finished connections, endpoints that could not be attached, numbers that want to be
     /// stored.
     Tick,
@@ -91,6 +95,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where to tell what happens.
     pub hub: Hub,
+    /// The way to Envoy, where there is one.
+    pub l7: Option<L7>,
 }
 
 /// See the module.
@@ -114,6 +120,9 @@ pub struct Store {
     inherited: bool,
     committed: bool,
     checked_coverage: Instant,
+    l7: Option<L7>,
+    /// Endpoints whose connections can't be given to Envoy, and why.
+    unsteered: BTreeMap<u16, String>,
 }
 
 impl Store {
@@ -129,6 +138,7 @@ impl Store {
             mut basis,
             metrics,
             hub,
+            l7,
         } = parts;
         let identities = identities_file(&state);
         basis.identities = state_file::load(&identities)?.unwrap_or_default();
@@ -155,7 +165,10 @@ impl Store {
             inherited,
             committed: false,
             checked_coverage: Instant::now(),
+            l7,
+            unsteered: BTreeMap::new(),
         };
+        store.register_envoy();
         let (commands, receiver) = mpsc::unbounded_channel();
         store.readopt(known);
         let thread = std::thread::Builder::new()
@@ -193,6 +206,9 @@ impl Store {
             self.settle_news(changed, &received);
         }
         self.store_identities();
+        if let Some(l7) = self.l7.take() {
+            l7.stop();
+        }
     }
 
     fn take_news(&mut self, changes: Vec<Change>) -> bool {
@@ -228,6 +244,7 @@ impl Store {
             Command::Add(registration, reply) => drop(reply.send(self.add(*registration))),
             Command::Del(key, reply) => drop(reply.send(self.del(&key))),
             Command::Check(registration, reply) => drop(reply.send(self.check(&registration))),
+            Command::Envoy => self.envoy_has_news(),
             Command::Tick => self.tick(),
             Command::News(changes, _) => drop(self.take_news(changes)),
         }

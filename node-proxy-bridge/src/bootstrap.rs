@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 /// The cluster of the bridge's own socket.
 const BRIDGE: &str = "thyra";
+/// The cluster of every pod: from inside its namespace to where the client wanted to.
+pub const POD: &str = "pod";
 /// Connections that Envoy holds at most; it refuses more by itself.
 const MAX_CONNECTIONS: u32 = 50_000;
 
@@ -33,7 +35,7 @@ pub fn bootstrap(node: &str, xds: &Path, admin: &Path) -> Value {
             },
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
-        "static_resources": {"clusters": [bridge(xds)]},
+        "static_resources": {"clusters": [bridge(xds), pod()]},
         "overload_manager": {
             "resource_monitors": [{
                 "name": "envoy.resource_monitors.global_downstream_max_connections",
@@ -43,6 +45,33 @@ pub fn bootstrap(node: &str, xds: &Path, admin: &Path) -> Value {
                     "max_active_downstream_connections": MAX_CONNECTIONS,
                 },
             }],
+        },
+    })
+}
+
+/// Which namespace and which address: the listener's filter state says it (`listener::inline`).
+fn pod() -> Value {
+    json!({
+        "name": POD,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "2s",
+        "upstream_bind_config": {
+            "source_address": {"address": "0.0.0.0", "port_value": 0},
+            "extra_source_addresses": [{"address": {"address": "::", "port_value": 0}}],
+            "local_address_selector": {
+                "name": "envoy.upstream.local_address_selector.filter_state_override",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.local_address_selectors.\
+                              filter_state_override.v3.Config",
+                },
+            },
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": {}},
+            },
         },
     })
 }

@@ -53,6 +53,9 @@ pub struct EnvoyConfig {
     pub concurrency: u16,
     /// Uid and gid; none: those of this process. Changing them needs root.
     pub user: Option<(u32, u32)>,
+    /// The control group that it runs in, and by which its sockets are known. With it Envoy listens inside of pods, for
+    /// which it has CAP_SYS_ADMIN and no other capability.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl EnvoyConfig {

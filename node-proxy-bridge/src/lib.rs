@@ -8,16 +8,18 @@ pub mod ads;
 pub mod bootstrap;
 pub mod bridge;
 pub mod envoy;
+pub mod inline;
 pub mod listener;
 pub mod lower;
 
 /// The filter that checks tokens, and the metadata that it leaves.
 pub const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";
 
-/// Verdicts need L7 and the way from the kernel to the proxy is not built: their connections are refused with the
-/// reason `needs L7`.
+/// Verdicts need L7 and there is no Envoy: their connections are refused with the reason `needs L7`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{verdicts} verdicts depend on HTTP and there is no L7 proxy yet: they are refused (`needs L7`)")]
+#[error(
+    "{verdicts} verdicts depend on HTTP and there is no Envoy (`--envoy`): they are refused (`needs L7`)"
+)]
 pub struct L7Unavailable {
     /// How many distinct verdicts of the live tables.
     pub verdicts: usize,

@@ -1,13 +1,14 @@
-//! Envoy's listeners for residuals, on Unix sockets: an oracle answers whether a stream may pass, and nothing
-//! else lies behind it.
+//! Envoy's listeners for residuals: oracles on Unix sockets, which answer whether a stream may pass and have nothing
+//! behind them, and listeners inside pods (`inline`), which go on to the pod.
 //!
 //! Invariant: a listener says what its filters are, never what their rules are; the rules come as extension
 //! configurations (`rules`), so that a change of them leaves the listener and its connections alone.
 //!
-//! Whoever asks writes a PROXY header first: it carries the source address that `remoteIpBlocks` is matched
+//! Whoever asks an oracle writes a PROXY header first: it carries the source address that `remoteIpBlocks` is matched
 //! against, since a Unix socket has none. Without one Envoy closes the connection.
 
 mod http;
+mod inline;
 mod tls;
 
 use std::path::Path;
@@ -25,6 +26,7 @@ use envoy_types::util::pack_any;
 use prost::{Message, Name};
 
 pub use self::http::{HttpOptions, REASON_HEADER, http, tokens};
+pub use self::inline::{Place, Shape, inline, name as inline_name};
 pub use self::tls::tls;
 use crate::lower::{Chain, StepKind};
 

@@ -163,6 +163,7 @@ impl View<'_> {
             return Held::default();
         };
         let shown = match lock::read(self.plane).verdict(id) {
+            Some(known) if action == known.cell_action() => verdict::to_api(&known),
             Some(known) => api::Verdict {
                 action: word::action(action).into(),
                 ..verdict::to_api(&known)
@@ -178,7 +179,7 @@ impl View<'_> {
     fn agree(&self, wanted: &Verdict, kernel: &Held) -> bool {
         kernel
             .cell
-            .is_some_and(|(action, id)| action == wanted.action && self.id(wanted) == Some(id))
+            .is_some_and(|(action, id)| action == wanted.cell_action() && self.id(wanted) == Some(id))
     }
 
     fn id(&self, verdict: &Verdict) -> Option<u16> {

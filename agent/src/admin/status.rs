@@ -111,8 +111,13 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
         .iter()
         .filter(|v| v.reason == Reason::NeedsL7)
         .count();
-    if l7 > 0 {
+    if l7 > 0 && !snapshot.l7.available {
         problems.push(L7Unavailable { verdicts: l7 }.to_string());
+    }
+    problems.extend(snapshot.l7.problem.clone().filter(|_| l7 > 0));
+    problems.extend(snapshot.l7.refused.values().map(|why| format!("needs L7: {why}")));
+    for (id, why) in &snapshot.l7.unsteered {
+        problems.push(format!("endpoint {id}: what needs L7 is refused: {why}"));
     }
     problems
 }

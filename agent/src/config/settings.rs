@@ -104,6 +104,12 @@ pub struct Settings {
     /// UDP, SCTP and ICMP [default: pass]
     #[arg(long, value_enum)]
     pub non_tcp: Option<NonTcpChoice>,
+    /// Envoy for verdicts that need L7: a path, `auto` (the one in $PATH, if there) or `off` [default: auto]
+    #[arg(long, value_name = "PATH")]
+    pub envoy: Option<String>,
+    /// User and group id that Envoy runs as [default: 65532]
+    #[arg(long, value_name = "UID")]
+    pub envoy_user: Option<u32>,
     /// Log format [default: text]
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -153,6 +159,8 @@ impl Settings {
             bootstrap: self.bootstrap.or(file.bootstrap),
             identity_grace: self.identity_grace.or(file.identity_grace),
             non_tcp: self.non_tcp.or(file.non_tcp),
+            envoy: self.envoy.or(file.envoy),
+            envoy_user: self.envoy_user.or(file.envoy_user),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
             namespace: self.namespace.or(file.namespace),

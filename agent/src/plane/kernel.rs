@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
 
 use thyra_datapath::{
     AttachError, CommitError, Connection, Datapath, EndpointSpec, EventReader, KernelView, Origin,
@@ -103,6 +105,18 @@ impl Plane for Datapath {
             waited: report.waited,
             verdict_ids: report.verdict_ids,
         })
+    }
+
+    fn steer(&mut self, id: u16, netns: &str) -> Result<(), PlaneError> {
+        Datapath::steer(self, id, netns.as_ref()).map_err(|e| failed(&e))
+    }
+
+    fn register_envoy(&mut self, cgroup: &Path) -> Result<(), PlaneError> {
+        self.register(cgroup).map_err(|e| failed(&e))
+    }
+
+    fn set_listeners(&mut self, listeners: BTreeMap<Arc<str>, u16>) -> Result<(), PlaneError> {
+        Datapath::set_listeners(self, listeners).map_err(|e| failed(&e))
     }
 
     fn report_new(&mut self, on: bool) {

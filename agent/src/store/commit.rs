@@ -39,6 +39,7 @@ impl Store {
         let started = Instant::now();
         let tables = self.compiler.compile(&self.held.world)?;
         let compiled = started.elapsed();
+        let asked = self.prepare_l7(&tables);
         let last = self.published.borrow().clone();
         let mut generation = lock::read(&self.plane).generation();
         let (tables, ids) = if self.committed && *last.tables == tables {
@@ -61,6 +62,9 @@ impl Store {
             ));
             (Arc::new(tables), Arc::new(done.verdict_ids))
         };
+        if asked {
+            self.retire_l7();
+        }
         self.inherited = false;
         self.committed = true;
         self.publish(tables, ids, generation);
@@ -87,6 +91,7 @@ impl Store {
             generation,
             attached: Arc::new(self.attached.clone()),
             held_back: Arc::new(self.held_back.clone()),
+            l7: Arc::new(self.l7_standing()),
             ..Snapshot::default()
         }));
     }

@@ -101,6 +101,18 @@ impl Plane for Remembering {
         })
     }
 
+    fn steer(&mut self, _: u16, _: &str) -> Result<(), PlaneError> {
+        Ok(())
+    }
+
+    fn register_envoy(&mut self, _: &std::path::Path) -> Result<(), PlaneError> {
+        Ok(())
+    }
+
+    fn set_listeners(&mut self, _: BTreeMap<std::sync::Arc<str>, u16>) -> Result<(), PlaneError> {
+        Ok(())
+    }
+
     fn detach(&mut self, id: u16) -> Result<(), PlaneError> {
         self.with(|t| {
             t.attached.remove(&id);

@@ -59,6 +59,7 @@ impl Bench {
             basis,
             metrics: Arc::new(Metrics::default()),
             hub: Hub::default(),
+            l7: None,
         })
         .expect("started");
         Self {

@@ -272,6 +272,7 @@ fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Set
         ("bpffs".into(), bpffs.display().to_string()),
         ("state".into(), state.display().to_string()),
         ("default-mode".into(), "enforce".into()),
+        ("envoy".into(), envoy()),
         ("pod-cidr".into(), POD_RANGE4.into()),
         ("pod-cidr".into(), POD_RANGE6.into()),
     ];
@@ -300,6 +301,21 @@ fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Set
         .into_iter()
         .map(|(key, value)| format!("--{key}={value}").into())
         .collect()
+}
+
+/// The Envoy for verdicts that need L7: `THYRA_ENVOY`, else what `make envoy` installed, else the one in $PATH, if any.
+fn envoy() -> String {
+    let named = std::env::var("THYRA_ENVOY").ok().filter(|path| !path.is_empty());
+    let cache = std::env::var_os("THYRA_CACHE").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".cache/thyra"))
+    });
+    let installed = cache
+        .map(|cache| cache.join("envoy/envoy"))
+        .filter(|path| path.exists());
+    named
+        .or_else(|| installed.map(|path| path.display().to_string()))
+        .unwrap_or_else(|| "auto".to_owned())
 }
 
 /// A lazy connection over a Unix socket.

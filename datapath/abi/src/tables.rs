@@ -72,6 +72,19 @@ pub struct Verdict {
     pub would: Option<Would>,
 }
 
+impl Verdict {
+    /// What its cell says: an Envoy is asked where the programs know one that judges the residual, else it is as `action`
+    /// says.
+    #[must_use]
+    pub fn cell_action(&self) -> Action {
+        if self.reason == Reason::NeedsL7 && self.residual.is_some() && self.action == Action::Deny {
+            Action::Proxy
+        } else {
+            self.action
+        }
+    }
+}
+
 /// An exact source address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceAddress {

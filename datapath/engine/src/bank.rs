@@ -340,7 +340,7 @@ fn sets(tables: &Tables) -> Result<Vec<u64>, Overflow> {
 fn rows(tables: &Tables, verdict_id: &dyn Fn(usize) -> u16) -> Result<Vec<u64>, Overflow> {
     let cell = |(i, verdict): (usize, &thyra_datapath_abi::tables::Verdict)| {
         let id = verdict_id(i);
-        Cell::new(verdict.action, id)
+        Cell::new(verdict.cell_action(), id)
             .filter(|_| id != 0)
             .ok_or(Overflow::Range {
                 what: "verdict id",

@@ -116,7 +116,7 @@ fn reached(from: Pod) -> [At; 2] {
 
 fn needs_l7(residual: &str) -> Verdict {
     Verdict {
-        action: Action::Proxy,
+        action: Action::Deny,
         reason: Reason::NeedsL7,
         rule: None,
         because: vec![(rule("l7"), "methods".into())],

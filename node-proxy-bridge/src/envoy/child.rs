@@ -1,12 +1,19 @@
 //! Starting the process: with nothing that it doesn't need.
 //!
 //! Invariant: it gains no privilege (`no_new_privs`), has none of the descriptors that this program opened (the
-//! standard library and tokio open all of them close-on-exec), and, where it has a user of its own, no capability.
+//! standard library and tokio open all of them close-on-exec), and, where it has a user of its own, no capability but
+//! the one to enter the network namespace of a pod, if it listens there.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, capabilities, configure_capability_in_ambient_set,
+    set_capabilities, set_capabilities_secure_bits,
+};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tracing::{debug, error, info, warn};
@@ -19,16 +26,26 @@ pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut child = without_new_privileges(command(config))?;
+    let binary = File::open(&config.binary.path)?;
+    let mut child = without_new_privileges(command(config, &binary), config.cgroup.is_some())?;
+    if let Some(cgroup) = &config.cgroup
+        && let Some(pid) = child.id()
+    {
+        // Long before it listens anywhere: it has to ask the bridge first. A socket that was made before isn't known, and
+        // gets no connection.
+        std::fs::write(cgroup.join("cgroup.procs"), pid.to_string())?;
+    }
     if let Some(output) = child.stderr.take() {
         tokio::spawn(log(output));
     }
     Ok(child)
 }
 
-fn command(config: &EnvoyConfig) -> Command {
-    let mut command = Command::new(&config.binary.path);
+/// The binary by its descriptor, which the child has until it runs it: its user need not reach the folder.
+fn command(config: &EnvoyConfig, binary: &File) -> Command {
+    let mut command = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()));
     command
+        .arg0(&config.binary.path)
         .arg("--config-path")
         .arg(config.folder.join("bootstrap.json"))
         .arg("--concurrency")
@@ -51,16 +68,30 @@ fn command(config: &EnvoyConfig) -> Command {
 
 /// `no_new_privs` is a thread's (prctl(2), since Linux 3.5) and its children inherit it, so a thread of its own
 /// starts the process: this one keeps what it may.
-fn without_new_privileges(mut command: Command) -> io::Result<Child> {
+fn without_new_privileges(mut command: Command, enters_pods: bool) -> io::Result<Child> {
     let runtime = tokio::runtime::Handle::current();
     let starter = std::thread::Builder::new().name("envoy-start".to_owned());
     let started = starter.spawn(move || {
+        if enters_pods {
+            keep_admin()?;
+        }
         rustix::thread::set_no_new_privs(true)?;
         let _entered = runtime.enter();
         command.spawn()
     })?;
     let panicked = |_| io::Error::other("the thread that starts it panicked");
     started.join().map_err(panicked)?
+}
+
+/// What this thread starts has CAP_SYS_ADMIN and nothing else, whichever user it becomes (capabilities(7): ambient).
+fn keep_admin() -> io::Result<()> {
+    let admin = CapabilitySet::SYS_ADMIN;
+    let mut own = capabilities(None)?;
+    own.inheritable |= admin;
+    set_capabilities(None, own)?;
+    configure_capability_in_ambient_set(admin, true)?;
+    set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
+    Ok(())
 }
 
 /// Asks it to end; nothing when it has ended already.

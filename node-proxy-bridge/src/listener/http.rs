@@ -16,7 +16,8 @@ use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType as NetworkC
 use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener};
 use envoy_types::pb::envoy::config::rbac::v3::Rbac;
 use envoy_types::pb::envoy::config::route::v3::{
-    DirectResponseAction, Route, RouteConfiguration, RouteMatch, VirtualHost, route, route_match,
+    DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
+    route_action, route_match,
 };
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
@@ -24,7 +25,7 @@ use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as manager_v3;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration};
 use manager_v3::http_connection_manager::{
-    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, UpgradeConfig,
+    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig,
 };
 use manager_v3::http_filter::ConfigType;
 use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper};
@@ -32,6 +33,7 @@ use thyra_policy_compiler::traffic::PathNormalization;
 
 use super::{discovered, names, on_socket, packed};
 use crate::JWT_FILTER;
+use crate::bootstrap::POD;
 use crate::lower::StepKind;
 
 /// What Envoy's answer says of its reason, when asked to: a response header that never goes to a client.
@@ -79,6 +81,42 @@ pub(super) fn filter(rules: Option<Rbac>) -> Any {
         rules,
         ..HttpRbac::default()
     })
+}
+
+/// The manager of a listener inside a pod; as a sidecar's inbound one (`buildInboundHttpOptions`).
+pub(super) fn to_pod(name: &str, shape: &[StepKind], options: &HttpOptions) -> HttpConnectionManager {
+    let asks = manager(name, shape, options);
+    let route = Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
+            ..RouteMatch::default()
+        }),
+        action: Some(route::Action::Route(RouteAction {
+            cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(POD.to_owned())),
+            timeout: Some(Duration::default()),
+            ..RouteAction::default()
+        })),
+        ..Route::default()
+    };
+    HttpConnectionManager {
+        stat_prefix: "pod".to_owned(),
+        // The pod's answer is its own.
+        server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
+        proxy_100_continue: true,
+        stream_idle_timeout: Some(Duration::default()),
+        delayed_close_timeout: None,
+        route_specifier: Some(RouteSpecifier::RouteConfig(RouteConfiguration {
+            name: "pod".to_owned(),
+            virtual_hosts: vec![VirtualHost {
+                name: "any".to_owned(),
+                domains: vec!["*".to_owned()],
+                routes: vec![route],
+                ..VirtualHost::default()
+            }],
+            ..RouteConfiguration::default()
+        })),
+        ..asks
+    }
 }
 
 fn manager(name: &str, shape: &[StepKind], options: &HttpOptions) -> HttpConnectionManager {
@@ -129,7 +167,11 @@ fn filters(name: &str, shape: &[StepKind], options: &HttpOptions) -> Vec<HttpFil
         config_type: Some(ConfigType::ConfigDiscovery(discovered::<HttpRbac>())),
         ..HttpFilter::default()
     }));
-    filters.push(typed("envoy.filters.http.router", packed(&Router::default())));
+    let router = Router {
+        suppress_envoy_headers: true,
+        ..Router::default()
+    };
+    filters.push(typed("envoy.filters.http.router", packed(&router)));
     filters
 }
 

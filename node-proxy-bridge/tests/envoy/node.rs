@@ -83,6 +83,7 @@ impl Node {
             node: "test".to_owned(),
             concurrency: 1,
             user,
+            cgroup: None,
         };
         let bridge = Bridge::start(BridgeConfig {
             xds_socket: config.xds_socket(),

@@ -1,0 +1,251 @@
+//! The way to the node's Envoy: which pods need which residuals there, and on which ports it has taken them.
+//!
+//! Invariant: the kernel is told of a port only once Envoy judges that residual on it; an Envoy that is missing, starts or
+//! is gone refuses what needs it and nothing else. It isn't started before something needs it.
+
+mod cells;
+mod cgroup;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thyra_node_proxy_bridge::ads::{AdsError, AdsServer};
+use thyra_node_proxy_bridge::envoy::{Binary, BinaryError, EnvoyConfig, EnvoyState, Supervisor};
+use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
+use thyra_node_proxy_bridge::listener::{HttpOptions, Place};
+use thyra_policy_compiler::traffic::PathNormalization;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+pub use self::cells::cells;
+use self::cgroup::Cgroup;
+use crate::chain::chain;
+
+/// A running Envoy takes a change within milliseconds; a commit waits no longer than this for it.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Its worker threads.
+const CONCURRENCY: u16 = 2;
+
+/// Which Envoy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum EnvoyChoice {
+    /// The one in $PATH, if there is one.
+    #[default]
+    Auto,
+    /// None: what needs L7 is refused.
+    Off,
+    /// This one.
+    At(PathBuf),
+}
+
+/// How it runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which.
+    pub envoy: EnvoyChoice,
+    /// Its user and group.
+    pub user: u32,
+    /// Its folder; emptied when it is taken.
+    pub folder: PathBuf,
+    /// Name of this node.
+    pub node: String,
+}
+
+/// Why there can be no Envoy.
+#[derive(Debug, thiserror::Error)]
+pub enum L7Error {
+    /// It can't be used.
+    #[error(transparent)]
+    Binary(#[from] BinaryError),
+    /// Nobody can listen for it.
+    #[error(transparent)]
+    Ads(#[from] AdsError),
+    /// Its folder can't be made.
+    #[error("can't make `{}` for envoy", path.display())]
+    Folder {
+        /// Path.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// It can have no control group, by which its sockets are known.
+    #[error("can't make a control group for envoy at `{}`", path.display())]
+    Cgroup {
+        /// Path.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// What is wanted of Envoy: each cell's name and pod, and the address of its residual.
+type Wants = Vec<(Arc<str>, Place, Arc<str>)>;
+
+/// See the module.
+pub struct L7 {
+    inline: Inline,
+    config: EnvoyConfig,
+    supervisor: Option<Supervisor>,
+    cgroup: Cgroup,
+    runtime: Handle,
+    wants: Wants,
+    paths: PathNormalization,
+}
+
+impl L7 {
+    /// Finds Envoy and listens for it; none where none is wanted, or none is there and none was named.
+    ///
+    /// # Errors
+    /// The one that was named can't be used, or there is no place for it.
+    pub async fn open(options: &Options) -> Result<Option<Self>, L7Error> {
+        let named = match &options.envoy {
+            EnvoyChoice::Off => return Ok(None),
+            EnvoyChoice::Auto => None,
+            EnvoyChoice::At(path) => Some(path.as_path()),
+        };
+        let binary = match Binary::find(named, None).await {
+            Ok(binary) => binary,
+            Err(error @ BinaryError::Absent { .. }) => {
+                info!(why = %error, "verdicts that need L7 are refused");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let user = Some((options.user, options.user));
+        make_folder(&options.folder, options.user)?;
+        let cgroup = cgroup::make(&options.folder)?;
+        let config = EnvoyConfig {
+            binary,
+            folder: options.folder.clone(),
+            node: options.node.clone(),
+            concurrency: CONCURRENCY,
+            user,
+            cgroup: Some(cgroup.path.clone()),
+        };
+        let server = AdsServer::start(&config.xds_socket(), user)?;
+        Ok(Some(Self {
+            inline: Inline::new(server, HttpOptions::default()),
+            config,
+            supervisor: None,
+            cgroup,
+            runtime: Handle::current(),
+            wants: Vec::new(),
+            paths: PathNormalization::default(),
+        }))
+    }
+
+    /// The control group whose sockets are Envoy's.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup.path
+    }
+
+    /// Tells Envoy what is wanted from now on, beside what the live tables name, and gives it a moment to take it.
+    /// Whether something else is wanted than before.
+    pub fn prepare(&mut self, cells: &[Cell], paths: PathNormalization) -> bool {
+        let wants = |cell: &Cell| {
+            (
+                Arc::clone(&cell.name),
+                cell.place.clone(),
+                cell.residual.address(),
+            )
+        };
+        let wants: Wants = cells.iter().map(wants).collect();
+        if wants == self.wants && paths == self.paths {
+            return false;
+        }
+        self.inline.set_options(HttpOptions {
+            paths,
+            ..HttpOptions::default()
+        });
+        self.inline.apply(cells);
+        (self.wants, self.paths) = (wants, paths);
+        if self.is_ready() {
+            self.runtime.block_on(self.inline.settled(PATIENCE));
+        } else if !self.inline.is_empty() {
+            self.start();
+        }
+        true
+    }
+
+    /// The live tables name what is wanted and nothing else.
+    pub fn retire(&mut self) {
+        self.inline.retire();
+    }
+
+    /// The port of each residual that Envoy judges.
+    #[must_use]
+    pub fn ports(&self) -> BTreeMap<Arc<str>, u16> {
+        self.inline.ports()
+    }
+
+    /// Residuals that are refused, with the reason.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<Arc<str>, Refusal> {
+        self.inline.refused()
+    }
+
+    /// Moves whenever ports may have changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inline.changes()
+    }
+
+    /// What is wrong with Envoy; none while it isn't needed or is ready.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match &*self.supervisor.as_ref()?.state().borrow() {
+            EnvoyState::Ready { .. } | EnvoyState::Stopped => None,
+            EnvoyState::Starting => Some("envoy is starting; verdicts that need L7 are refused".to_owned()),
+            EnvoyState::Waiting { why, wait } => Some(format!(
+                "envoy: {why}; it is started again within {wait:?}, verdicts that need L7 are refused"
+            )),
+        }
+    }
+
+    /// Ends Envoy.
+    pub fn stop(self) {
+        if let Some(supervisor) = self.supervisor {
+            self.runtime.block_on(supervisor.stop());
+        }
+        if let Err(error) = cgroup::remove(&self.cgroup.path) {
+            warn!(cgroup = %self.cgroup.path.display(), %error, "envoy's control group stays");
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        let state = self.supervisor.as_ref().map(Supervisor::state);
+        state.is_some_and(|state| matches!(&*state.borrow(), EnvoyState::Ready { .. }))
+    }
+
+    fn start(&mut self) {
+        if self.supervisor.is_some() {
+            return;
+        }
+        let _inside = self.runtime.enter();
+        match Supervisor::start(self.config.clone()) {
+            Ok(supervisor) => self.supervisor = Some(supervisor),
+            Err(error) => warn!(error = chain(&error), "envoy can't be started"),
+        }
+    }
+}
+
+/// An empty folder that Envoy's user may write to.
+fn make_folder(path: &Path, user: u32) -> Result<(), L7Error> {
+    let failed = |source| L7Error::Folder {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    chown(path, Some(user), Some(user)).map_err(failed)
+}

@@ -1,0 +1,105 @@
+//! What a commit has to do with Envoy: before it Envoy is told what the new tables need, after it what they no longer do.
+//!
+//! Invariant: nothing here can fail a commit. What Envoy can't judge is refused in the kernel, and named.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use thyra_datapath_abi::tables::Tables;
+use tracing::warn;
+
+use super::{Store, lock};
+use crate::chain::chain;
+use crate::l7::{self, L7};
+use crate::snapshot::{L7Standing, Snapshot};
+
+impl Store {
+    /// From now on the kernel knows Envoy's sockets.
+    pub(super) fn register_envoy(&mut self) {
+        let Some(l7) = &self.l7 else {
+            return;
+        };
+        if let Err(error) = lock::write(&self.plane).register_envoy(l7.cgroup()) {
+            warn!(
+                error = chain(&error),
+                "envoy's sockets can't be known; what needs L7 is refused"
+            );
+        }
+    }
+
+    /// Tells Envoy what the tables need, and the kernel which connections to give it. Whether anything changed.
+    pub(super) fn prepare_l7(&mut self, tables: &Tables) -> bool {
+        let Some(l7) = &mut self.l7 else {
+            return false;
+        };
+        let registrations = &self.held.registrations;
+        let cells = l7::cells(tables, self.compiler.residuals(), registrations);
+        let changed = l7.prepare(&cells, self.held.world.mesh.path_normalization);
+        let pods: BTreeSet<&str> = cells.iter().map(|cell| cell.place.pod.as_str()).collect();
+        self.unsteered.clear();
+        for (id, registration) in registrations
+            .iter()
+            .filter(|(_, r)| pods.contains(r.uid.as_str()))
+        {
+            if let Err(error) = lock::write(&self.plane).steer(*id, &registration.netns) {
+                let why = chain(&error);
+                warn!(pod = registration.pod(), why, "what needs L7 is refused");
+                self.unsteered.insert(*id, why);
+            }
+        }
+        if changed {
+            self.tell_listeners();
+        }
+        changed
+    }
+
+    /// The tables that `prepare_l7` saw are live.
+    pub(super) fn retire_l7(&mut self) {
+        if let Some(l7) = &mut self.l7 {
+            l7.retire();
+            self.tell_listeners();
+        }
+    }
+
+    /// Envoy has taken or refused something.
+    pub(super) fn envoy_has_news(&mut self) {
+        self.tell_listeners();
+        let standing = self.l7_standing();
+        if *self.published.borrow().l7 == standing {
+            return;
+        }
+        self.published.send_modify(|s| {
+            let mut next = Snapshot::clone(s);
+            next.l7 = Arc::new(standing);
+            *s = Arc::new(next);
+        });
+    }
+
+    fn tell_listeners(&mut self) {
+        let Some(l7) = &self.l7 else {
+            return;
+        };
+        if let Err(error) = lock::write(&self.plane).set_listeners(l7.ports()) {
+            warn!(
+                error = chain(&error),
+                "connections of listeners that went are not cut"
+            );
+        }
+    }
+
+    pub(super) fn l7_standing(&self) -> L7Standing {
+        let Some(l7) = &self.l7 else {
+            return L7Standing::default();
+        };
+        let refused = l7.refused().into_iter();
+        L7Standing {
+            available: true,
+            judged: l7.ports(),
+            refused: refused
+                .map(|(residual, why)| (residual, chain(&why)))
+                .collect::<BTreeMap<_, _>>(),
+            unsteered: self.unsteered.clone(),
+            problem: L7::problem(l7),
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Residuals in, listeners inside pods out: on which port, in every pod that needs it, Envoy judges which residual.
+//!
+//! Invariant: a port is named for a residual only when Envoy has acknowledged that residual's rules on it. A cell whose
+//! residual changes keeps its port where nobody else holds it, so that the change acts in place, on the next request
+//! of an open connection; what is no longer wanted stays until `retire`, since the kernel's tables still name it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::util::pack_any;
+use sha2::{Digest as _, Sha256};
+use thyra_datapath_abi::limits::{L7_FIRST_PORT, L7_PORTS};
+use thyra_datapath_abi::tables::RuleRef;
+use thyra_datapath_abi::{Action, Reason};
+use thyra_policy_compiler::residual::{Answer, Residual, Test};
+use tokio::sync::watch;
+use tracing::{debug, info};
+
+use crate::ads::{AdsServer, Kind, Name, Outcome, Resource};
+use crate::listener::{self, HttpOptions, Place, Reading, Shape};
+use crate::lower::{self, Chain, NotExpressible};
+
+/// A cell of the tables that needs a listener in a pod.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// A lasting name: the same one before and after a change of its residual.
+    pub name: Arc<str>,
+    /// The pod.
+    pub place: Place,
+    /// What decides.
+    pub residual: Arc<Residual<RuleRef>>,
+}
+
+/// Why a residual has no listener.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Envoy has no form for it.
+    #[error(transparent)]
+    NotExpressible(#[from] NotExpressible),
+    /// It reads tokens, which nothing checks.
+    #[error("rule `{rule}`: `{field}` reads a token, and RequestAuthentication is not carried out")]
+    Token {
+        /// The rule.
+        rule: RuleRef,
+        /// The field as policies name it.
+        field: Arc<str>,
+    },
+    /// There are too many others.
+    #[error("there are {L7_PORTS} others already")]
+    TooMany,
+    /// Envoy refused it.
+    #[error("envoy refuses it: {0}")]
+    Rejected(Arc<str>),
+}
+
+/// A residual with its port.
+#[derive(Debug)]
+struct Slot {
+    residual: Arc<str>,
+    /// What it judged before, until that is retired.
+    former: Option<Arc<str>>,
+    port: u16,
+    rules: Vec<Name>,
+    listeners: Vec<Name>,
+    cells: BTreeSet<Arc<str>>,
+}
+
+/// A residual with the cells that ask it.
+struct Asked {
+    http: Chain,
+    other: Option<Chain>,
+    cells: BTreeSet<Arc<str>>,
+    places: BTreeSet<Place>,
+}
+
+/// Feeds Envoy with listeners inside pods.
+#[derive(Debug)]
+pub struct Inline {
+    server: AdsServer,
+    options: HttpOptions,
+    slots: Vec<Slot>,
+    /// Wanted no more, but not retired.
+    lingering: Vec<Slot>,
+    refused: BTreeMap<Arc<str>, Refusal>,
+    /// The port to try next: one that was freed is taken again as late as can be.
+    next: u16,
+}
+
+impl Inline {
+    /// Nothing is wanted yet.
+    #[must_use]
+    pub fn new(server: AdsServer, options: HttpOptions) -> Self {
+        Self {
+            server,
+            options,
+            slots: Vec::new(),
+            lingering: Vec::new(),
+            refused: BTreeMap::new(),
+            next: 0,
+        }
+    }
+
+    /// What HTTP listeners have in common from the next `apply` on.
+    pub fn set_options(&mut self, options: HttpOptions) {
+        self.options = options;
+    }
+
+    /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere.
+    pub fn apply(&mut self, wanted: &[Cell]) {
+        let asked = self.lowered(wanted);
+        let before = std::mem::take(&mut self.slots);
+        let (mut same, mut free): (Vec<Slot>, Vec<Slot>) = before
+            .into_iter()
+            .partition(|slot| asked.contains_key(&slot.residual));
+        let mut changed = Vec::new();
+        for (residual, asked) in asked {
+            let found = same.iter().position(|slot| slot.residual == residual);
+            let heir = || free.iter().position(|slot| !slot.cells.is_disjoint(&asked.cells));
+            let slot = match found.map(|at| same.swap_remove(at)) {
+                Some(slot) => Some(slot),
+                None => heir().map(|at| free.swap_remove(at)).or_else(|| {
+                    let port = self.free_port(&[&same, &free, &changed])?;
+                    Some(Slot::new(port))
+                }),
+            };
+            match slot {
+                Some(slot) => changed.push(self.filled(slot, residual, asked)),
+                None => drop(self.refused.insert(residual, Refusal::TooMany)),
+            }
+        }
+        self.lingering.append(&mut free);
+        self.slots = changed;
+        info!(
+            ports = self.slots.len(),
+            refused = self.refused.len(),
+            "residuals for envoy"
+        );
+    }
+
+    /// What was wanted before the last `apply` goes: no table names it any more.
+    pub fn retire(&mut self) {
+        for slot in &mut self.slots {
+            slot.former = None;
+        }
+        let gone = std::mem::take(&mut self.lingering);
+        self.server.with(|catalog| {
+            for name in gone
+                .iter()
+                .flat_map(|slot| slot.rules.iter().chain(&slot.listeners))
+            {
+                catalog.remove(name);
+            }
+        });
+    }
+
+    /// The port of each residual that Envoy has taken, in at least one pod.
+    #[must_use]
+    pub fn ports(&self) -> BTreeMap<Arc<str>, u16> {
+        let mut ports = BTreeMap::new();
+        self.server.read(|catalog| {
+            let taken = |name: &Name| catalog.outcome(name) == Some(&Outcome::Accepted);
+            for slot in self.lingering.iter().chain(&self.slots) {
+                if slot.rules.iter().all(taken) && slot.listeners.iter().any(taken) {
+                    let names = slot.former.iter().chain([&slot.residual]);
+                    ports.extend(names.map(|name| (Arc::clone(name), slot.port)));
+                }
+            }
+        });
+        ports
+    }
+
+    /// The residuals that have no port and never will, with the reason.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<Arc<str>, Refusal> {
+        let mut refused = self.refused.clone();
+        self.server.read(|catalog| {
+            for slot in &self.slots {
+                let words = |name: &Name| match catalog.outcome(name) {
+                    Some(Outcome::Refused(words)) => Some(Arc::clone(words)),
+                    _ => None,
+                };
+                if let Some(words) = slot.rules.iter().chain(&slot.listeners).find_map(words) {
+                    refused.insert(Arc::clone(&slot.residual), Refusal::Rejected(words));
+                }
+            }
+        });
+        refused
+    }
+
+    /// Whether Envoy has said its word on everything.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.server.read(|catalog| {
+            let awaited = |name: &Name| catalog.outcome(name) == Some(&Outcome::Awaited);
+            let mut names = self
+                .slots
+                .iter()
+                .flat_map(|slot| slot.rules.iter().chain(&slot.listeners));
+            !names.any(awaited)
+        })
+    }
+
+    /// Whether nothing is wanted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Waits until Envoy has said its word, or the time is out; whether it has.
+    pub async fn settled(&self, limit: Duration) -> bool {
+        let mut changes = self.changes();
+        let settled = async {
+            while !self.is_settled() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(limit, settled).await.is_ok()
+    }
+
+    /// A counter of changes: whenever it moves, ports may have changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.server.changes()
+    }
+
+    /// Every residual once, with those who ask it; what can't be lowered is noted as refused.
+    fn lowered(&mut self, wanted: &[Cell]) -> BTreeMap<Arc<str>, Asked> {
+        self.refused.clear();
+        let mut asked: BTreeMap<Arc<str>, Asked> = BTreeMap::new();
+        for cell in wanted {
+            let address = cell.residual.address();
+            if !asked.contains_key(&address) {
+                match chains(&cell.residual) {
+                    Ok((http, other)) => {
+                        let (cells, places) = (BTreeSet::new(), BTreeSet::new());
+                        asked.insert(
+                            Arc::clone(&address),
+                            Asked {
+                                http,
+                                other,
+                                cells,
+                                places,
+                            },
+                        );
+                    }
+                    Err(why) => {
+                        self.refused.insert(address, why);
+                        continue;
+                    }
+                }
+            }
+            if let Some(asked) = asked.get_mut(&address) {
+                asked.cells.insert(Arc::clone(&cell.name));
+                asked.places.insert(cell.place.clone());
+            }
+        }
+        asked
+    }
+
+    fn free_port(&mut self, taken: &[&[Slot]]) -> Option<u16> {
+        let taken: BTreeSet<u16> = taken
+            .iter()
+            .copied()
+            .chain([self.lingering.as_slice()])
+            .flat_map(|slots| slots.iter().map(|slot| slot.port))
+            .collect();
+        for _ in 0..L7_PORTS {
+            let port = L7_FIRST_PORT + self.next;
+            self.next = (self.next + 1) % L7_PORTS;
+            if !taken.contains(&port) {
+                return Some(port);
+            }
+        }
+        None
+    }
+
+    /// Sends what the slot is to have, and takes away what it had besides.
+    fn filled(&self, slot: Slot, residual: Arc<str>, asked: Asked) -> Slot {
+        let shape = Shape {
+            name: format!("p{}", slot.port),
+            port: slot.port,
+            http: asked.http.shape(),
+            other: asked.other.as_ref().map(Chain::shape),
+        };
+        let rules = rules(&shape, &asked, &residual);
+        let needs: Vec<Name> = rules.iter().map(|(name, _)| name.clone()).collect();
+        let listeners: Vec<(Name, Resource)> = asked
+            .places
+            .iter()
+            .map(|place| {
+                let body = pack_any(listener::inline(place, &shape, &self.options));
+                let name = listener::inline_name(&shape, place);
+                let resource = Resource {
+                    version: digest(&body.value),
+                    body,
+                    needs: needs.clone(),
+                };
+                ((Kind::Listener, name.into()), resource)
+            })
+            .collect();
+        let names = listeners.iter().map(|(name, _)| name.clone()).collect();
+        let had = slot.rules.iter().chain(&slot.listeners);
+        let gone: Vec<&Name> = had
+            .filter(|name| !needs.contains(name) && !listeners.iter().any(|(kept, _)| kept == *name))
+            .collect();
+        debug!(port = slot.port, residual = &*residual, "listener");
+        self.server.with(|catalog| {
+            for name in gone {
+                catalog.remove(name);
+            }
+            for (name, resource) in rules.into_iter().chain(listeners) {
+                catalog.put(name, resource);
+            }
+        });
+        let former = (slot.residual != residual && !slot.residual.is_empty()).then_some(slot.residual);
+        Slot {
+            former: former.or(slot.former),
+            residual,
+            port: slot.port,
+            rules: needs,
+            listeners: names,
+            cells: asked.cells,
+        }
+    }
+}
+
+impl Slot {
+    fn new(port: u16) -> Self {
+        Self {
+            residual: "".into(),
+            former: None,
+            port,
+            rules: Vec::new(),
+            listeners: Vec::new(),
+            cells: BTreeSet::new(),
+        }
+    }
+}
+
+/// The filters of both readings; none for other streams where they get 400.
+fn chains(residual: &Residual<RuleRef>) -> Result<(Chain, Option<Chain>), Refusal> {
+    if let Some((rule, field)) = reads_token(&residual.http) {
+        return Err(Refusal::Token { rule, field });
+    }
+    let http = lower::http(residual)?;
+    let refused = matches!(residual.other, Answer::Constant(Action::Deny, Reason::NotHttp, _));
+    let other = if refused {
+        None
+    } else {
+        Some(lower::stream(residual)?)
+    };
+    Ok((http, other))
+}
+
+/// A test on a token's claims: without a filter that checks tokens each would count as absent.
+fn reads_token(answer: &Answer<RuleRef>) -> Option<(RuleRef, Arc<str>)> {
+    match answer {
+        Answer::Constant(..) => None,
+        Answer::Stricter(one, other) => reads_token(one).or_else(|| reads_token(other)),
+        Answer::Rules(rules) => {
+            let all = rules.custom.iter().chain(&rules.deny).chain(&rules.allow);
+            all.into_iter().find_map(|(rule, conditions)| {
+                let sides = conditions.from.iter().chain(&conditions.to).flatten();
+                let mut tests = sides.chain(&conditions.when);
+                let token = tests.find(|test| match test {
+                    Test::RequestPrincipal(_) => true,
+                    Test::Key(key, _) => key.starts_with("request.auth."),
+                    _ => false,
+                })?;
+                Some((rule.clone(), token.names().into_iter().next()?))
+            })
+        }
+    }
+}
+
+fn rules(shape: &Shape, asked: &Asked, residual: &Arc<str>) -> Vec<(Name, Resource)> {
+    let mut all = listener::rules(&shape.http_name(), Reading::Http, &asked.http);
+    if let Some(other) = &asked.other {
+        all.extend(listener::rules(&shape.other_name(), Reading::Stream, other));
+    }
+    all.into_iter()
+        .map(|rules| {
+            let name = (Kind::Extension, rules.name.as_str().into());
+            let resource = Resource {
+                // A residual has one lowering; its own bytes come in any order (a map's).
+                version: Arc::clone(residual),
+                body: pack_any(rules),
+                needs: Vec::new(),
+            };
+            (name, resource)
+        })
+        .collect()
+}
+
+fn digest(bytes: &[u8]) -> Arc<str> {
+    let digest = Sha256::digest(bytes);
+    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    hex.into()
+}
