@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status};
 
 use crate::board::Board;
 use crate::monitor::{Hub, Namer, Seen};
+use crate::snapshot::Snapshot;
 use crate::store::{Handle, SharedPlane, lock};
 use crate::word;
 
@@ -228,16 +229,24 @@ impl Admin {
         }
     }
 
+    fn namer<'a>(&'a self, snapshot: &'a Snapshot) -> Namer<'a> {
+        Namer {
+            snapshot,
+            plane: &self.plane,
+        }
+    }
+
     fn events(&self, seen: &Seen) -> Vec<api::MonitorEvent> {
         match seen {
             Seen::Agent(at, message) => vec![agent_event(*at, message.to_string())],
             Seen::Kernel(batch) => {
                 let snapshot = self.handle.snapshot();
-                let namer = Namer {
-                    snapshot: &snapshot,
-                    plane: &self.plane,
-                };
+                let namer = self.namer(&snapshot);
                 batch.iter().map(|e| namer.name(e)).collect()
+            }
+            Seen::Request(at, record) => {
+                let snapshot = self.handle.snapshot();
+                vec![self.namer(&snapshot).request(*at, record)]
             }
         }
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thyra_node_proxy_bridge::ads::{AdsError, AdsServer};
+use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::envoy::{Binary, BinaryError, EnvoyConfig, EnvoyState, Supervisor};
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
 use thyra_node_proxy_bridge::listener::{HttpOptions, Place};
@@ -193,6 +194,12 @@ impl L7 {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inline.changes()
+    }
+
+    /// What Envoy says of each request.
+    #[must_use]
+    pub fn records(&self) -> Records {
+        self.inline.records()
     }
 
     /// What is wrong with Envoy; none while it isn't needed or is ready.

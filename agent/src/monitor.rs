@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use thyra_datapath_abi::tables::Verdict;
-use thyra_datapath_abi::{Event, EventKind, Reason};
+use thyra_datapath_abi::{Action, Event, EventKind, Reason};
+use thyra_node_proxy_bridge::als::{Decision, Record, Records};
 use thyra_proto::thyra::v1 as api;
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -28,6 +30,8 @@ const BACKLOG: usize = 1024;
 pub enum Seen {
     /// In the kernel.
     Kernel(Arc<Vec<Event>>),
+    /// At Envoy: a request, and milliseconds since the epoch when it was told.
+    Request(u64, Arc<Record>),
     /// In the agent; milliseconds since the epoch and a sentence.
     Agent(u64, Arc<str>),
 }
@@ -63,6 +67,24 @@ impl Hub {
     /// Without a listener there is nobody to tell.
     fn tell(&self, seen: Seen) {
         drop(self.0.send(seen));
+    }
+
+    /// Passes on what Envoy says until `stop`.
+    pub async fn pass_on(self, records: Records, stop: CancellationToken) {
+        let mut records = records.listen();
+        loop {
+            let record = tokio::select! {
+                record = records.recv() => record,
+                () = stop.cancelled() => return,
+            };
+            match record {
+                Ok(record) => self.tell(Seen::Request(unix_ms(), record)),
+                Err(RecvError::Lagged(missed)) => {
+                    self.agent(format!("{missed} requests went by too fast to be told"));
+                }
+                Err(RecvError::Closed) => return,
+            }
+        }
     }
 
     /// Reads the ring until `stop`.
@@ -127,6 +149,58 @@ impl Namer<'_> {
         }
     }
 
+    /// A request as the admin API tells it.
+    #[must_use]
+    pub fn request(&self, time_unix_ms: u64, record: &Record) -> api::MonitorEvent {
+        let (source, destination) = (record.client.ip(), record.pod.ip());
+        let (source_identity, source_principal) = self.identity(source);
+        let endpoint = self.snapshot.endpoint_of(destination).unwrap_or(0);
+        let (action, reason, rule) = match &record.decision {
+            Decision::Allowed(Some(rule)) => (Action::Allow, Reason::PolicyAllow, Some(rule)),
+            Decision::Allowed(None) => (Action::Allow, Reason::NoPolicy, None),
+            Decision::Denied(Some(rule)) => (Action::Deny, Reason::PolicyDeny, Some(rule)),
+            Decision::Denied(None) => (Action::Deny, Reason::Policy, None),
+            Decision::Refused => (Action::Deny, Reason::NotHttp, None),
+        };
+        let verdict = Verdict {
+            action,
+            reason,
+            rule: rule.cloned(),
+            because: Vec::new(),
+            residual: None,
+            would: None,
+        };
+        api::MonitorEvent {
+            time_unix_ms,
+            kind: "request".to_owned(),
+            endpoint: u32::from(endpoint),
+            source: source.to_string(),
+            source_port: u32::from(record.client.port()),
+            destination: destination.to_string(),
+            destination_port: u32::from(record.pod.port()),
+            source_identity,
+            source_principal,
+            source_workload: self.workload(source),
+            destination_workload: self.workload(destination),
+            destination_identity: self.identity(destination).0,
+            verdict: Some(api::Verdict {
+                enforced_by: verdict::WITH_ENVOY.to_owned(),
+                ..verdict::to_api(&verdict)
+            }),
+            generation: u64::from(self.snapshot.generation),
+            protocol: "http".to_owned(),
+            direction: "to_pod".to_owned(),
+            message: format!(
+                "{} {} {} in {:.1} ms",
+                record.method,
+                record.path,
+                record.status,
+                record.took.as_secs_f64() * 1e3
+            ),
+            ..api::MonitorEvent::default()
+        }
+    }
+
     /// The verdict with its rule, or the bare reason where no policy was asked.
     fn verdict(&self, event: &Event, kind: Option<EventKind>) -> Option<api::Verdict> {
         let known = if event.verdict == 0 {
@@ -139,11 +213,7 @@ impl Namer<'_> {
         }
         let reason = Reason::from_number(event.reason)?;
         let passed = matches!(kind, Some(EventKind::New | EventKind::Outbound));
-        let action = if passed {
-            thyra_datapath_abi::Action::Allow
-        } else {
-            thyra_datapath_abi::Action::Deny
-        };
+        let action = if passed { Action::Allow } else { Action::Deny };
         Some(verdict::to_api(&Verdict {
             action,
             reason,

@@ -170,6 +170,9 @@ pub async fn run_on(
     })
     .await?;
     let envoys_news = l7.as_ref().map(L7::changes);
+    if let Some(l7) = &l7 {
+        tasks.spawn(hub.clone().pass_on(l7.records(), stop.clone()));
+    }
     let (handle, store) = Store::start(Parts {
         plane: plane.clone(),
         state: config.state.clone(),

@@ -102,6 +102,16 @@ impl Snapshot {
         known.iter().find(|(_, r)| r.pod() == name).map(|(id, _)| *id)
     }
 
+    /// The endpoint that has an address.
+    #[must_use]
+    pub fn endpoint_of(&self, address: IpAddr) -> Option<u16> {
+        let known = self.held.registrations.iter();
+        known
+            .into_iter()
+            .find(|(_, r)| r.addresses.contains(&address))
+            .map(|(id, _)| *id)
+    }
+
     /// Workloads with this namespace and name.
     pub fn workloads<'a>(
         &'a self,

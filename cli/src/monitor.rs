@@ -13,7 +13,7 @@ use crate::output::{Format, GREEN, RED, YELLOW, coloured, no_picture, write};
 use crate::verdict::Verdict;
 
 /// What `-t` takes.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "new",
     "drop",
     "revoke",
@@ -21,6 +21,7 @@ const KINDS: [&str; 9] = [
     "malformed",
     "audit",
     "outbound",
+    "request",
     "agent",
     "policy-verdict",
 ];
@@ -29,7 +30,7 @@ const KINDS: [&str; 9] = [
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: thyra monitor -t drop --to shop/cart")]
 pub(crate) struct Args {
-    /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, agent (may be repeated); all by
+    /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, request, agent (may be repeated); all by
     /// default
     #[arg(short = 't', long = "type", value_name = "KIND", value_delimiter = ',',
           value_parser = KINDS)]
@@ -104,7 +105,12 @@ impl Event {
     /// `xx drop (policy denied by shop/deny-legacy#0) to endpoint 256, identity 31028->29898: A:1 -> B:2 tcp
     /// SYN`
     fn line(&self) -> String {
+        let refused = self
+            .verdict
+            .as_ref()
+            .is_some_and(|verdict| verdict.action == "deny");
         let (mark, colour) = match self.kind.as_str() {
+            "request" if !refused => ("->", GREEN),
             "new" | "outbound" => ("->", GREEN),
             "audit" | "agent" => ("~~", YELLOW),
             _ => ("xx", RED),
@@ -143,7 +149,11 @@ impl Event {
                 &self.destination_workload
             ),
             self.protocol,
-            self.tcp_flags
+            if self.kind == "request" {
+                &self.message
+            } else {
+                &self.tcp_flags
+            }
         )
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 /// The cluster of the bridge's own socket.
-const BRIDGE: &str = "thyra";
+pub const BRIDGE: &str = "thyra";
 /// The cluster of every pod: from inside its namespace to where the client wanted to.
 pub const POD: &str = "pod";
 /// Connections that Envoy holds at most; it refuses more by itself.

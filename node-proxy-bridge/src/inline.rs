@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{debug, info};
 
 use crate::ads::{AdsServer, Kind, Name, Outcome, Resource};
+use crate::als::Records;
 use crate::listener::{self, HttpOptions, Place, Reading, Shape};
 use crate::lower::{self, Chain, NotExpressible};
 
@@ -218,6 +219,12 @@ impl Inline {
             }
         };
         tokio::time::timeout(limit, settled).await.is_ok()
+    }
+
+    /// What Envoy says of each request.
+    #[must_use]
+    pub fn records(&self) -> Records {
+        self.server.records().clone()
     }
 
     /// A counter of changes: whenever it moves, ports may have changed.

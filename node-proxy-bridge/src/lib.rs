@@ -5,6 +5,7 @@
 //! has refused is named as such, and its flows stay refused.
 
 pub mod ads;
+pub mod als;
 pub mod bootstrap;
 pub mod bridge;
 pub mod envoy;

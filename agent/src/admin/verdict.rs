@@ -8,8 +8,10 @@ use thyra_proto::thyra::v1 as api;
 
 use crate::word;
 
-/// Who carries verdicts out until L7 exists.
+/// Who carries a verdict out that the tables have.
 const KERNEL: &str = "kernel";
+/// Who does so where the request decides.
+pub const WITH_ENVOY: &str = "kernel+envoy";
 
 /// The wire form.
 #[must_use]

@@ -1,4 +1,4 @@
-//! The kernel's own word about a connection, taken from the agents' event streams.
+//! The kernel's own word about a connection, or Envoy's about the request on it, taken from the agents' event streams.
 //!
 //! Invariant: a verdict is an event that an agent reported for these addresses and ports; nothing is computed
 //! here.
@@ -30,6 +30,13 @@ pub(crate) struct Verdict {
     pub(crate) rule: Option<u32>,
     pub(crate) reason: String,
     pub(crate) enforced_by: String,
+}
+
+/// An event of a connection.
+struct Found {
+    verdict: Verdict,
+    /// It went to Envoy, which has not said a word yet.
+    is_opened: bool,
 }
 
 /// The connection that a verdict is looked for.
@@ -100,21 +107,22 @@ impl Verdicts {
             .saturating_add(u64::try_from(events.kept.len()).unwrap_or(u64::MAX))
     }
 
-    /// The first event of that connection; waits a little for it.
+    /// The first event of that connection, or of the request where the request decides; waits a little for it.
     pub(crate) async fn find(&self, wanted: &Wanted) -> Option<Verdict> {
         let deadline = tokio::time::Instant::now() + WAIT;
         loop {
             let arrived = self.shared.arrived.notified();
-            if let Some(verdict) = self.look(wanted) {
-                return Some(verdict);
+            match self.look(wanted) {
+                Some(found) if !found.is_opened => return Some(found.verdict),
+                Some(_) | None => {}
             }
             if tokio::time::timeout_at(deadline, arrived).await.is_err() {
-                return self.look(wanted);
+                return self.look(wanted).map(|found| found.verdict);
             }
         }
     }
 
-    fn look(&self, wanted: &Wanted) -> Option<Verdict> {
+    fn look(&self, wanted: &Wanted) -> Option<Found> {
         let events = self.shared.events.lock().unwrap_or_else(PoisonError::into_inner);
         let skip = usize::try_from(wanted.since.saturating_sub(events.first)).unwrap_or(usize::MAX);
         let young = || {
@@ -124,9 +132,17 @@ impl Verdicts {
                 .skip(skip)
                 .filter(|event| wanted.kind_fits(event))
         };
-        let own = young().find(|event| wanted.is_own(event));
-        let found = own.or_else(|| young().find(|event| wanted.is_masqueraded(event)))?;
-        found.verdict.as_ref().map(show)
+        let first = |fits: &dyn Fn(&api::MonitorEvent) -> bool| {
+            let request = young().find(|event| event.kind == "request" && fits(event));
+            request.or_else(|| young().find(|event| fits(event)))
+        };
+        let own = first(&|event| wanted.is_own(event));
+        let found = own.or_else(|| first(&|event| wanted.is_masqueraded(event)))?;
+        let verdict = found.verdict.as_ref()?;
+        Some(Found {
+            verdict: show(verdict),
+            is_opened: found.kind == "new" && !verdict.residual.is_empty(),
+        })
     }
 }
 
@@ -262,12 +278,12 @@ mod tests {
             .shared
             .add(event("drop", "10.244.0.1", 1234, "masqueraded"));
         assert_eq!(
-            verdicts.look(&wanted()).map(|found| found.reason),
+            verdicts.look(&wanted()).map(|found| found.verdict.reason),
             Some("masqueraded".into())
         );
         verdicts.shared.add(event("new", "10.244.0.2", 40_000, "own"));
         assert_eq!(
-            verdicts.look(&wanted()).map(|found| found.reason),
+            verdicts.look(&wanted()).map(|found| found.verdict.reason),
             Some("own".into())
         );
         let late = Wanted {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -24,6 +25,7 @@ use tracing::{debug, info, warn};
 
 use super::catalog::Catalog;
 use super::conversation::Conversation;
+use crate::als::Records;
 
 /// Responses that wait to be written; a stream that doesn't read them is waited for.
 const QUEUE: usize = 64;
@@ -65,6 +67,7 @@ struct Streams {
 #[derive(Debug)]
 pub struct AdsServer {
     shared: Arc<Shared>,
+    records: Records,
     path: PathBuf,
     task: JoinHandle<()>,
 }
@@ -86,10 +89,13 @@ impl AdsServer {
             stop: CancellationToken::new(),
         });
         let service = AggregatedDiscoveryServiceServer::new(Service(Arc::clone(&shared)));
+        let records = Records::default();
+        let logs = AccessLogServiceServer::new(records.clone());
         let stop = shared.stop.clone();
         let task = tokio::spawn(async move {
             let served = tonic::transport::Server::builder()
                 .add_service(service)
+                .add_service(logs)
                 .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
             if let Err(error) = served.await {
                 warn!(%error, "the xds server ended");
@@ -97,6 +103,7 @@ impl AdsServer {
         });
         Ok(Self {
             shared,
+            records,
             path: path.to_owned(),
             task,
         })
@@ -112,6 +119,12 @@ impl AdsServer {
     /// Reads the catalog.
     pub fn read<T>(&self, read: impl FnOnce(&Catalog) -> T) -> T {
         read(&self.shared.catalog())
+    }
+
+    /// What Envoy says of each request.
+    #[must_use]
+    pub fn records(&self) -> &Records {
+        &self.records
     }
 
     /// A counter of changes, Envoy's answers included.
