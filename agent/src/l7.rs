@@ -196,6 +196,17 @@ impl L7 {
         self.inline.changes()
     }
 
+    /// Whether Envoy starts, or has not yet said its word on something; not when it failed and is to be started again.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        let state = self.supervisor.as_ref().map(Supervisor::state);
+        let state = state.map(|state| state.borrow().clone());
+        match state {
+            Some(EnvoyState::Starting | EnvoyState::Ready { .. }) => !self.inline.is_settled(),
+            Some(EnvoyState::Waiting { .. } | EnvoyState::Stopped) | None => false,
+        }
+    }
+
     /// What Envoy says of each request.
     #[must_use]
     pub fn records(&self) -> Records {

@@ -28,6 +28,8 @@ pub enum Attached {
 pub struct L7Standing {
     /// Whether there is one, started or not.
     pub available: bool,
+    /// It starts, or has not answered yet.
+    pub is_awaited: bool,
     /// Port of the listener of each residual that it judges.
     pub judged: BTreeMap<Arc<str>, u16>,
     /// Residuals that it can't judge, and why.

@@ -78,6 +78,9 @@ fn lacks(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<Stri
     if !world.synced {
         return Ok(Some("not everything was told yet".into()));
     }
+    if snapshot.l7.is_awaited {
+        return Ok(Some("envoy has not taken the rules yet".into()));
+    }
     let reference = PolicyRef {
         namespace: object.namespace.as_str().into(),
         name: object.name.as_str().into(),

@@ -94,6 +94,7 @@ impl Store {
         let refused = l7.refused().into_iter();
         L7Standing {
             available: true,
+            is_awaited: l7.is_awaited(),
             judged: l7.ports(),
             refused: refused
                 .map(|(residual, why)| (residual, chain(&why)))
