@@ -249,6 +249,8 @@ async fn serve(
         () = shutdown => {}
     }
     stop.cancel();
+    // It has already stopped if it can't be told.
+    let _stopped = store.send(Command::Stop);
     // A listener of `monitor` never ends by itself.
     match tokio::time::timeout(GRACE, server).await {
         Ok(served) => Ok(served?),

@@ -47,6 +47,8 @@ pub enum Command {
     Check(Box<Registration>, oneshot::Sender<Result<u32, EndpointError>>),
     /// Envoy has taken or refused something.
     Envoy,
+    /// The agent stops: whoever still holds a handle is not waited for.
+    Stop,
     /// Once a second: finished connections, endpoints that could not be attached, numbers that want to be
     /// stored.
     Tick,
@@ -120,6 +122,7 @@ pub struct Store {
     inherited: bool,
     committed: bool,
     checked_coverage: Instant,
+    is_stopping: bool,
     l7: Option<L7>,
     /// Endpoints whose connections can't be given to Envoy, and why.
     unsteered: BTreeMap<u16, String>,
@@ -165,6 +168,7 @@ impl Store {
             inherited,
             committed: false,
             checked_coverage: Instant::now(),
+            is_stopping: false,
             l7,
             unsteered: BTreeMap::new(),
         };
@@ -204,6 +208,9 @@ impl Store {
                 next = commands.try_recv().ok();
             }
             self.settle_news(changed, &received);
+            if self.is_stopping {
+                break;
+            }
         }
         self.store_identities();
         if let Some(l7) = self.l7.take() {
@@ -247,6 +254,8 @@ impl Store {
             Command::Envoy => self.envoy_has_news(),
             Command::Tick => self.tick(),
             Command::News(changes, _) => drop(self.take_news(changes)),
+            // After what came before it.
+            Command::Stop => self.is_stopping = true,
         }
     }
 
