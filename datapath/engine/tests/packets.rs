@@ -10,6 +10,8 @@ mod case;
 mod frame;
 #[path = "packets/guards.rs"]
 mod guards;
+#[path = "packets/steered.rs"]
+mod steered;
 #[path = "packets/world.rs"]
 mod world;
 

@@ -49,7 +49,12 @@ pub(crate) const BRIDGE: u32 = 8;
 
 /// The node, with these flags of `Control`.
 pub(crate) fn node(flags: u64) -> HostNode {
-    let mut node = HostNode::new(image(), flags);
+    node_with(image(), flags)
+}
+
+/// The node with other tables.
+pub(crate) fn node_with(image: BankImage, flags: u64) -> HostNode {
+    let mut node = HostNode::new(image, flags);
     for (endpoint, ifindex, _) in LOCAL {
         let record = EndpointRecord {
             ifindex,
