@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, OpenError, Order};
+use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order};
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ use tracing::info;
 use crate::admin::{About, Admin};
 use crate::board::Board;
 use crate::change::Topic;
-use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, PolicySource};
+use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, NonTcpChoice, PolicySource};
 use crate::held::Basis;
 use crate::metrics::{self, Metrics};
 use crate::monitor::Hub;
@@ -107,6 +107,10 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
         host_traffic: match config.host_traffic {
             HostTrafficChoice::Allow => HostTraffic::Allow,
             HostTrafficChoice::Enforce => HostTraffic::Enforce,
+        },
+        non_tcp: match config.non_tcp {
+            NonTcpChoice::Pass => NonTcp::Pass,
+            NonTcpChoice::Enforce => NonTcp::Enforce,
         },
         // Only while somebody listens: `Admin::monitor`.
         report_new: false,

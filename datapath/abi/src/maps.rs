@@ -6,6 +6,7 @@
 //! | `BANKS` | mmap array | bank → `Bank` |
 //! | `BLOCKS4`, `BLOCKS6` | LPM trie | `Block4`, `Block6` → class (u32) |
 //! | `OUTBOUND4`, `OUTBOUND6` | mmap array | bucket → `FlowBucket4`, `FlowBucket6` |
+//! | `DATAGRAMS4`, `DATAGRAMS6` | mmap array | bucket → `DatagramBucket4`, `DatagramBucket6` |
 //! | `HOST_FLOWS4`, `HOST_FLOWS6` | LRU hash | `Flow4`, `Flow6` → `FlowState` |
 //! | `COUNTERS` | mmap array | CPU → `CpuCounters` |
 //! | `EVENTS` | ring buffer | `Event` |
@@ -19,7 +20,7 @@ macro_rules! names {
 }
 
 names! {
-    STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 HOST_FLOWS4 HOST_FLOWS6 COUNTERS EVENTS
+    STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 DATAGRAMS4 DATAGRAMS6 HOST_FLOWS4 HOST_FLOWS6 COUNTERS EVENTS
 }
 
 /// Program at the host veth's egress.

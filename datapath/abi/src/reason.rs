@@ -73,6 +73,8 @@ reasons! {
     Overflow = 232, "tables full";
     /// Bytes that are not HTTP on a port that declares HTTP (a proxy answers 400).
     NotHttp = 233, "not HTTP on a port that declares it";
+    /// An ICMP error about nothing that the pod has to do with (`--non-tcp=enforce`).
+    IcmpUnrelated = 234, "icmp error about no known flow";
     /// Allowed: no ALLOW policy applies.
     NoPolicy = 240, "no policy applies";
     /// Allowed: an ALLOW rule matched.
@@ -97,4 +99,6 @@ reasons! {
     OwnConnection = 250, "own connection";
     /// Passed: neither IPv4 nor IPv6 (ARP and the like).
     NotIp = 251, "not ip";
+    /// Passed: what a link needs: neighbour discovery, multicast listeners, DHCP (`--non-tcp=enforce`).
+    LinkControl = 252, "link control";
 }

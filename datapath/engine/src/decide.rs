@@ -9,7 +9,9 @@
 //! or a connection that the pod opened lets a packet of an enforced endpoint pass.
 
 mod from_pod;
+pub mod non_tcp;
 mod to_pod;
+mod tuple;
 pub mod usual;
 
 use thyra_datapath_abi::{Control, EndpointSets, EventKind, FlowState, Mode, Reason};
