@@ -1,7 +1,7 @@
 //! The way to the node's Envoy: which pods need which residuals there, and on which ports it has taken them.
 //!
-//! Invariant: the kernel is told of a port only once Envoy judges that residual on it; an Envoy that is missing, starts or
-//! is gone refuses what needs it and nothing else. It isn't started before something needs it.
+//! Invariant: the kernel is told of a port only once Envoy judges that residual on it; an Envoy that is missing, starts
+//! or is gone refuses what needs it and nothing else. It isn't started before something needs it.
 
 mod cells;
 mod cgroup;

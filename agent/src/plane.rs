@@ -119,7 +119,8 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// The live ones stay.
     fn commit(&mut self, tables: &Tables, generation: u32) -> Result<Committed, PlaneError>;
-    /// Steers the endpoint's new connections to Envoy's listeners in the pod's network namespace, where a verdict needs it.
+    /// Steers the endpoint's new connections to Envoy's listeners in the pod's network namespace, where a verdict needs
+    /// it.
     ///
     /// # Errors
     /// They are refused as before.

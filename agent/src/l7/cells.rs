@@ -1,7 +1,7 @@
 //! The cells of the tables that need a listener in a pod.
 //!
-//! Invariant: a cell's name says where it is in terms that outlive a compile: the pod, the first port of its port class,
-//! the first source of its column.
+//! Invariant: a cell's name says where it is in terms that outlive a compile: the pod, the first port of its port
+//! class, the first source of its column.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

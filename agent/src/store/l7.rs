@@ -1,4 +1,5 @@
-//! What a commit has to do with Envoy: before it Envoy is told what the new tables need, after it what they no longer do.
+//! What a commit has to do with Envoy: before it Envoy is told what the new tables need, after it what they no longer
+//! do.
 //!
 //! Invariant: nothing here can fail a commit. What Envoy can't judge is refused in the kernel, and named.
 

@@ -73,9 +73,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// What its cell says: an Envoy is asked where the programs know one that judges the residual, else it is as `action`
-    /// says.
-    #[must_use]
+    /// What its cell says: an Envoy is asked where the programs know one that judges the residual, else it is as
+    /// `action` says.
     pub fn cell_action(&self) -> Action {
         if self.reason == Reason::NeedsL7 && self.residual.is_some() && self.action == Action::Deny {
             Action::Proxy

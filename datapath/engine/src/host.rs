@@ -3,6 +3,7 @@
 //! Invariant: what the kernel's maps would hold, and nothing else; two banks, of which `control` names the
 //! live one.
 
+mod packet;
 mod steered;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -17,24 +18,22 @@ use thyra_datapath_abi::limits::{
     DATAGRAM_BUCKETS, FLOW_BUCKETS, IFINDEX_SLOTS, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES,
     OUTBOUND_BUDGET, SLOTS4, SLOTS6,
 };
-use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_abi::{
     Control, EndpointRecord, EndpointSets, Event, EventKind, Flow4, Flow6, FlowState, Reason, Slot4, Slot6,
 };
 use zerocopy::{Immutable, IntoBytes};
 
+pub use self::packet::HostPacket;
 pub use self::steered::HostSteered;
 use crate::account::{Counters, Direction};
 use crate::datagram_table::{self, Touch};
 use crate::datagram_words::DatagramWords;
-use crate::decide::Arrival;
 use crate::family::Address6;
 use crate::flow_table::{self, Key};
 use crate::flow_words::FlowWords;
 use crate::flows::{Datagrams, FlowTable, Flows};
-use crate::load::chunk;
-use crate::program::{self, Hook, Maps, Program};
-use crate::{BankImage, Family, Load, Packet, Table, Tables};
+use crate::program::Maps;
+use crate::{BankImage, Table, Tables};
 
 /// Nobody aims at the buckets of a node in memory.
 const SEED: u64 = 0;
@@ -417,89 +416,5 @@ impl Maps for &HostNode {
 
     fn open(self) -> Option<Self> {
         Some(self)
-    }
-}
-
-/// A packet at a hook of the node.
-#[derive(Clone, Copy, Debug)]
-pub struct HostPacket<'a> {
-    /// Its bytes.
-    pub bytes: &'a [u8],
-    /// What the kernel would say about it.
-    pub arrival: Arrival,
-    /// Its mark.
-    pub mark: u32,
-}
-
-impl HostNode {
-    /// Runs a program on a packet.
-    pub fn run<P: Program>(&self, packet: HostPacket<'_>) -> End {
-        program::run::<P, &Self, HostPacket<'_>>(self, packet)
-    }
-}
-
-impl Load for HostPacket<'_> {
-    fn length(&self) -> u32 {
-        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
-    }
-    fn is_merged(&self) -> bool {
-        false
-    }
-    fn head<const N: usize>(&self) -> Option<&[u8; N]> {
-        self.bytes.first_chunk()
-    }
-    fn near16<const AT: usize, const N: usize>(head: &[u8; N]) -> u16 {
-        u16::from_be_bytes(*within::<AT, _>(head))
-    }
-    fn near32<const AT: usize, const N: usize>(head: &[u8; N]) -> u32 {
-        u32::from_be_bytes(*within::<AT, _>(head))
-    }
-    fn near64<const AT: usize, const N: usize>(head: &[u8; N]) -> u64 {
-        u64::from_be_bytes(*within::<AT, _>(head))
-    }
-    fn far8(&self, offset: u32) -> u8 {
-        u8::from_be_bytes(chunk(self.bytes, offset))
-    }
-    fn far16(&self, offset: u32) -> u16 {
-        u16::from_be_bytes(chunk(self.bytes, offset))
-    }
-    fn far32(&self, offset: u32) -> u32 {
-        u32::from_be_bytes(chunk(self.bytes, offset))
-    }
-    fn far64(&self, offset: u32) -> u64 {
-        u64::from_be_bytes(chunk(self.bytes, offset))
-    }
-}
-
-/// Bytes of a head at a constant place, which the parser keeps inside it.
-fn within<const AT: usize, const LENGTH: usize>(head: &[u8]) -> &[u8; LENGTH] {
-    head[AT..]
-        .first_chunk()
-        .expect("a constant place inside the head")
-}
-
-impl Hook for HostPacket<'_> {
-    type End = End;
-
-    fn arrival(&self) -> Arrival {
-        self.arrival
-    }
-    fn is_own(&self) -> bool {
-        self.mark == OWN_MARK
-    }
-    fn pass(&self) -> End {
-        End::Pass
-    }
-    fn pass_own(&self) -> End {
-        End::PassOwn
-    }
-    fn drop(&self) -> End {
-        End::Drop
-    }
-    fn refuse<F: Family>(&self, _: &Packet<F>, _: Direction) -> End {
-        End::Refuse
-    }
-    fn revoke<F: Family>(&self, _: &Packet<F>, _: Direction) -> End {
-        End::Revoke
     }
 }

@@ -31,8 +31,8 @@ pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
     if let Some(cgroup) = &config.cgroup
         && let Some(pid) = child.id()
     {
-        // Long before it listens anywhere: it has to ask the bridge first. A socket that was made before isn't known, and
-        // gets no connection.
+        // Long before it listens anywhere: it has to ask the bridge first. A socket that was made before isn't known,
+        // and gets no connection.
         std::fs::write(cgroup.join("cgroup.procs"), pid.to_string())?;
     }
     if let Some(output) = child.stderr.take() {

@@ -248,6 +248,7 @@ async fn an_envoy_that_keeps_ending_is_started_again_ever_later() {
         node: "test".to_owned(),
         concurrency: 1,
         user: None,
+        cgroup: None,
     })
     .unwrap();
     let mut state = supervisor.state();

@@ -65,6 +65,7 @@ fn config(binary: &Binary, folder: &tempfile::TempDir) -> EnvoyConfig {
         node: "test".to_owned(),
         concurrency: 1,
         user: None,
+        cgroup: None,
     }
 }
 
