@@ -204,7 +204,7 @@ impl Kernel {
         empty::<{ size_of::<Flow4>() }>(&mut self.hash(maps::HOST_FLOWS4));
         empty::<{ size_of::<Flow6>() }>(&mut self.hash(maps::HOST_FLOWS6));
         for endpoint in 0..16 {
-            self.datagrams().map(|table| table.clear(endpoint));
+            self.datagrams().iter().for_each(|table| table.clear(endpoint));
         }
         for line in lines {
             if let Some(Datagram { endpoint, key, flags }) = Datagram::parse(line) {
