@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,6 +20,9 @@ use tokio::process::{Child, Command};
 use tracing::{debug, error, info, warn};
 
 use super::EnvoyConfig;
+
+/// How a program begins that needs no interpreter.
+const ELF: &[u8; 4] = b"\x7fELF";
 
 pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
     // A killed Envoy leaves its socket, which would answer nobody.
@@ -41,9 +45,16 @@ pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
     Ok(child)
 }
 
-/// The binary by its descriptor, which the child has until it runs it: its user need not reach the folder.
+/// The binary by its descriptor, which the child has until it runs it: its user need not reach the folder. A script is
+/// opened by its interpreter, when the descriptor is closed, and so goes by its path.
 fn command(config: &EnvoyConfig, binary: &File) -> Command {
-    let mut command = Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()));
+    let mut magic = [0; ELF.len()];
+    let is_elf = binary.read_exact_at(&mut magic, 0).is_ok() && &magic == ELF;
+    let mut command = if is_elf {
+        Command::new(format!("/proc/self/fd/{}", binary.as_raw_fd()))
+    } else {
+        Command::new(&config.binary.path)
+    };
     command
         .arg0(&config.binary.path)
         .arg("--config-path")

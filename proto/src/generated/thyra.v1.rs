@@ -492,7 +492,7 @@ pub struct MonitorEvent {
     /// Milliseconds since the epoch.
     #[prost(uint64, tag = "1")]
     pub time_unix_ms: u64,
-    /// new | drop | revoke | spoof | malformed | audit | outbound | agent
+    /// new | drop | revoke | spoof | malformed | audit | outbound | request | agent
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
@@ -529,7 +529,7 @@ pub struct MonitorEvent {
     /// to_pod | from_pod
     #[prost(string, tag = "18")]
     pub direction: ::prost::alloc::string::String,
-    /// For kind agent.
+    /// For kinds agent and request.
     #[prost(string, tag = "19")]
     pub message: ::prost::alloc::string::String,
     #[prost(bool, tag = "20")]
