@@ -7,7 +7,7 @@ mod commit;
 mod endpoint;
 mod l7;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -124,6 +124,8 @@ pub struct Store {
     checked_coverage: Instant,
     is_stopping: bool,
     l7: Option<L7>,
+    /// Endpoints with verdicts that need L7.
+    needy: BTreeSet<u16>,
     /// Endpoints whose connections can't be given to Envoy, and why.
     unsteered: BTreeMap<u16, String>,
 }
@@ -169,6 +171,7 @@ impl Store {
             committed: false,
             checked_coverage: Instant::now(),
             is_stopping: false,
+            needy: BTreeSet::new(),
             l7,
             unsteered: BTreeMap::new(),
         };

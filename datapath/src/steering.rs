@@ -28,6 +28,8 @@ use crate::sys;
 pub(crate) struct Steering {
     /// Port of the listener of a residual, by its address.
     listeners: BTreeMap<Arc<str>, u16>,
+    /// Where the endpoints' programs are.
+    places: BTreeMap<u16, PathBuf>,
     /// Envoy's sockets are noted as long as this lives.
     register: Option<SockOpsLink>,
 }
@@ -107,6 +109,14 @@ impl Datapath {
     /// # Errors
     /// Nothing has changed.
     pub fn steer(&mut self, endpoint: u16, netns: &Path) -> Result<(), SteerError> {
+        let is_there = self
+            .steering
+            .places
+            .get(&endpoint)
+            .is_some_and(|place| place == netns);
+        if is_there && self.is_steered(endpoint) {
+            return Ok(());
+        }
         let unusable = |source| SteerError::Namespace {
             netns: netns.to_owned(),
             source,
@@ -114,6 +124,7 @@ impl Datapath {
         let file = File::open(netns).map_err(unusable)?;
         let cookie = cookie(&file).map_err(unusable)?;
         if self.memory.netns(endpoint) == cookie {
+            self.steering.places.insert(endpoint, netns.to_owned());
             return Ok(());
         }
         self.end_steering(endpoint)?;
@@ -131,6 +142,7 @@ impl Datapath {
         let pin = self.pins.steer(endpoint);
         link.pin(&pin).map_err(|source| SteerError::Pin { pin, source })?;
         self.memory.set_netns(endpoint, cookie);
+        self.steering.places.insert(endpoint, netns.to_owned());
         Ok(())
     }
 
@@ -141,7 +153,8 @@ impl Datapath {
     }
 
     /// What needs L7 is refused again. An endpoint that isn't steered is fine.
-    pub(crate) fn end_steering(&self, endpoint: u16) -> Result<(), BpffsError> {
+    pub(crate) fn end_steering(&mut self, endpoint: u16) -> Result<(), BpffsError> {
+        self.steering.places.remove(&endpoint);
         self.memory.set_netns(endpoint, 0);
         bpffs::unlink(&self.pins.steer(endpoint))
     }

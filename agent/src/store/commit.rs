@@ -177,7 +177,10 @@ impl Store {
         let held_back = self.held_back.contains_key(&id);
         let attached = lock::write(&self.plane).attach(id, &registration, held_back);
         match attached {
-            Ok(ifindex) => drop(self.attached.insert(id, Attached::At(ifindex))),
+            Ok(ifindex) => {
+                self.attached.insert(id, Attached::At(ifindex));
+                self.steer(id);
+            }
             Err(error)
                 if lock::read(&self.plane)
                     .interface_index(&registration.host_interface)

@@ -110,6 +110,7 @@ impl Store {
             self.held_back.insert(id, owner);
         }
         self.attached.insert(id, Attached::At(ifindex));
+        self.steer(id);
         self.publish_attached();
         self.register
             .store(&self.held.registrations)

@@ -37,21 +37,36 @@ impl Store {
         let cells = l7::cells(tables, self.compiler.residuals(), registrations);
         let changed = l7.prepare(&cells, self.held.world.mesh.path_normalization);
         let pods: BTreeSet<&str> = cells.iter().map(|cell| cell.place.pod.as_str()).collect();
-        self.unsteered.clear();
-        for (id, registration) in registrations
+        let needy = registrations
             .iter()
-            .filter(|(_, r)| pods.contains(r.uid.as_str()))
-        {
-            if let Err(error) = lock::write(&self.plane).steer(*id, &registration.netns) {
-                let why = chain(&error);
-                warn!(pod = registration.pod(), why, "what needs L7 is refused");
-                self.unsteered.insert(*id, why);
-            }
+            .filter(|(_, r)| pods.contains(r.uid.as_str()));
+        self.needy = needy.map(|(id, _)| *id).collect();
+        self.unsteered.clear();
+        for id in self.needy.clone() {
+            self.steer(id);
         }
         if changed {
             self.tell_listeners();
         }
         changed
+    }
+
+    /// The endpoint's connections go to Envoy where a verdict needs it; asked again after it was attached, which may
+    /// have ended that.
+    pub(super) fn steer(&mut self, id: u16) {
+        let Some(registration) = self
+            .held
+            .registrations
+            .get(&id)
+            .filter(|_| self.needy.contains(&id))
+        else {
+            return;
+        };
+        if let Err(error) = lock::write(&self.plane).steer(id, &registration.netns) {
+            let why = chain(&error);
+            warn!(pod = registration.pod(), why, "what needs L7 is refused");
+            self.unsteered.insert(id, why);
+        }
     }
 
     /// The tables that `prepare_l7` saw are live.
