@@ -316,7 +316,7 @@ fn the_kernels_look_ups_find_the_same_cells() {
                 }
                 let verdict = lookup(&tables, &connection).expect("every cell has a verdict");
                 let index = tables.verdicts.iter().position(|known| known == verdict).unwrap();
-                let wanted = Cell::new(verdict.action, u16::try_from(index + 1).unwrap()).unwrap();
+                let wanted = Cell::new(verdict.cell_action(), u16::try_from(index + 1).unwrap()).unwrap();
                 prop_assert_eq!(
                     kernel(&node, &connection),
                     wanted,
