@@ -268,7 +268,10 @@ fn qemu(kernel: &Kernel, initrd: &Path, socket: &Path) -> Command {
     .arg(&kernel.image)
     .arg("-initrd")
     .arg(initrd)
-    .args(["-append", &format!("console=ttyS0 quiet loglevel=3 panic=-1 {CHEAPER}")]);
+    .args([
+        "-append",
+        &format!("console=ttyS0 quiet loglevel=3 panic=-1 {CHEAPER}"),
+    ]);
     qemu
 }
 

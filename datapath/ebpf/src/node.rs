@@ -88,6 +88,16 @@ fn block6(bank: u32, high: u64, low: u64) -> u16 {
     maps::BLOCKS6.get(key).map_or(0, |class| *class as u16)
 }
 
+/// The number, with a mask that the compiler can't take away: it knows that a swapped 16-bit number has no upper bits,
+/// the verifier of Linux 6.1 does not.
+#[inline(always)]
+fn bounded(number: u16) -> u32 {
+    let mut bounded = u32::from(number);
+    // SAFETY: one instruction on a register.
+    unsafe { core::arch::asm!("{0} &= 0xffff", inout(reg) bounded, options(pure, nomem, nostack)) };
+    bounded
+}
+
 /// An entry of a table that begins at `table`; `LENGTH` is a power of two.
 ///
 /// # Safety
@@ -161,7 +171,7 @@ impl Tables for Node {
         // SAFETY: the table's own length.
         unsafe {
             let classes = (&raw const (*self.bank).port_class).cast();
-            at::<u16, 65_536>(classes, u32::from(port))
+            at::<u16, 65_536>(classes, bounded(port))
         }
     }
     #[inline(always)]
