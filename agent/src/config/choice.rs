@@ -128,13 +128,12 @@ impl From<BootstrapChoice> for Bootstrap {
 }
 
 /// `--non-tcp`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NonTcpChoice {
-    /// UDP, SCTP, ICMP and the rest pass.
-    #[default]
+    /// UDP, SCTP and ICMP pass.
     Pass,
-    /// They are judged by the same rules, as far as those need no L7.
+    /// Not supported yet; refused by name.
     Enforce,
 }
 

@@ -11,7 +11,6 @@
 
 pub mod ipv4;
 pub mod ipv6;
-pub mod non_tcp;
 
 use crate::packet::{Kind, Packet, Parsed, TCP};
 use crate::{Family, Load};
