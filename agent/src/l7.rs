@@ -50,7 +50,7 @@ pub struct Options {
     pub envoy: EnvoyChoice,
     /// Its user and group.
     pub user: u32,
-    /// Its folder; emptied when it is taken.
+    /// Its folder.
     pub folder: PathBuf,
     /// Name of this node.
     pub node: String,
@@ -152,7 +152,7 @@ impl L7 {
             (
                 Arc::clone(&cell.name),
                 cell.place.clone(),
-                cell.residual.address(),
+                Arc::clone(&cell.address),
             )
         };
         let wants: Wants = cells.iter().map(wants).collect();
@@ -252,7 +252,7 @@ impl L7 {
     }
 }
 
-/// An empty folder that Envoy's user may write to.
+/// A folder that Envoy's user may write to, and nobody else.
 fn make_folder(path: &Path, user: u32) -> Result<(), L7Error> {
     let failed = |source| L7Error::Folder {
         path: path.to_owned(),

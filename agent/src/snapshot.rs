@@ -30,8 +30,6 @@ pub struct L7Standing {
     pub available: bool,
     /// It starts, or has not answered yet.
     pub is_awaited: bool,
-    /// Port of the listener of each residual that it judges.
-    pub judged: BTreeMap<Arc<str>, u16>,
     /// Residuals that it can't judge, and why.
     pub refused: BTreeMap<Arc<str>, String>,
     /// Endpoints whose connections can't be given to it, and why.
@@ -107,9 +105,8 @@ impl Snapshot {
     /// The endpoint that has an address.
     #[must_use]
     pub fn endpoint_of(&self, address: IpAddr) -> Option<u16> {
-        let known = self.held.registrations.iter();
+        let mut known = self.held.registrations.iter();
         known
-            .into_iter()
             .find(|(_, r)| r.addresses.contains(&address))
             .map(|(id, _)| *id)
     }

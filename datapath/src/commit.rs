@@ -84,11 +84,9 @@ impl Datapath {
             self.names.save(&assignment)?;
         }
         let waited = self.grace.wait().map_err(CommitError::Grace)?;
-        for id in assignment.fresh.keys() {
-            self.counters.reset_verdict(*id);
-        }
         // No program reads a fresh one yet.
         for (id, verdict) in &assignment.fresh {
+            self.counters.reset_verdict(*id);
             self.memory.set_listener(*id, self.steering.listener_of(verdict));
         }
         let dead = 1 - live;

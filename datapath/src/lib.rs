@@ -29,6 +29,7 @@ mod l7_flows;
 mod mapping;
 mod memory;
 mod netlink;
+mod netns;
 mod object;
 mod open;
 mod outbound;

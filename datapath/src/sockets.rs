@@ -9,14 +9,12 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use crate::netlink;
+use crate::{netlink, netns};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const AF_INET: u8 = 2;
@@ -90,20 +88,12 @@ enum Found {
     Connection(Connection),
 }
 
-/// The connections in the network namespace at `netns` (`/proc/PID/ns/net`, or a name's file). A thread of its own
-/// enters it, since a thread can't always go back.
+/// The connections in the network namespace at `netns` (`/proc/PID/ns/net`, or a name's file).
 ///
 /// # Errors
 /// The namespace can't be entered (CAP_SYS_ADMIN), or the kernel doesn't answer.
 pub(crate) fn connections(netns: &Path) -> io::Result<Vec<Connection>> {
-    let file = File::open(netns)?;
-    let look = move || {
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-        connections_here()
-    };
-    let thread = std::thread::Builder::new().name("sock-diag".into()).spawn(look)?;
-    let ended = thread.join();
-    ended.unwrap_or_else(|_| Err(io::Error::other("the thread that reads the sockets has died")))
+    netns::inside(File::open(netns)?, connections_here)
 }
 
 fn connections_here() -> io::Result<Vec<Connection>> {

@@ -11,15 +11,15 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::programs::links::{FdLink, LinkError};
+use aya::programs::links::FdLink;
 use aya::programs::sock_ops::SockOpsLink;
 use aya::programs::{CgroupAttachMode, ProgramError};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use thyra_datapath_abi::maps::{REGISTER, STEER};
 use thyra_datapath_abi::tables::Verdict;
 
 use crate::bpffs::{self, BpffsError, Pin};
 use crate::datapath::Datapath;
+use crate::netns;
 use crate::open::{OpenError, endpoint_numbers};
 use crate::sys;
 
@@ -67,15 +67,6 @@ pub enum SteerError {
         /// Why not.
         #[source]
         source: ProgramError,
-    },
-    /// The link can't be used.
-    #[error("the link of `{program}` can't be used")]
-    Link {
-        /// Which.
-        program: &'static str,
-        /// Why not.
-        #[source]
-        source: LinkError,
     },
     /// The link can't be pinned.
     #[error("can't pin the link `{pin}`")]
@@ -241,19 +232,14 @@ impl Datapath {
     }
 }
 
-/// The namespace's cookie. A thread of its own enters it, since a thread can't always go back.
+/// The namespace's cookie.
 fn cookie(netns: &File) -> io::Result<u64> {
-    let netns = netns.try_clone()?;
-    let look = move || {
-        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    netns::inside(netns.try_clone()?, || {
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::INET,
             rustix::net::SocketType::DGRAM,
             None,
         )?;
         sys::netns_cookie(socket.as_fd())
-    };
-    let thread = std::thread::Builder::new().name("netns".into()).spawn(look)?;
-    let ended = thread.join();
-    ended.unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace has died")))
+    })
 }

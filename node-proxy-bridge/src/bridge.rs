@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::util::pack_any;
-use sha2::{Digest as _, Sha256};
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_policy_compiler::residual::Residual;
 use tokio::sync::watch;
@@ -276,24 +274,13 @@ impl Bridge {
             Reading::Http => listener::http(&name, &socket, &shape, &self.config.http),
             Reading::Stream => listener::tls(&name, &socket, &shape),
         };
-        let body = pack_any(listener);
-        let version = digest(&body.value);
-        let mut resources = Vec::new();
-        for rules in listener::rules(&name, *reading, &chain) {
-            let resource = Resource {
-                // A residual has one lowering; its own bytes come in any order (a map's).
-                version: Arc::clone(address),
-                body: pack_any(rules.clone()),
-                needs: Vec::new(),
-            };
-            resources.push(((Kind::Extension, rules.name.into()), resource));
-        }
-        let listener = Resource {
-            version,
-            body,
-            needs: resources.iter().map(|(name, _)| name.clone()).collect(),
-        };
-        resources.push(((Kind::Listener, Arc::clone(&name)), listener));
+        let rules = listener::rules(&name, *reading, &chain).into_iter();
+        let mut resources: Vec<_> = rules.map(|rules| Resource::rules(rules, address)).collect();
+        let needs = resources.iter().map(|(name, _)| name.clone()).collect();
+        resources.push((
+            (Kind::Listener, Arc::clone(&name)),
+            Resource::listener(listener, needs),
+        ));
         let slot = Slot {
             name,
             question,
@@ -325,10 +312,4 @@ fn remove(path: &Path) {
         }
         _ => {}
     }
-}
-
-fn digest(bytes: &[u8]) -> Arc<str> {
-    let digest = Sha256::digest(bytes);
-    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    hex.into()
 }

@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::util::pack_any;
-use sha2::{Digest as _, Sha256};
 use thyra_datapath_abi::limits::{L7_FIRST_PORT, L7_PORTS};
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
@@ -29,6 +27,8 @@ pub struct Cell {
     pub name: Arc<str>,
     /// The pod.
     pub place: Place,
+    /// Address of what decides.
+    pub address: Arc<str>,
     /// What decides.
     pub residual: Arc<Residual<RuleRef>>,
 }
@@ -238,13 +238,13 @@ impl Inline {
         self.refused.clear();
         let mut asked: BTreeMap<Arc<str>, Asked> = BTreeMap::new();
         for cell in wanted {
-            let address = cell.residual.address();
-            if !asked.contains_key(&address) {
+            let address = &cell.address;
+            if !asked.contains_key(address) {
                 match chains(&cell.residual) {
                     Ok((http, other)) => {
                         let (cells, places) = (BTreeSet::new(), BTreeSet::new());
                         asked.insert(
-                            Arc::clone(&address),
+                            Arc::clone(address),
                             Asked {
                                 http,
                                 other,
@@ -254,12 +254,12 @@ impl Inline {
                         );
                     }
                     Err(why) => {
-                        self.refused.insert(address, why);
+                        self.refused.insert(Arc::clone(address), why);
                         continue;
                     }
                 }
             }
-            if let Some(asked) = asked.get_mut(&address) {
+            if let Some(asked) = asked.get_mut(address) {
                 asked.cells.insert(Arc::clone(&cell.name));
                 asked.places.insert(cell.place.clone());
             }
@@ -298,14 +298,9 @@ impl Inline {
             .places
             .iter()
             .map(|place| {
-                let body = pack_any(listener::inline(place, &shape, &self.options));
-                let name = listener::inline_name(&shape, place);
-                let resource = Resource {
-                    version: digest(&body.value),
-                    body,
-                    needs: needs.clone(),
-                };
-                ((Kind::Listener, name.into()), resource)
+                let listener = listener::inline(place, &shape, &self.options);
+                let name = (Kind::Listener, listener.name.as_str().into());
+                (name, Resource::listener(listener, needs.clone()))
             })
             .collect();
         let names = listeners.iter().map(|(name, _)| name.clone()).collect();
@@ -389,21 +384,6 @@ fn rules(shape: &Shape, asked: &Asked, residual: &Arc<str>) -> Vec<(Name, Resour
         all.extend(listener::rules(&shape.other_name(), Reading::Stream, other));
     }
     all.into_iter()
-        .map(|rules| {
-            let name = (Kind::Extension, rules.name.as_str().into());
-            let resource = Resource {
-                // A residual has one lowering; its own bytes come in any order (a map's).
-                version: Arc::clone(residual),
-                body: pack_any(rules),
-                needs: Vec::new(),
-            };
-            (name, resource)
-        })
+        .map(|rules| Resource::rules(rules, residual))
         .collect()
-}
-
-fn digest(bytes: &[u8]) -> Arc<str> {
-    let digest = Sha256::digest(bytes);
-    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    hex.into()
 }

@@ -26,7 +26,7 @@ use envoy_types::util::pack_any;
 use prost::{Message, Name};
 
 pub use self::http::{HttpOptions, REASON_HEADER, http, tokens};
-pub use self::inline::{Place, Shape, inline, name as inline_name};
+pub use self::inline::{Place, Shape, inline};
 pub use self::tls::tls;
 use crate::lower::{Chain, StepKind};
 

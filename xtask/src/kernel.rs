@@ -136,8 +136,6 @@ fn unpack(package: &str, release: &str, folder: &Path) -> Result<()> {
 /// The guest's work as a shell script.
 fn work(tree: &Tree) -> Result<String> {
     let mut script = include_str!("kernel/begin.sh").to_owned();
-    // None of these scenarios needs it, and an emulated CPU would read it for a long time.
-    script += "export THYRA_ENVOY=off\n";
     let package = tree.root().join("datapath");
     script += &format!("cd {}\n", package.display());
     for binary in test_binaries(tree)? {

@@ -42,8 +42,10 @@ pub fn cells(
             for (port, row) in ports.iter().zip(rows) {
                 let row = tables.rows.get(usize::from(*row)).into_iter().flatten();
                 for (source, verdict) in sources.iter().zip(row) {
-                    let residual = needy.get(verdict).and_then(|address| residuals.get(*address));
-                    let Some(residual) = residual else {
+                    let Some(address) = needy.get(verdict) else {
+                        continue;
+                    };
+                    let Some(residual) = residuals.get(*address) else {
                         continue;
                     };
                     let name: Arc<str> = format!("{}/{family}/{port}/{source}", registration.uid).into();
@@ -53,6 +55,7 @@ pub fn cells(
                             pod: registration.uid.clone(),
                             netns: registration.netns.clone(),
                         },
+                        address: Arc::clone(address),
                         residual: Arc::clone(residual),
                     });
                 }

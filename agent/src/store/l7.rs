@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::{Store, lock};
 use crate::chain::chain;
-use crate::l7::{self, L7};
+use crate::l7;
 use crate::snapshot::{L7Standing, Snapshot};
 
 impl Store {
@@ -111,12 +111,11 @@ impl Store {
         L7Standing {
             available: true,
             is_awaited: l7.is_awaited(),
-            judged: l7.ports(),
             refused: refused
                 .map(|(residual, why)| (residual, chain(&why)))
                 .collect::<BTreeMap<_, _>>(),
             unsteered: self.unsteered.clone(),
-            problem: L7::problem(l7),
+            problem: l7.problem(),
         }
     }
 }

@@ -112,9 +112,8 @@ impl Verdicts {
         let deadline = tokio::time::Instant::now() + WAIT;
         loop {
             let arrived = self.shared.arrived.notified();
-            match self.look(wanted) {
-                Some(found) if !found.is_opened => return Some(found.verdict),
-                Some(_) | None => {}
+            if let Some(found) = self.look(wanted).filter(|found| !found.is_opened) {
+                return Some(found.verdict);
             }
             if tokio::time::timeout_at(deadline, arrived).await.is_err() {
                 return self.look(wanted).map(|found| found.verdict);

@@ -1,6 +1,7 @@
 //! The memory of connections that were steered to a listener of the node's Envoy, and where those listeners are.
 //!
-//! Invariant: `begin` is called by `decide::steer` alone, and `accept` only for what began.
+//! Invariant: only `decide::steer` begins a connection (the pod's answer is noted in what began), and `accept` is
+//! called only for what began.
 
 use thyra_datapath_abi::{Flow4, Flow6, Opening};
 

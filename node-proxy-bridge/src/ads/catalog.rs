@@ -6,7 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::google::protobuf::Any;
+use envoy_types::util::pack_any;
+use sha2::{Digest as _, Sha256};
 
 /// So often may Envoy end while it takes a resource.
 const STRIKES: u8 = 2;
@@ -53,6 +57,34 @@ pub struct Resource {
     /// It is offered only together with these: Envoy takes no connection at all as long as a listener waits for
     /// rules that don't come.
     pub needs: Vec<Name>,
+}
+
+impl Resource {
+    /// A listener, whose bytes are its version.
+    #[must_use]
+    pub fn listener(listener: Listener, needs: Vec<Name>) -> Self {
+        let body = pack_any(listener);
+        let digest = Sha256::digest(&body.value);
+        let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Self {
+            version: hex.into(),
+            body,
+            needs,
+        }
+    }
+
+    /// The rules of a filter, with their name: a residual has one lowering, whose bytes come in any order (a map's), so
+    /// its address is the version.
+    #[must_use]
+    pub fn rules(rules: TypedExtensionConfig, residual: &Arc<str>) -> (Name, Self) {
+        let name = (Kind::Extension, rules.name.as_str().into());
+        let resource = Self {
+            version: Arc::clone(residual),
+            body: pack_any(rules),
+            needs: Vec::new(),
+        };
+        (name, resource)
+    }
 }
 
 /// What Envoy made of a resource's wanted version.

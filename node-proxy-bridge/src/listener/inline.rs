@@ -18,13 +18,12 @@ use envoy_types::pb::envoy::extensions::filters::common::set_filter_state::v3::f
 };
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
-use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::filters::network::set_filter_state::v3::Config as SetFilterState;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::google::protobuf::BoolValue;
 
-use super::{HttpOptions, INSPECTION, discovered, http, listener_filter, names, packed};
+use super::{HttpOptions, INSPECTION, http, listener_filter, packed, tls};
 use crate::bootstrap::POD;
 use crate::lower::StepKind;
 
@@ -101,7 +100,7 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
         ),
     };
     Listener {
-        name: name(shape, place),
+        name: format!("{}@{}", shape.name, place.pod),
         // All of them count together: names come and go.
         stat_prefix: "pod".to_owned(),
         address: Some(address_in(place, "0.0.0.0", shape.port)),
@@ -118,18 +117,9 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
     }
 }
 
-/// The listener's name.
-#[must_use]
-pub fn name(shape: &Shape, place: &Place) -> String {
-    format!("{}@{}", shape.name, place.pod)
-}
-
 fn streams(shape: &Shape, steps: &[StepKind]) -> FilterChain {
     let mut filters = vec![way_to_pod()];
-    filters.extend(names(&shape.other_name(), steps).into_iter().map(|name| Filter {
-        name,
-        config_type: Some(ConfigType::ConfigDiscovery(discovered::<NetworkRbac>())),
-    }));
+    filters.extend(tls::judges(&shape.other_name(), steps));
     filters.push(Filter {
         name: "envoy.filters.network.tcp_proxy".to_owned(),
         config_type: Some(ConfigType::TypedConfig(packed(&TcpProxy {

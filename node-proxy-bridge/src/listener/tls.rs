@@ -16,13 +16,7 @@ use crate::lower::StepKind;
 /// The listener of a stream that is not HTTP, as far as its filters go.
 #[must_use]
 pub fn tls(name: &str, socket: &Path, shape: &[StepKind]) -> Listener {
-    let mut filters: Vec<Filter> = names(name, shape)
-        .into_iter()
-        .map(|name| Filter {
-            name,
-            config_type: Some(ConfigType::ConfigDiscovery(discovered::<NetworkRbac>())),
-        })
-        .collect();
+    let mut filters: Vec<Filter> = judges(name, shape).collect();
     filters.push(Filter {
         name: "envoy.filters.network.echo".to_owned(),
         config_type: Some(ConfigType::TypedConfig(packed(&Echo {}))),
@@ -33,6 +27,14 @@ pub fn tls(name: &str, socket: &Path, shape: &[StepKind]) -> Listener {
         ..FilterChain::default()
     };
     on_socket(name, socket, vec![inspector], chain)
+}
+
+/// The filters that judge a stream, in the order in which they ask.
+pub(super) fn judges(name: &str, shape: &[StepKind]) -> impl Iterator<Item = Filter> {
+    names(name, shape).into_iter().map(|name| Filter {
+        name,
+        config_type: Some(ConfigType::ConfigDiscovery(discovered::<NetworkRbac>())),
+    })
 }
 
 pub(super) fn filter(rules: Option<Rbac>) -> Any {
