@@ -49,21 +49,16 @@ impl Drop for Cgroup {
     }
 }
 
-/// The listeners of one port of an Envoy in a pod, until the process ends.
-struct Envoy;
-
-impl Envoy {
-    fn listen(pod: Pod, port: u16) -> Self {
-        for any in ["0.0.0.0", "::"] {
-            let listener = pod.inside(|| listener(any, port));
-            std::thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let stream = stream.unwrap();
-                    std::thread::spawn(move || answer(stream));
-                }
-            });
-        }
-        Self
+/// Listens on one port as an Envoy in a pod, until the process ends.
+fn play_envoy(pod: Pod, port: u16) {
+    for any in ["0.0.0.0", "::"] {
+        let listener = pod.inside(|| listener(any, port));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                std::thread::spawn(move || answer(stream));
+            }
+        });
     }
 }
 
@@ -177,6 +172,16 @@ fn steer(datapath: &mut Datapath, id: u16) {
         .unwrap_or_else(|e| panic!("{}", chain(&e)));
 }
 
+/// The same with an Envoy that judges `r1`, in a control group that goes with the test.
+fn at_work(verdict: Verdict) -> (Cgroup, Datapath, u16) {
+    let cgroup = Cgroup::join();
+    let (mut datapath, id) = steered(verdict);
+    datapath.register(&cgroup.0).unwrap();
+    play_envoy(SERVER, FIRST);
+    datapath.set_listeners(listeners(&[("r1", FIRST)])).unwrap();
+    (cgroup, datapath, id)
+}
+
 const FIRST: u16 = L7_FIRST_PORT;
 const OTHER: u16 = L7_FIRST_PORT + 7;
 
@@ -191,7 +196,7 @@ fn a_connection_that_needs_l7_reaches_envoy_or_nothing() {
             datapath
                 .register(&cgroup.0)
                 .unwrap_or_else(|e| panic!("{}", chain(&e)));
-            let _envoy = Envoy::listen(SERVER, FIRST);
+            play_envoy(SERVER, FIRST);
             assert_eq!(
                 reached(STRANGER),
                 [At::Nowhere; 2],
@@ -228,9 +233,10 @@ fn an_open_connection_is_cut_when_its_listener_no_longer_judges_it() {
         let cgroup = Cgroup::join();
         let (mut datapath, _) = steered(needs_l7("r1"));
         datapath.register(&cgroup.0).unwrap();
-        let _envoys = [Envoy::listen(SERVER, FIRST), Envoy::listen(SERVER, OTHER)];
+        play_envoy(SERVER, FIRST);
+        play_envoy(SERVER, OTHER);
         let both = listeners(&[("r1", FIRST), ("r2", OTHER)]);
-        datapath.set_listeners(both.clone()).unwrap();
+        datapath.set_listeners(both).unwrap();
         let open = || families(SERVER).map(|address| STRANGER.connect(address, PORT).unwrap());
         let all = |streams: &[TcpStream; 2]| streams.each_ref().map(speaks);
 
@@ -261,11 +267,7 @@ fn an_open_connection_is_cut_when_its_listener_no_longer_judges_it() {
 fn an_open_connection_to_the_app_is_not_taken_for_one_of_envoy() {
     let name = "steered::an_open_connection_to_the_app_is_not_taken_for_one_of_envoy";
     on_a_node(name, || {
-        let cgroup = Cgroup::join();
-        let (mut datapath, _) = steered(crate::allow("open"));
-        datapath.register(&cgroup.0).unwrap();
-        let _envoy = Envoy::listen(SERVER, FIRST);
-        datapath.set_listeners(listeners(&[("r1", FIRST)])).unwrap();
+        let (_cgroup, mut datapath, _) = at_work(crate::allow("open"));
         let streams = families(SERVER).map(|address| STRANGER.connect(address, PORT).unwrap());
         assert_eq!(streams.each_ref().map(speaks), [At::App; 2]);
         let l7 = tables(&mut datapath, needs_l7("r1"));
@@ -279,11 +281,7 @@ fn an_open_connection_to_the_app_is_not_taken_for_one_of_envoy() {
 fn the_link_outlives_the_process_and_a_restart() {
     let name = "steered::the_link_outlives_the_process_and_a_restart";
     on_a_node(name, || {
-        let cgroup = Cgroup::join();
-        let (mut datapath, id) = steered(needs_l7("r1"));
-        datapath.register(&cgroup.0).unwrap();
-        let _envoy = Envoy::listen(SERVER, FIRST);
-        datapath.set_listeners(listeners(&[("r1", FIRST)])).unwrap();
+        let (_cgroup, datapath, id) = at_work(needs_l7("r1"));
         assert_eq!(reached(STRANGER), [At::Envoy; 2]);
         drop(datapath);
         assert_eq!(reached(STRANGER), [At::Envoy; 2], "without a process");
@@ -306,11 +304,7 @@ fn the_link_outlives_the_process_and_a_restart() {
 fn without_the_link_no_byte_reaches_the_app() {
     let name = "steered::without_the_link_no_byte_reaches_the_app";
     on_a_node(name, || {
-        let cgroup = Cgroup::join();
-        let (mut datapath, id) = steered(needs_l7("r1"));
-        datapath.register(&cgroup.0).unwrap();
-        let _envoy = Envoy::listen(SERVER, FIRST);
-        datapath.set_listeners(listeners(&[("r1", FIRST)])).unwrap();
+        let (_cgroup, _datapath, id) = at_work(needs_l7("r1"));
         assert_eq!(reached(STRANGER), [At::Envoy; 2]);
         run(&format!("rm /run/bpf/thyra/*/steer-{id}"));
         // The kernel lets go of it after a grace period.
