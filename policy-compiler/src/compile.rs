@@ -38,6 +38,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use rustc_hash::FxHashMap;
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::limits::MAX_ENDPOINTS;
 use thyra_datapath_abi::tables::{EndpointTables, PolicyRef, RuleRef, Tables};
@@ -183,17 +184,17 @@ impl Compiler {
             kept = None;
         }
         let moved = self.lending.update(world, &mut self.identities);
-        match kept.and_then(|kept| self.move_addresses(world, kept, &moved)) {
-            Some(tables) => Ok(tables),
-            None => self.compile_whole(world),
+        let mut kept = kept.filter(|kept| !self.is_littered(kept.used.len()));
+        if let Some(near) = kept.take_if(|kept| kept.reaches(world, &moved, &self.identities))
+            && let Some(tables) = self.move_addresses(world, near, &moved)
+        {
+            return Ok(tables);
         }
+        self.compile_whole(world, kept, &moved)
     }
 
     /// The short way, where it leads to the tables.
     fn move_addresses(&mut self, world: &World, mut kept: Kept, moved: &Moved) -> Option<Tables> {
-        if !kept.reaches(world, moved, &self.identities) || self.is_littered(kept.used.len()) {
-            return None;
-        }
         let (lending, identities) = (&self.lending, &self.identities);
         kept.walk(world, moved, lending, identities, &mut self.tests, self.limits)?;
         if moved.problems {
@@ -205,7 +206,13 @@ impl Compiler {
         Some(tables)
     }
 
-    fn compile_whole(&mut self, world: &World) -> Result<Tables, CompileError> {
+    /// The long way; the classes of sources that `kept` has already are taken from there.
+    fn compile_whole(
+        &mut self,
+        world: &World,
+        kept: Option<Kept>,
+        moved: &Moved,
+    ) -> Result<Tables, CompileError> {
         let policies = Policies::of(world);
         let mut problems = Vec::new();
         let destinations = self.destinations(world, &policies, &mut problems)?;
@@ -232,7 +239,11 @@ impl Compiler {
             numbers: &world.identities,
             limits: self.limits,
         };
-        let classes = Classes::of(sources, self.lending.lenders(), &mut tables)?;
+        let kept = kept.filter(|kept| kept.seats(world, moved, &blocks, &self.identities));
+        let classes = match kept {
+            Some(kept) => kept.seat_again(sources, &mut tables)?,
+            None => Classes::of(sources, self.lending.lenders(), &mut tables)?,
+        };
         let mut report = status::report(world, &policies, &destinations, &mut problems);
         report.set_problems(self.lending.problems().chain(&problems).cloned().collect());
         self.report = Arc::new(report);
@@ -303,14 +314,15 @@ impl Compiler {
         policies: &Policies,
         destinations: &[Destination<'_>],
     ) -> Vec<Option<Arc<PreparedPolicy>>> {
-        let used: BTreeSet<usize> = destinations
-            .iter()
-            .filter(|destination| destination.is_judged(world))
-            .flat_map(|destination| destination.scope.policies.iter().copied())
-            .collect();
+        let mut used = vec![false; policies.all.len()];
+        for destination in destinations.iter().filter(|d| d.is_judged(world)) {
+            for at in &destination.scope.policies {
+                used[*at] = true;
+            }
+        }
         let mut prepared = vec![None; policies.all.len()];
-        let mut kept = PreparedPolicies::with_capacity(used.len());
-        for at in used {
+        let mut kept = PreparedPolicies::default();
+        for at in (0..used.len()).filter(|at| used[*at]) {
             prepared[at] = Some(match &policies.all[at] {
                 Acting::Unreadable(reference) => Arc::new(PreparedPolicy::unreadable(reference.clone())),
                 Acting::Policy(policy) => {
@@ -411,7 +423,7 @@ fn place(
     sets: &mut Sets<'_>,
 ) -> (Vec<Set>, Vec<Placed>) {
     let mut list = Vec::new();
-    let mut known: HashMap<Profile, u16> = HashMap::new();
+    let mut known: FxHashMap<Profile, u16> = FxHashMap::default();
     let mut placed = Vec::with_capacity(destinations.len());
     for destination in destinations {
         let mut number = |family: fn(&IpAddr) -> bool| {

@@ -127,6 +127,42 @@ fn a_pod_that_takes_the_class_of_one_that_went_is_judged_as_itself() {
     assert_eq!(action(&last, "10.0.1.2").0, Action::Allow);
 }
 
+#[test]
+fn a_policy_that_changes_alone_leaves_the_classes_and_judges_them_anew() {
+    let (one, other) = (pod("ops", "one", "10.0.1.1"), pod("lab", "other", "10.0.1.2"));
+    let before = world(&[CART, ONLY_OPS, &one, &other], None);
+    let only_lab = ONLY_OPS.replace("[ops]", "[lab]");
+    let after = World {
+        authorization: world(&[CART, &only_lab], None).authorization,
+        ..before.clone()
+    };
+    let mut compiler = Compiler::new();
+    let tables = compiler.compile(&before).unwrap();
+    assert_eq!(action(&tables, "10.0.1.1").0, Action::Allow);
+    let changed = compiler.compile(&after).unwrap();
+    assert!(
+        Arc::ptr_eq(&tables.addresses, &changed.addresses),
+        "the same classes"
+    );
+    assert_eq!(action(&changed, "10.0.1.1").0, Action::Deny);
+    assert_eq!(action(&changed, "10.0.1.2").0, Action::Allow);
+}
+
+#[test]
+fn a_policy_and_a_pod_that_come_together_are_both_seen() {
+    let (one, two) = (pod("ops", "one", "10.0.1.1"), pod("ops", "two", "10.0.1.2"));
+    let before = world(&[CART, &one], None);
+    let after = World {
+        authorization: world(&[CART, ONLY_OPS], None).authorization,
+        ..world(&[CART, &one, &two], Some(&before))
+    };
+    let mut compiler = Compiler::new();
+    compiler.compile(&before).unwrap();
+    let both = compiler.compile(&after).unwrap();
+    assert_eq!(action(&both, "10.0.1.2").0, Action::Allow);
+    assert_eq!(action(&both, "10.0.1.3").0, Action::Deny);
+}
+
 /// As istiod tells it: the protocol stands with the Service, not with the pod's workload.
 fn declare(world: &mut World, protocol: AppProtocol) {
     for service in world.services.values_mut() {

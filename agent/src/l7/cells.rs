@@ -79,8 +79,8 @@ fn first_ports(tables: &Tables) -> Vec<u16> {
 /// The first source of each column.
 fn first_sources(tables: &Tables) -> Vec<String> {
     let mut sources = vec![String::new(); usize::from(tables.columns)];
-    for (class, column) in tables.classes.iter().zip(tables.class_column.iter()).rev() {
-        if let Some(source) = sources.get_mut(usize::from(*column)) {
+    for (class, column) in tables.classes.iter().zip(tables.class_column.iter()) {
+        if let Some(source) = sources.get_mut(usize::from(*column)).filter(|s| s.is_empty()) {
             *source = words(class);
         }
     }

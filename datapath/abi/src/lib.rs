@@ -7,6 +7,8 @@
 
 pub mod bank;
 pub mod cell;
+#[cfg(not(target_arch = "bpf"))]
+pub mod chunked;
 pub mod control;
 pub mod count;
 pub mod endpoint;

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::chunked::Chunked;
 use crate::{Action, Mode, Reason};
 
 /// The namespaced name of a policy.
@@ -136,7 +137,7 @@ pub struct EndpointTables {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     /// Class 0 is the outsider that no block holds.
-    pub classes: Arc<Vec<ClassInfo>>,
+    pub classes: Chunked<ClassInfo>,
     /// Column of each class.
     pub class_column: Arc<Vec<u16>>,
     /// Number of columns.

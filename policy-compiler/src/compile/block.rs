@@ -25,7 +25,7 @@ pub(crate) struct Place {
 }
 
 /// A node of the forest.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Node {
     net: IpNet,
     parent: Option<usize>,
@@ -33,7 +33,7 @@ struct Node {
 }
 
 /// All blocks of both families, outer ones first.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Blocks {
     nodes: Vec<Node>,
     /// Of each policy block (index − 1): its node.

@@ -34,6 +34,16 @@ pub(super) struct Sources<'a> {
     pub(super) limits: Limits,
 }
 
+impl Sources<'_> {
+    /// The column of a source.
+    fn column(&self, (lent, block): Source) -> Result<u16, CompileError> {
+        let slot = self.slots.find(lent, block);
+        // A source that no slot stands for can't happen; column 0 would be the outsider's, so it is an error.
+        let column = slot.and_then(|slot| self.slot_column.get(slot));
+        column.copied().ok_or(CompileError::Lost)
+    }
+}
+
 /// The classes of some tables.
 #[derive(Debug, Default)]
 pub(super) struct Classes {
@@ -75,6 +85,16 @@ impl Classes {
         }
         tables.blocks = blocks.into();
         Ok(classes)
+    }
+
+    /// The columns of the same classes after policies have changed.
+    pub(super) fn columns(&self, sources: Sources<'_>) -> Result<Vec<u16>, CompileError> {
+        let outsider = sources.column((Lent::Unknown, 0))?;
+        let column = |(source, users): &(Source, u32)| match users {
+            0 => Ok(outsider),
+            _ => sources.column(*source),
+        };
+        self.list.iter().map(column).collect()
     }
 
     /// Brings the entry of an address up to date with its owner. What fails leaves tables that say nothing.
@@ -154,25 +174,22 @@ impl Classes {
         source: Source,
         tables: &mut Tables,
     ) -> Result<u32, CompileError> {
-        let (lent, block) = source;
-        let slot = sources.slots.find(lent, block);
-        // A source that no slot stands for can't happen; column 0 would be the outsider's, so it is an error.
-        let column = slot.and_then(|slot| sources.slot_column.get(slot));
-        let column = *column.ok_or(CompileError::Lost)?;
+        let column = sources.column(source)?;
         let info = self.info(sources, source);
-        let classes = Arc::make_mut(&mut tables.classes);
         let columns = Arc::make_mut(&mut tables.class_column);
         let class = match self.vacant.pop() {
             Some(class) => {
-                classes[at(class)] = info;
+                if let Some(vacant) = tables.classes.get_mut(at(class)) {
+                    *vacant = info;
+                }
                 columns[at(class)] = column;
                 self.list[at(class)] = (source, 0);
                 class
             }
             None => {
-                let count = classes.len() + 1;
+                let count = tables.classes.len() + 1;
                 let class = index::<u32>("source classes", count, sources.limits.classes, String::new)? - 1;
-                classes.push(info);
+                tables.classes.push(info);
                 columns.push(column);
                 self.list.push((source, 0));
                 class
@@ -211,7 +228,9 @@ impl Classes {
         self.numbers.remove(source);
         self.vacant.push(class);
         // As the outsider: no address leads there.
-        Arc::make_mut(&mut tables.classes)[at(class)] = ClassInfo::default();
+        if let Some(info) = tables.classes.get_mut(at(class)) {
+            *info = ClassInfo::default();
+        }
         Arc::make_mut(&mut tables.class_column)[at(class)] = tables.column(0).unwrap_or(0);
     }
 }

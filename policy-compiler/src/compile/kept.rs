@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use thyra_datapath_abi::tables::{PolicyRef, Tables};
 
+use super::CompileError;
 use super::block::Blocks;
 use super::class::{Classes, Sources};
 use super::identity::Identities;
@@ -86,6 +87,30 @@ impl Kept {
             && !moved.beyond
             && self.ground.holds(world)
             && !self.renumbers(world, identities)
+    }
+
+    /// Whether sources come down to the same classes in `world`, whatever its policies say of them.
+    pub(super) fn seats(
+        &self,
+        world: &World,
+        moved: &Moved,
+        blocks: &Blocks,
+        identities: &Identities,
+    ) -> bool {
+        moved.addresses.is_empty() && self.blocks == *blocks && !self.renumbers(world, identities)
+    }
+
+    /// Brings the sources into tables of other policies, where they have the same `seats`.
+    pub(super) fn seat_again(
+        self,
+        sources: Sources<'_>,
+        tables: &mut Tables,
+    ) -> Result<Classes, CompileError> {
+        tables.class_column = self.classes.columns(sources)?.into();
+        tables.classes = self.tables.classes;
+        tables.addresses = self.tables.addresses;
+        tables.blocks = self.tables.blocks;
+        Ok(self.classes)
     }
 
     /// Moves the addresses; `None` where that asks for more than this, and then the tables are of no use.

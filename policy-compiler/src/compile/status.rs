@@ -2,9 +2,10 @@
 //!
 //! Invariant: every policy of the world has a line, enforced or not.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 
@@ -22,14 +23,14 @@ pub(super) fn report(
 ) -> Report {
     let mut report = Report::default();
     // Endpoints under the same policies share one list of them.
-    let mut lists: HashMap<&[usize], Arc<[PolicyRef]>> = HashMap::new();
-    let mut acting: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
+    let mut lists: FxHashMap<&[usize], Arc<[PolicyRef]>> = FxHashMap::default();
+    let mut acting: Vec<Vec<u16>> = vec![Vec::new(); policies.all.len()];
     let mut peers: BTreeMap<&PolicyRef, Vec<u16>> = BTreeMap::new();
     for destination in destinations {
         let id = destination.endpoint.id;
         if destination.enrolment.mode != Mode::Off {
             for at in &destination.scope.policies {
-                acting.entry(*at).or_default().push(id);
+                acting[*at].push(id);
             }
             for reference in &destination.scope.peer_authentication {
                 peers.entry(reference).or_default().push(id);
@@ -43,8 +44,7 @@ pub(super) fn report(
             .endpoints
             .insert(id, endpoint(destination, Arc::clone(list)));
     }
-    for (at, policy) in policies.all.iter().enumerate() {
-        let endpoints = acting.remove(&at).unwrap_or_default();
+    for (policy, endpoints) in policies.all.iter().zip(acting) {
         let status = match policy {
             Acting::Policy(policy) => authorization_status(policy, world, endpoints.is_empty(), problems),
             Acting::Unreadable(reference) => unreadable_status(world, reference),

@@ -43,7 +43,7 @@ pub(crate) fn canonical(tables: &Tables) -> Tables {
         u16::try_from(at.unwrap()).unwrap()
     };
     Tables {
-        classes: Arc::new(classes.into_iter().map(|(info, _)| info).collect()),
+        classes: classes.into_iter().map(|(info, _)| info).collect(),
         class_column: class_column.into(),
         columns: u16::try_from(columns.len()).unwrap(),
         addresses: Arc::new(tables.addresses.iter().map(|a| address(a, &class_of)).collect()),

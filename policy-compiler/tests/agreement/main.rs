@@ -343,6 +343,10 @@ fn a_compiler_with_a_past_says_what_a_fresh_one_says() {
             let mut before = compiler.compile(&world).expect("a small world fits");
             for _ in 0..EDITS {
                 edit::edit(&mut entropy, &mut world);
+                // What arrives together is compiled together.
+                if entropy.chance(30) {
+                    edit::edit(&mut entropy, &mut world);
+                }
                 let kept = compiler.compile(&world).expect("a small world fits");
                 edits.set(edits.get() + 1);
                 short.set(short.get() + u32::from(Arc::ptr_eq(&before.rows, &kept.rows)));
