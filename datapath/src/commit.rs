@@ -64,6 +64,28 @@ struct Wanted {
     blocks6: Entries<16>,
 }
 
+/// What this process last put in force, and what it knows of the banks. Nobody else writes them (`Lock`), except that an
+/// endpoint leaves its set: that table is always looked at.
+#[derive(Default)]
+pub(crate) struct Written {
+    last: Option<(Tables, BankImage)>,
+    banks: [Option<BankImage>; 2],
+}
+
+impl Written {
+    /// Whether `bank` is known to have a table of `image`.
+    fn has(&self, bank: u32, image: &BankImage, table: Table) -> bool {
+        let known = self.banks[usize::from(bank != 0)].as_ref();
+        table != Table::EndpointSets && known.is_some_and(|known| known.shares(image, table))
+    }
+
+    /// The same of its blocks.
+    fn has_blocks(&self, bank: u32, image: &BankImage) -> bool {
+        let known = self.banks[usize::from(bank != 0)].as_ref();
+        known.is_some_and(|known| known.shares_blocks(image))
+    }
+}
+
 impl Datapath {
     /// Puts `tables` in force as `generation` (not 0): all of it by one store, or nothing.
     pub fn commit(&mut self, tables: &Tables, generation: u32) -> Result<CommitReport, CommitError> {
@@ -73,11 +95,13 @@ impl Datapath {
         let assignment = self.names.assign(&tables.verdicts)?;
         // `build` asks for indices of `tables.verdicts` only; 0 is no verdict and refused there.
         let id = |index: usize| assignment.ids.get(index).copied().unwrap_or(0);
-        let wanted = Wanted::new(BankImage::build(tables, &id)?);
+        let last = self.written.last.as_ref().map(|(tables, image)| (tables, image));
+        let wanted = Wanted::new(BankImage::build_after(last, tables, &id)?);
         let live = self.memory.control().bank();
         let flags = self.flags(&wanted.image);
         if assignment.fresh.is_empty() && self.is_live(&wanted, live)? {
             self.memory.set_control(Control::new(generation, live, flags));
+            self.written.last = Some((tables.clone(), wanted.image));
             return Ok(self.accept(assignment, 0, Duration::ZERO));
         }
         if !assignment.fresh.is_empty() {
@@ -92,6 +116,8 @@ impl Datapath {
         let dead = 1 - live;
         let written = self.write_bank(&wanted, dead)?;
         self.memory.set_control(Control::new(generation, dead, flags));
+        self.written.banks[usize::from(dead != 0)] = Some(wanted.image.clone());
+        self.written.last = Some((tables.clone(), wanted.image));
         self.grace.start();
         Ok(self.accept(assignment, written, waited))
     }
@@ -122,8 +148,15 @@ impl Datapath {
 
     /// Whether the live bank is what is wanted already.
     fn is_live(&self, wanted: &Wanted, live: u32) -> Result<bool, CommitError> {
-        if self.memory.control().generation() == 0 || !wanted.same_words(&self.memory, live) {
+        let holds = |table| {
+            self.written.has(live, &wanted.image, table)
+                || self.memory.holds(table, live, wanted.image.words(table))
+        };
+        if self.memory.control().generation() == 0 || !Table::ALL.into_iter().all(holds) {
             return Ok(false);
+        }
+        if self.written.has_blocks(live, &wanted.image) {
+            return Ok(true);
         }
         let Memory { blocks4, blocks6, .. } = &self.memory;
         let same4 = blocks4.read(live).map_err(|source| CommitError::Map {
@@ -141,8 +174,15 @@ impl Datapath {
     fn write_bank(&mut self, wanted: &Wanted, bank: u32) -> Result<usize, CommitError> {
         let mut written = 0;
         for table in Table::ALL {
-            written += self.memory.write(table, bank, wanted.image.words(table));
+            if !self.written.has(bank, &wanted.image, table) {
+                written += self.memory.write(table, bank, wanted.image.words(table));
+            }
         }
+        if self.written.has_blocks(bank, &wanted.image) {
+            return Ok(written);
+        }
+        // What fails on the way leaves something between.
+        self.written.banks[usize::from(bank != 0)] = None;
         let blocks4 = self.memory.blocks4.write(bank, &wanted.blocks4);
         written += blocks4.map_err(|source| CommitError::Map {
             map: maps::BLOCKS4,
@@ -172,11 +212,5 @@ impl Wanted {
             blocks4,
             blocks6,
         }
-    }
-
-    fn same_words(&self, memory: &Memory, bank: u32) -> bool {
-        Table::ALL
-            .into_iter()
-            .all(|table| memory.holds(table, bank, self.image.words(table)))
     }
 }

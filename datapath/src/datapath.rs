@@ -15,6 +15,7 @@ use thyra_datapath_abi::tables::Verdict;
 
 use crate::bpffs::{self, BpffsError, Direction, Lock, Pins};
 use crate::clsact;
+use crate::commit::Written;
 use crate::counters::{CounterMemory, Counters};
 use crate::coverage::Coverage;
 use crate::endpoint_ids::{EndpointIds, ReserveError};
@@ -95,6 +96,7 @@ pub struct Datapath {
     pub(crate) steering: Steering,
     pub(crate) coverage: Coverage,
     pub(crate) grace: Grace,
+    pub(crate) written: Written,
     pub(crate) names: VerdictNames,
     pub(crate) ids: EndpointIds,
     pub(crate) origin: Origin,

@@ -16,6 +16,7 @@ use thyra_datapath_abi::{Cell, limits, maps};
 use thyra_datapath_engine::Table;
 
 use crate::bpffs::{self, BpffsError, Lock, Pins};
+use crate::commit::Written;
 use crate::counters::CounterMemory;
 use crate::coverage::Coverage;
 use crate::datapath::{Config, Datapath, Origin};
@@ -256,6 +257,7 @@ impl Datapath {
             programs,
             counters,
             grace,
+            written: Written::default(),
             names,
             ids,
             origin,

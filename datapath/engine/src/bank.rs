@@ -4,23 +4,21 @@
 //! give equal images, and a small change of the tables changes few words, since every address takes the first
 //! of its two buckets that has room.
 
+mod sources;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use thyra_datapath_abi::limits::{
-    BUCKETS, MAX_BLOCKS, MAX_CLASSES, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES, MAX_ROWS, MAX_SETS,
-    SLOTS4, SLOTS6,
+    MAX_BLOCKS, MAX_CLASSES, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES, MAX_ROWS, MAX_SETS,
 };
 use thyra_datapath_abi::source::{Block4, Block6};
 use thyra_datapath_abi::tables::Tables;
-use thyra_datapath_abi::{Cell, Control, EndpointSets, Slot4, Slot6};
+use thyra_datapath_abi::{Cell, Control, EndpointSets};
 
+use self::sources::{sources4, sources6};
 use crate::Table;
-use crate::family::Address6;
-use crate::lookup::{buckets4, buckets6};
-
-/// How many times an insertion may move another address before the table counts as full.
-const MAX_MOVES: usize = 512;
 
 /// Something does not fit into the maps.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,12 +53,12 @@ pub enum Overflow {
     },
 }
 
-/// The content of one bank. Words beyond the end of a vector are zero.
+/// The content of one bank. Words beyond the end of a vector are zero. A copy shares all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BankImage {
-    words: BTreeMap<&'static str, Vec<u64>>,
-    blocks4: BTreeMap<([u8; 4], u8), u16>,
-    blocks6: BTreeMap<([u8; 16], u8), u16>,
+    words: BTreeMap<&'static str, Arc<Vec<u64>>>,
+    blocks4: Arc<BTreeMap<([u8; 4], u8), u16>>,
+    blocks6: Arc<BTreeMap<([u8; 16], u8), u16>>,
 }
 
 impl BankImage {
@@ -69,35 +67,58 @@ impl BankImage {
     /// # Errors
     /// What does not fit, by name.
     pub fn build(tables: &Tables, verdict_id: &dyn Fn(usize) -> u16) -> Result<Self, Overflow> {
+        Self::build_after(None, tables, verdict_id)
+    }
+
+    /// The same; what did not change since the image `before`, made of the tables beside it, is shared with it.
+    ///
+    /// # Errors
+    /// What does not fit, by name.
+    pub fn build_after(
+        before: Option<(&Tables, &Self)>,
+        tables: &Tables,
+        verdict_id: &dyn Fn(usize) -> u16,
+    ) -> Result<Self, Overflow> {
         check_counts(tables)?;
+        let since = |same: fn(&Tables, &Tables) -> bool| {
+            let same = before.filter(|(before, _)| same(before, tables));
+            same.map(|(_, image)| image)
+        };
         let mut image = Self::default();
-        image.put(Table::EndpointSets, endpoint_sets(tables)?);
-        image.put(Table::Sources4, sources4(tables)?);
-        image.put(Table::Sources6, sources6(tables)?);
-        image.put(Table::ClassColumn, class_column(tables)?);
-        image.put(Table::PortClass, port_class(tables)?);
-        image.put(Table::Sets, sets(tables)?);
-        image.put(Table::Rows, rows(tables, verdict_id)?);
-        for block in tables.blocks.iter() {
-            let class = kernel_class(block.class, tables)?;
-            match block.network {
-                IpAddr::V4(network) => {
-                    image.blocks4.insert((network.octets(), block.prefix), class);
-                }
-                IpAddr::V6(network) => {
-                    image.blocks6.insert((network.octets(), block.prefix), class);
-                }
+        image.put(Table::EndpointSets, None, || endpoint_sets(tables))?;
+        image.put(Table::Sources4, since(same_addresses), || sources4(tables))?;
+        image.put(Table::Sources6, since(same_addresses), || sources6(tables))?;
+        image.put(Table::ClassColumn, since(same_columns), || class_column(tables))?;
+        image.put(Table::PortClass, since(same_ports), || port_class(tables))?;
+        image.put(Table::Sets, since(same_sets), || sets(tables))?;
+        image.put(Table::Rows, None, || rows(tables, verdict_id))?;
+        match since(same_blocks) {
+            Some(known) => {
+                image.blocks4 = Arc::clone(&known.blocks4);
+                image.blocks6 = Arc::clone(&known.blocks6);
             }
+            None => image.put_blocks(tables)?,
         }
-        at_most("CIDR blocks", "BLOCKS4", image.blocks4.len(), MAX_BLOCKS)?;
-        at_most("CIDR blocks", "BLOCKS6", image.blocks6.len(), MAX_BLOCKS)?;
         Ok(image)
     }
 
     /// The words of one table of the bank; what lies beyond their end, up to `Table::words`, is zero.
     #[must_use]
     pub fn words(&self, table: Table) -> &[u64] {
-        self.words.get(table.name()).map_or(&[], Vec::as_slice)
+        self.words.get(table.name()).map_or(&[], |words| words.as_slice())
+    }
+
+    /// Whether a table of both is one and the same memory, without a look at it.
+    #[must_use]
+    pub fn shares(&self, other: &Self, table: Table) -> bool {
+        let of = |image: &Self| image.words.get(table.name()).map(Arc::as_ptr);
+        of(self).is_some() && of(self) == of(other)
+    }
+
+    /// Whether the blocks of both are one and the same memory.
+    #[must_use]
+    pub fn shares_blocks(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.blocks4, &other.blocks4) && Arc::ptr_eq(&self.blocks6, &other.blocks6)
     }
 
     /// Keys and classes of the IPv4 blocks, as they are in the map for `bank`.
@@ -152,9 +173,11 @@ impl BankImage {
         blocks6: impl Iterator<Item = (([u8; 16], u8), u16)>,
     ) -> Self {
         Self {
-            words: words.map(|(table, words)| (table.name(), words)).collect(),
-            blocks4: blocks4.collect(),
-            blocks6: blocks6.collect(),
+            words: words
+                .map(|(table, words)| (table.name(), Arc::new(words)))
+                .collect(),
+            blocks4: Arc::new(blocks4.collect()),
+            blocks6: Arc::new(blocks6.collect()),
         }
     }
 
@@ -181,8 +204,35 @@ impl BankImage {
         longest(&self.blocks6, &address)
     }
 
-    fn put(&mut self, table: Table, words: Vec<u64>) {
+    /// Takes a table from the image that has it already, or makes it.
+    fn put(
+        &mut self,
+        table: Table,
+        known: Option<&Self>,
+        make: impl FnOnce() -> Result<Vec<u64>, Overflow>,
+    ) -> Result<(), Overflow> {
+        let known = known.and_then(|image| image.words.get(table.name())).cloned();
+        let words = match known {
+            Some(words) => words,
+            None => Arc::new(make()?),
+        };
         self.words.insert(table.name(), words);
+        Ok(())
+    }
+
+    fn put_blocks(&mut self, tables: &Tables) -> Result<(), Overflow> {
+        let (mut blocks4, mut blocks6) = (BTreeMap::new(), BTreeMap::new());
+        for block in tables.blocks.iter() {
+            let class = kernel_class(block.class, tables)?;
+            match block.network {
+                IpAddr::V4(network) => drop(blocks4.insert((network.octets(), block.prefix), class)),
+                IpAddr::V6(network) => drop(blocks6.insert((network.octets(), block.prefix), class)),
+            }
+        }
+        at_most("CIDR blocks", "BLOCKS4", blocks4.len(), MAX_BLOCKS)?;
+        at_most("CIDR blocks", "BLOCKS6", blocks6.len(), MAX_BLOCKS)?;
+        (self.blocks4, self.blocks6) = (blocks4.into(), blocks6.into());
+        Ok(())
     }
 }
 
@@ -203,6 +253,31 @@ fn masked<const A: usize>(address: &[u8; A], prefix: u8) -> [u8; A] {
         *byte &= u8::MAX.checked_shl(8 - kept).unwrap_or(0);
     }
     masked
+}
+
+// What each table is made of, beside its own part: everything that its makers look at. Equal parts of two tables are
+// mostly one (`Arc`), which is seen without a look inside.
+
+fn same_addresses(before: &Tables, after: &Tables) -> bool {
+    before.classes.len() == after.classes.len() && before.addresses == after.addresses
+}
+
+fn same_blocks(before: &Tables, after: &Tables) -> bool {
+    before.classes.len() == after.classes.len() && before.blocks == after.blocks
+}
+
+fn same_columns(before: &Tables, after: &Tables) -> bool {
+    before.columns == after.columns && before.class_column == after.class_column
+}
+
+fn same_ports(before: &Tables, after: &Tables) -> bool {
+    before.port_classes == after.port_classes && before.port_runs == after.port_runs
+}
+
+fn same_sets(before: &Tables, after: &Tables) -> bool {
+    before.port_classes == after.port_classes
+        && before.rows.len() == after.rows.len()
+        && before.sets == after.sets
 }
 
 fn check_counts(tables: &Tables) -> Result<(), Overflow> {
@@ -371,86 +446,6 @@ fn rows(tables: &Tables, verdict_id: &dyn Fn(usize) -> u16) -> Result<Vec<u64>, 
     }
     Ok(words)
 }
-
-fn sources4(tables: &Tables) -> Result<Vec<u64>, Overflow> {
-    let mut buckets: Vec<[Slot4; SLOTS4]> = vec![[Slot4::default(); SLOTS4]; BUCKETS];
-    for source in tables.addresses.iter() {
-        let IpAddr::V4(address) = source.address else {
-            continue;
-        };
-        let class = kernel_class(source.class, tables)?;
-        let slot = Slot4::new(u32::from(address), class, source.local);
-        place(&mut buckets, slot, |slot| buckets4(slot.address())).map_err(|_| Overflow::Address {
-            address: source.address,
-            map: Table::Sources4.name(),
-        })?;
-    }
-    Ok(buckets.iter().flatten().map(|slot| slot.0).collect())
-}
-
-fn sources6(tables: &Tables) -> Result<Vec<u64>, Overflow> {
-    let mut buckets: Vec<[Slot6; SLOTS6]> = vec![[Slot6::default(); SLOTS6]; BUCKETS];
-    for source in tables.addresses.iter() {
-        let IpAddr::V6(address) = source.address else {
-            continue;
-        };
-        let class = kernel_class(source.class, tables)?;
-        let Address6 { high, low } = Address6::from_bytes(address.octets());
-        let value = u64::from(class) | u64::from(source.local) << 16;
-        place(&mut buckets, Slot6 { high, low, value }, |slot| {
-            buckets6(Address6 {
-                high: slot.high,
-                low: slot.low,
-            })
-        })
-        .map_err(|_| Overflow::Address {
-            address: source.address,
-            map: Table::Sources6.name(),
-        })?;
-    }
-    Ok(buckets
-        .iter()
-        .flatten()
-        .flat_map(|slot| [slot.high, slot.low, slot.value])
-        .collect())
-}
-
-/// The table has no room for a slot.
-struct Full;
-
-/// Puts a slot into the first of its buckets with room, else moves others out of the way (cuckoo hashing).
-fn place<S, const N: usize>(
-    buckets: &mut [[S; N]],
-    slot: S,
-    choices: impl Fn(&S) -> (u32, u32),
-) -> Result<(), Full>
-where
-    S: Copy + Default + PartialEq,
-{
-    let index = |bucket: u32| usize::try_from(bucket).map_err(|_| Full);
-    let mut homeless = slot;
-    let mut avoid = None;
-    for round in 0..MAX_MOVES {
-        let (first, second) = choices(&homeless);
-        let (first, second) = (index(first)?, index(second)?);
-        for bucket in [first, second] {
-            let bucket = buckets.get_mut(bucket).ok_or(Full)?;
-            if let Some(free) = bucket.iter_mut().find(|slot| **slot == S::default()) {
-                *free = homeless;
-                return Ok(());
-            }
-        }
-        // Not back into the bucket that it was just thrown out of.
-        let victim = if avoid == Some(second) { first } else { second };
-        let bucket = buckets.get_mut(victim).ok_or(Full)?;
-        std::mem::swap(&mut bucket[round % N], &mut homeless);
-        avoid = Some(victim);
-    }
-    Err(Full)
-}
-
-const _: () =
-    assert!(size_of::<[Slot4; SLOTS4]>() == SLOTS4 * 8 && size_of::<[Slot6; SLOTS6]>() == SLOTS6 * 24);
 
 #[cfg(test)]
 mod tests {
