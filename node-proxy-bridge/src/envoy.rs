@@ -13,6 +13,7 @@
 mod admin;
 mod binary;
 mod child;
+mod jail;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -184,7 +185,7 @@ async fn once(config: &EnvoyConfig, told: &watch::Sender<EnvoyState>, stop: &Can
     let Some(pid) = child.id() else {
         return failed("it ended at once".to_owned());
     };
-    info!(pid, version = %config.binary.version, "envoy started");
+    info!(pid, version = %config.binary.version, other_system_calls = "EPERM", "envoy started");
     let limit = Instant::now() + START_LIMIT;
     let admin = config.admin_socket();
     loop {

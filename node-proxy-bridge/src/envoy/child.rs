@@ -1,8 +1,8 @@
 //! Starting the process: with nothing that it doesn't need.
 //!
-//! Invariant: it gains no privilege (`no_new_privs`), has none of the descriptors that this program opened (the
-//! standard library and tokio open all of them close-on-exec), and, where it has a user of its own, no capability but
-//! the one to enter the network namespace of a pod, if it listens there.
+//! Invariant: it gains no privilege (`no_new_privs`), makes no system call that `jail` does not name, has none of the
+//! descriptors that this program opened (the standard library and tokio open all of them close-on-exec). Where it has a
+//! user of its own, it has no capability but the one to enter the network namespace of a pod, if it listens there.
 
 use std::fs::File;
 use std::io;
@@ -20,6 +20,7 @@ use tokio::process::{Child, Command};
 use tracing::{debug, error, info, warn};
 
 use super::EnvoyConfig;
+use super::jail::Jail;
 
 /// How a program begins that needs no interpreter.
 const ELF: &[u8; 4] = b"\x7fELF";
@@ -31,7 +32,8 @@ pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
         _ => {}
     }
     let binary = File::open(&config.binary.path)?;
-    let mut child = without_new_privileges(command(config, &binary), config.cgroup.is_some())?;
+    let jail = Jail::new(config.user)?;
+    let mut child = confined(command(config, &binary), jail, config.cgroup.is_some())?;
     if let Some(cgroup) = &config.cgroup
         && let Some(pid) = child.id()
     {
@@ -77,9 +79,9 @@ fn command(config: &EnvoyConfig, binary: &File) -> Command {
     command
 }
 
-/// `no_new_privs` is a thread's (prctl(2), since Linux 3.5) and its children inherit it, so a thread of its own
-/// starts the process: this one keeps what it may.
-fn without_new_privileges(mut command: Command, enters_pods: bool) -> io::Result<Child> {
+/// `no_new_privs` and the filter of system calls are a thread's (prctl(2), seccomp(2), since Linux 3.5) and its
+/// children inherit them, so a thread of its own starts the process: this one keeps what it may.
+fn confined(mut command: Command, jail: Jail, enters_pods: bool) -> io::Result<Child> {
     let runtime = tokio::runtime::Handle::current();
     let starter = std::thread::Builder::new().name("envoy-start".to_owned());
     let started = starter.spawn(move || {
@@ -87,6 +89,7 @@ fn without_new_privileges(mut command: Command, enters_pods: bool) -> io::Result
             keep_admin()?;
         }
         rustix::thread::set_no_new_privs(true)?;
+        jail.enter()?;
         let _entered = runtime.enter();
         command.spawn()
     })?;

@@ -27,8 +27,10 @@ use super::{HttpOptions, INSPECTION, http, listener_filter, packed, tls};
 use crate::bootstrap::POD;
 use crate::lower::StepKind;
 
-/// What the HTTP inspector calls HTTP.
+/// What the HTTP inspector calls HTTP; inside of TLS a client may want the same, which its ClientHello says.
 const HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
+/// What the TLS inspector calls a stream that is none.
+const NO_TLS: &str = "raw_buffer";
 
 /// Where a listener is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,6 +89,7 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
         Some(steps) => (
             vec![FilterChain {
                 filter_chain_match: Some(FilterChainMatch {
+                    transport_protocol: NO_TLS.to_owned(),
                     application_protocols: HTTP.map(str::to_owned).to_vec(),
                     ..FilterChainMatch::default()
                 }),

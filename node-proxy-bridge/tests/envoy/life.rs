@@ -160,6 +160,7 @@ async fn envoy_runs_as_its_own_user_without_privileges() {
     assert_eq!(line("Uid"), format!("{user}\t{user}\t{user}\t{user}"));
     assert_eq!(line("Groups"), "");
     assert_eq!(line("NoNewPrivs"), "1");
+    assert_eq!(line("Seccomp"), "2");
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         assert_eq!(line(set), "0000000000000000", "{set}");
     }

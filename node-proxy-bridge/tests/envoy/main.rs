@@ -5,6 +5,8 @@
 mod client;
 #[path = "../../../policy-compiler/tests/agreement/entropy.rs"]
 mod entropy;
+mod evade;
+mod jail;
 mod judged;
 mod life;
 mod named;

@@ -47,12 +47,17 @@ pub(crate) async fn binary() -> Option<Binary> {
     match Binary::find(named.as_deref(), beside.as_deref()).await {
         Ok(binary) => Some(binary),
         Err(error) => {
-            let on_ci = std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "false" && v != "0");
-            assert!(!on_ci, "{error}; `make envoy` installs one");
-            println!("SKIPPED: {error}; `make envoy` installs one");
+            missing(&format!("{error}; `make envoy` installs one"));
             None
         }
     }
+}
+
+/// Says loudly what a test is skipped for; on CI nothing is.
+pub(crate) fn missing(what: &str) {
+    let on_ci = std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "false" && v != "0");
+    assert!(!on_ci, "{what}");
+    println!("SKIPPED: {what}");
 }
 
 /// An Envoy with its bridge.
