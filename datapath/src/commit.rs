@@ -64,8 +64,8 @@ struct Wanted {
     blocks6: Entries<16>,
 }
 
-/// What this process last put in force, and what it knows of the banks. Nobody else writes them (`Lock`), except that an
-/// endpoint leaves its set: that table is always looked at.
+/// What this process last put in force, and what it knows of the banks. Nobody else writes them (`Lock`), except that
+/// an endpoint leaves its set: that table is always looked at.
 #[derive(Default)]
 pub(crate) struct Written {
     last: Option<(Tables, BankImage)>,

@@ -56,7 +56,8 @@ impl Request {
             _ if TAKEN.contains(&name) => return Vec::new(),
             _ => {}
         }
-        let lines = self.headers.iter().filter(|(n, _)| n == name);
+        let named = name != "te" && name != "upgrade" && self.connection_names(name);
+        let lines = self.headers.iter().filter(|(n, _)| n == name && !named);
         let values: Vec<&str> = lines.map(|(_, value)| value.as_str()).collect();
         match (name, values.as_slice()) {
             ("x-forwarded-proto", []) => vec!["http".into()],
@@ -71,7 +72,7 @@ impl Request {
                     .into_iter()
                     .collect()
             }
-            ("upgrade", _) if !self.upgrades() => Vec::new(),
+            ("upgrade", _) if !self.connection_names("upgrade") => Vec::new(),
             (_, [_, _, ..]) if JOINED.contains(&name) => {
                 let said: Vec<&str> = values.into_iter().filter(|value| !value.is_empty()).collect();
                 vec![said.join(",").into()]
@@ -80,10 +81,11 @@ impl Request {
         }
     }
 
-    /// `Connection: upgrade`, without which `Upgrade` says nothing (RFC 9110 7.8).
-    fn upgrades(&self) -> bool {
+    /// Whether `Connection` names a header. It is taken away then (RFC 9110 7.6.1), but `Upgrade`, which says nothing
+    /// without that (7.8).
+    fn connection_names(&self, header: &str) -> bool {
         let mut lines = self.headers.iter().filter(|(name, _)| name == "connection");
-        let is = |word: &str| word.trim().eq_ignore_ascii_case("upgrade");
+        let is = |word: &str| word.trim().eq_ignore_ascii_case(header);
         lines.any(|(_, value)| value.split(',').any(is))
     }
 }
@@ -104,7 +106,8 @@ mod tests {
                 header("accept", "a"),
                 header("accept", ""),
                 header("accept", "b"),
-                header("connection", "keep-alive"),
+                header("connection", "keep-alive, X-Hop"),
+                header("x-hop", "1"),
                 header("upgrade", "websocket"),
             ],
             ..Request::default()
@@ -116,7 +119,7 @@ mod tests {
         assert_eq!(values(":path"), ["/b?c"]);
         assert_eq!(values("x-forwarded-proto"), ["http"]);
         assert_eq!(values("x-request-id"), [""]);
-        for name in ["x-b", "connection", "upgrade", "te"] {
+        for name in ["x-b", "x-hop", "connection", "upgrade", "te"] {
             assert!(values(name).is_empty(), "{name}");
         }
     }
