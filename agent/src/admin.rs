@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status};
 
 use crate::board::Board;
 use crate::monitor::{Hub, Namer, Seen};
+use crate::requests::Requests;
 use crate::snapshot::Snapshot;
 use crate::store::{Handle, SharedPlane, lock};
 use crate::word;
@@ -45,6 +46,8 @@ pub struct Admin {
     pub board: Arc<Board>,
     /// Events.
     pub hub: Hub,
+    /// What Envoy judged.
+    pub requests: Arc<Requests>,
     /// What never changes.
     pub about: Arc<About>,
     /// Ends streams that never end by themselves.
@@ -144,6 +147,13 @@ impl AdminService for Admin {
         let request = request.into_inner();
         self.blocking(move |s| diff::diff(&s.handle.snapshot(), &s.plane, &request))
             .await
+    }
+
+    async fn list_requests(
+        &self,
+        _: Request<api::ListRequestsRequest>,
+    ) -> Result<Response<api::ListRequestsResponse>, Status> {
+        Ok(Response::new(self.requests.counted().to_api()))
     }
 
     async fn monitor(

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod plane;
 pub mod registration;
+pub mod requests;
 pub mod run;
 pub mod service;
 pub mod snapshot;

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use thyra_datapath_abi::tables::Verdict;
 
 use crate::board::Board;
+use crate::requests::{BOUNDS, Counted, Requests};
 use crate::store::{SharedPlane, lock};
 use crate::word;
 
@@ -46,7 +47,12 @@ impl Default for Metrics {
 
 /// All metrics, ready to be scraped.
 #[must_use]
-pub fn registry(metrics: &Metrics, plane: SharedPlane, board: Arc<Board>) -> Registry {
+pub fn registry(
+    metrics: &Metrics,
+    plane: SharedPlane,
+    board: Arc<Board>,
+    requests: Arc<Requests>,
+) -> Registry {
     let mut registry = Registry::with_prefix("thyra");
     let seconds = "Seconds from the arrival of news to its enforcement";
     registry.register("policy_propagation_seconds", seconds, metrics.propagation.clone());
@@ -67,6 +73,7 @@ pub fn registry(metrics: &Metrics, plane: SharedPlane, board: Arc<Board>) -> Reg
     );
     registry.register_collector(Box::new(KernelCounters(plane)));
     registry.register_collector(Box::new(SourceAges(board)));
+    registry.register_collector(Box::new(RequestCounts(requests)));
     registry
 }
 
@@ -120,6 +127,47 @@ fn share(used: u64, capacity: u64) -> f64 {
 }
 
 #[derive(Debug)]
+struct RequestCounts(Arc<Requests>);
+
+impl Collector for RequestCounts {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let Counted { pairs, rules, missed } = self.0.counted();
+        let help = "Requests that Envoy judged, by the rule that decided";
+        let mut requests = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
+        for ((rule, outcome), count) in &rules {
+            let policy = rule.as_ref().map(|rule| rule.policy.to_string());
+            let index = rule.as_ref().and_then(|rule| rule.rule);
+            let labels = [
+                ("policy", policy.unwrap_or_default()),
+                ("rule", index.map(|index| index.to_string()).unwrap_or_default()),
+                ("action", outcome.text().to_owned()),
+            ];
+            ConstCounter::new(*count).encode(requests.encode_family(&labels)?)?;
+        }
+        let help = "Requests that Envoy judged and that went by too fast to be counted";
+        let lost = encoder.encode_descriptor("missed_requests", help, None, MetricType::Counter)?;
+        ConstCounter::new(missed).encode(lost)?;
+        let help = "How long requests through Envoy took, in seconds";
+        let name = "request_duration_seconds";
+        let mut durations = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for ((source, destination), pair) in &pairs {
+            let labels = [("source", &**source), ("destination", &**destination)];
+            let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(pair.buckets).collect();
+            durations
+                .encode_family(&labels)?
+                .encode_histogram::<[(&str, &str); 0]>(
+                    pair.took.as_secs_f64(),
+                    pair.total(),
+                    &buckets,
+                    None,
+                )?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
 struct VerdictLabels(Verdict);
 
 impl prometheus_client::encoding::EncodeLabelSet for VerdictLabels {
@@ -132,7 +180,7 @@ impl prometheus_client::encoding::EncodeLabelSet for VerdictLabels {
             .map_or_else(String::new, |i| i.to_string());
         ("policy", policy).encode(encoder.encode_label())?;
         ("rule", index).encode(encoder.encode_label())?;
-        ("action", word::action(self.0.action)).encode(encoder.encode_label())?;
+        ("action", word::action(self.0.cell_action())).encode(encoder.encode_label())?;
         ("reason", self.0.reason.text()).encode(encoder.encode_label())
     }
 }
@@ -165,5 +213,38 @@ impl Collector for SourceAges {
             ConstGauge::new(number).encode(rejected.encode_family(&[("source", source.name.clone())])?)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_has_the_requests_with_cumulative_buckets() {
+        let requests = Arc::new(Requests::default());
+        let mut registry = Registry::with_prefix("thyra");
+        registry.register_collector(Box::new(RequestCounts(Arc::clone(&requests))));
+        requests.add_for_test(&[300, 700, 9_000_000]);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("a string takes all");
+        for line in [
+            r#"thyra_requests_total{policy="",rule="",action="refused"} 3"#,
+            r#"thyra_request_duration_seconds_bucket{source="a",destination="b",le="0.0005"} 1"#,
+            r#"thyra_request_duration_seconds_bucket{source="a",destination="b",le="4.096"} 2"#,
+            r#"thyra_request_duration_seconds_bucket{source="a",destination="b",le="+Inf"} 3"#,
+            r#"thyra_request_duration_seconds_count{source="a",destination="b"} 3"#,
+        ] {
+            let found = text.lines().any(|found| {
+                // Labels come in any order.
+                let parts = |line: &str| {
+                    let mut parts: Vec<String> = line.split([',', '{', '}']).map(str::to_owned).collect();
+                    parts.sort();
+                    parts
+                };
+                parts(found) == parts(line)
+            });
+            assert!(found, "{line}\n{text}");
+        }
     }
 }

@@ -27,6 +27,7 @@ use crate::l7::{self, L7, L7Error};
 use crate::metrics::{self, Metrics};
 use crate::monitor::Hub;
 use crate::plane::{Plane, PlaneError};
+use crate::requests::Requests;
 use crate::service::Endpoints;
 use crate::socket::{self, SocketError};
 use crate::source::{self, Feed};
@@ -170,8 +171,9 @@ pub async fn run_on(
     })
     .await?;
     let envoys_news = l7.as_ref().map(L7::changes);
-    if let Some(l7) = &l7 {
-        tasks.spawn(hub.clone().pass_on(l7.records(), stop.clone()));
+    let records = l7.as_ref().map(L7::records);
+    if let Some(records) = records.clone() {
+        tasks.spawn(hub.clone().pass_on(records, stop.clone()));
     }
     let (handle, store) = Store::start(Parts {
         plane: plane.clone(),
@@ -181,6 +183,13 @@ pub async fn run_on(
         hub: hub.clone(),
         l7,
     })?;
+    let requests = Arc::new(Requests::default());
+    if let Some(records) = records {
+        let counting = requests
+            .clone()
+            .count(records.listen(), handle.watch(), stop.clone());
+        tasks.spawn(counting);
+    }
     if let Some(news) = envoys_news {
         tasks.spawn(tell_of_envoy(news, handle.clone(), stop.clone()));
     }
@@ -188,7 +197,12 @@ pub async fn run_on(
         tasks.spawn(hub.clone().pump(events, stop.clone()));
     }
     if let Some(listener) = metrics_listener {
-        let registry = Arc::new(metrics::registry(&metrics, plane.clone(), board.clone()));
+        let registry = Arc::new(metrics::registry(
+            &metrics,
+            plane.clone(),
+            board.clone(),
+            requests.clone(),
+        ));
         tasks.spawn(http::serve(listener, registry, stop.clone()));
     }
     for source in sources {
@@ -205,6 +219,7 @@ pub async fn run_on(
         plane: plane.clone(),
         board,
         hub,
+        requests,
         about: Arc::new(about),
         stop: stop.clone(),
     };

@@ -30,6 +30,8 @@ pub struct L7Standing {
     pub available: bool,
     /// It starts, or has not answered yet.
     pub is_awaited: bool,
+    /// Where it listens in a pod for what a residual judges, by residual.
+    pub ports: BTreeMap<Arc<str>, u16>,
     /// Residuals that it can't judge, and why.
     pub refused: BTreeMap<Arc<str>, String>,
     /// Endpoints whose connections can't be given to it, and why.

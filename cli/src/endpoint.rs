@@ -175,6 +175,8 @@ struct Entry {
     principal: String,
     blocks: Vec<String>,
     ports: String,
+    /// Where Envoy listens in the pod; 0 where these connections don't go there.
+    proxy_port: u32,
     wanted: Option<Verdict>,
     kernel: Option<Verdict>,
     drift: bool,
@@ -206,7 +208,10 @@ impl Entry {
             } else {
                 format!("{}/TCP", self.ports)
             },
-            "NONE".to_owned(),
+            match self.proxy_port {
+                0 => "NONE".to_owned(),
+                port => port.to_string(),
+            },
             verdict.map_or_else(String::new, Verdict::rule_text),
             verdict.map_or_else(String::new, |v| v.enforced_by.clone()),
             self.bytes.to_string(),
@@ -337,6 +342,7 @@ fn policy(reply: v1::GetEndpointPolicyResponse) -> Policy {
         principal: entry.principal,
         blocks: entry.blocks,
         ports: entry.ports,
+        proxy_port: entry.proxy_port,
         wanted: entry.wanted.as_ref().map(Verdict::from),
         kernel: entry.kernel.as_ref().map(Verdict::from),
         drift: entry.drift,

@@ -11,6 +11,7 @@ mod lab;
 mod monitor;
 mod output;
 mod policy;
+mod requests;
 mod status;
 mod verdict;
 mod version;
@@ -44,6 +45,8 @@ enum Command {
     Status(Single<status::Args>),
     /// Events as they happen
     Monitor(Single<monitor::Args>),
+    /// What Envoy judged: requests by pair of identities and by rule, with their durations
+    Requests(Single<requests::Args>),
     /// What policy says of a connection, from files or from the agent
     DryRun(Box<Single<dry_run::Args>>),
     /// What this machine can do, what is missing, and which flags the agent wants
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
         Command::Identity(group) => group.run(identity::run),
         Command::Policy(group) => group.run(policy::run),
         Command::Status(single) => single.run(status::run),
+        Command::Requests(single) => single.run(requests::run),
         Command::Monitor(single) => single.run(monitor::run),
         Command::DryRun(single) => single.run(dry_run::run),
         Command::Preflight(single) => single.run(datapath::preflight),

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use thyra_datapath_abi::count::VerdictCounter;
 use thyra_datapath_abi::tables::{ClassInfo, EndpointTables, Tables, Verdict};
+use thyra_datapath_abi::{Action, Mode};
 use thyra_policy_compiler::explain::{self, Line};
 use thyra_proto::thyra::v1 as api;
 use tonic::Status;
@@ -112,6 +113,11 @@ impl View<'_> {
             .and_then(|id| self.counters.get(&id))
             .copied()
             .unwrap_or_default();
+        let proxy_port = self.proxy_port(wanted);
+        let mut shown = verdict::to_api(wanted);
+        if proxy_port != 0 {
+            shown.enforced_by = verdict::WITH_ENVOY.to_owned();
+        }
         let pending = line.pending.then(|| "pending".to_owned());
         api::PolicyEntry {
             family: u32::from(line.family),
@@ -124,12 +130,26 @@ impl View<'_> {
                 .chain(pending)
                 .collect(),
             ports: line.ports.clone(),
-            wanted: Some(verdict::to_api(wanted)),
+            wanted: Some(shown),
+            proxy_port: u32::from(proxy_port),
             drift: kernel.as_ref().is_some_and(|k| !self.agree(wanted, k)),
             kernel: kernel.and_then(|k| k.shown),
             packets: counter.packets,
             bytes: counter.bytes,
         }
+    }
+
+    /// Where Envoy listens for connections with this verdict; 0 where none goes there.
+    fn proxy_port(&self, verdict: &Verdict) -> u16 {
+        let l7 = &self.snapshot.l7;
+        let steered = verdict.cell_action() == Action::Proxy
+            && self.placed.mode == Mode::Enforce
+            && !l7.unsteered.contains_key(&self.placed.endpoint);
+        let residual = verdict.residual.as_ref().filter(|_| steered);
+        residual
+            .and_then(|residual| l7.ports.get(residual))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// One line for each cell that the kernel holds differently.
@@ -210,6 +230,7 @@ fn drifting(
         ports,
         wanted: wanted.map(verdict::to_api),
         kernel,
+        proxy_port: 0,
         drift: true,
         packets: 0,
         bytes: 0,

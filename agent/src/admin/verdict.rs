@@ -8,7 +8,7 @@ use thyra_proto::thyra::v1 as api;
 
 use crate::word;
 
-/// Who carries a verdict out that the tables have.
+/// Who carries out a verdict that the tables have.
 const KERNEL: &str = "kernel";
 /// Who does so where the request decides.
 pub const WITH_ENVOY: &str = "kernel+envoy";

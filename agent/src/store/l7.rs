@@ -111,6 +111,7 @@ impl Store {
         L7Standing {
             available: true,
             is_awaited: l7.is_awaited(),
+            ports: l7.ports(),
             refused: refused
                 .map(|(residual, why)| (residual, chain(&why)))
                 .collect::<BTreeMap<_, _>>(),

@@ -219,6 +219,9 @@ pub struct PolicyEntry {
     pub packets: u64,
     #[prost(uint64, tag = "10")]
     pub bytes: u64,
+    /// Where Envoy listens in the pod for connections whose requests are judged; 0 where none are.
+    #[prost(uint32, tag = "11")]
+    pub proxy_port: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListIdentitiesRequest {}
@@ -474,6 +477,55 @@ pub struct DiffConnection {
     /// What decides afterwards.
     #[prost(string, tag = "7")]
     pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRequestsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRequestsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub pairs: ::prost::alloc::vec::Vec<RequestPair>,
+    #[prost(message, repeated, tag = "2")]
+    pub rules: ::prost::alloc::vec::Vec<RequestRule>,
+    /// Upper ends of the buckets, seconds; one more bucket takes the rest.
+    #[prost(double, repeated, tag = "3")]
+    pub bounds: ::prost::alloc::vec::Vec<f64>,
+    /// Requests that went by too fast to be counted.
+    #[prost(uint64, tag = "4")]
+    pub missed: u64,
+}
+/// Principals, or "unknown"; "others" where there are too many pairs to tell apart.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RequestPair {
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub destination: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub allowed: u64,
+    #[prost(uint64, tag = "4")]
+    pub denied: u64,
+    /// By Envoy itself: malformed, say.
+    #[prost(uint64, tag = "5")]
+    pub refused: u64,
+    /// By duration; not cumulative.
+    #[prost(uint64, repeated, tag = "6")]
+    pub buckets: ::prost::alloc::vec::Vec<u64>,
+    /// All durations together.
+    #[prost(double, tag = "7")]
+    pub seconds: f64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RequestRule {
+    /// "ns/name", empty where no rule decided.
+    #[prost(string, tag = "1")]
+    pub policy: ::prost::alloc::string::String,
+    #[prost(uint32, optional, tag = "2")]
+    pub rule: ::core::option::Option<u32>,
+    /// allow | deny | refused
+    #[prost(string, tag = "3")]
+    pub action: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub requests: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MonitorRequest {
@@ -1333,6 +1385,31 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("thyra.v1.AdminService", "Diff"));
             self.inner.unary(req, path, codec).await
         }
+        /// Requests that Envoy judged since the agent started, by pair of identities and by rule.
+        pub async fn list_requests(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRequestsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRequestsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/thyra.v1.AdminService/ListRequests",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("thyra.v1.AdminService", "ListRequests"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Events as they happen, until the caller goes away.
         pub async fn monitor(
             &mut self,
@@ -1441,6 +1518,14 @@ pub mod admin_service_server {
             &self,
             request: tonic::Request<super::DiffRequest>,
         ) -> std::result::Result<tonic::Response<super::DiffResponse>, tonic::Status>;
+        /// Requests that Envoy judged since the agent started, by pair of identities and by rule.
+        async fn list_requests(
+            &self,
+            request: tonic::Request<super::ListRequestsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRequestsResponse>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the Monitor method.
         type MonitorStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::MonitorEvent, tonic::Status>,
@@ -1837,6 +1922,51 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DiffSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/thyra.v1.AdminService/ListRequests" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRequestsSvc<T: AdminService>(pub Arc<T>);
+                    impl<
+                        T: AdminService,
+                    > tonic::server::UnaryService<super::ListRequestsRequest>
+                    for ListRequestsSvc<T> {
+                        type Response = super::ListRequestsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRequestsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::list_requests(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRequestsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
