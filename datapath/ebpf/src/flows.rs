@@ -9,10 +9,12 @@
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
 use aya_ebpf::maps::LruHashMap;
+use thyra_datapath_abi::datagram::{DATAGRAM4_WORDS, DATAGRAM6_WORDS};
 use thyra_datapath_abi::limits::MAX_ENDPOINTS;
 use thyra_datapath_abi::{Flow4, Flow6, FlowState};
+use thyra_datapath_engine::datagram_table::{self, DatagramMemory, Touch};
 use thyra_datapath_engine::flow_table::{self, Bucket, FlowMemory, Key};
-use thyra_datapath_engine::flows::{FlowTable, Flows};
+use thyra_datapath_engine::flows::{Datagrams, FlowTable, Flows};
 
 use crate::events::coarse_now;
 use crate::maps;
@@ -89,6 +91,29 @@ fn count(node: &Node, endpoint: u16, change: u64) -> u64 {
     }
 }
 
+/// One family's table of datagrams.
+struct Remembered<const VERSION: u8>;
+
+impl<const VERSION: u8> DatagramMemory for Remembered<VERSION> {
+    type Bucket = Words;
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<Words> {
+        match VERSION {
+            4 => maps::DATAGRAMS4
+                .get_ptr_mut(index)
+                .map(|bucket| Words(bucket.cast())),
+            _ => maps::DATAGRAMS6
+                .get_ptr_mut(index)
+                .map(|bucket| Words(bucket.cast())),
+        }
+    }
+    #[inline(always)]
+    fn tick(&self) -> u64 {
+        tick()
+    }
+}
+
 #[inline(always)]
 pub fn tick() -> u64 {
     FlowState::tick(coarse_now())
@@ -162,5 +187,106 @@ impl Flows for Node {
     #[inline(always)]
     fn forget6(&self, key: &Flow6) {
         forget_host(&maps::HOST_FLOWS6, key);
+    }
+}
+
+/// What `recall` and `note` are asked, beside the key and the seed, in one register.
+#[derive(Clone, Copy)]
+struct Question(u64);
+
+impl Question {
+    #[inline(always)]
+    fn new(endpoint: u16, flags: u32, touch: Touch) -> Self {
+        let touch = match touch {
+            Touch::Nothing => 0,
+            Touch::Received => 1,
+            Touch::Sent { needed: false } => 2,
+            Touch::Sent { needed: true } => 3,
+        };
+        Self(u64::from(flags) | u64::from(endpoint) << 32 | touch << 48)
+    }
+    #[inline(always)]
+    fn flags(self) -> u32 {
+        self.0 as u32
+    }
+    #[inline(always)]
+    fn endpoint(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+    #[inline(always)]
+    fn touch(self) -> Touch {
+        match self.0 >> 48 {
+            0 => Touch::Nothing,
+            1 => Touch::Received,
+            touch => Touch::Sent { needed: touch == 3 },
+        }
+    }
+}
+
+/// No entry, where a number is returned.
+const NONE: u32 = u32::MAX;
+
+#[inline(always)]
+fn found(flags: u32) -> Option<u32> {
+    if flags == NONE { None } else { Some(flags) }
+}
+
+/// Functions of their own, with everything in registers: the keys and the walk through a bucket would take room on
+/// the stack of whoever asks. Known by name, so that the verifier reads each once and not at every call (global
+/// functions, Linux 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn recall4(seed: u64, key: u64, question: u64) -> u32 {
+    let question = Question(question);
+    let key = datagram_table::Key::new([key], question.endpoint(), seed);
+    datagram_table::recall(&Remembered::<4>, &key, question.flags(), question.touch()).unwrap_or(NONE)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn recall6(seed: u64, first: u64, second: u64, third: u64, question: u64) -> u32 {
+    let question = Question(question);
+    let key = datagram_table::Key::new([first, second, third], question.endpoint(), seed);
+    datagram_table::recall(&Remembered::<6>, &key, question.flags(), question.touch()).unwrap_or(NONE)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note4(seed: u64, key: u64, question: u64) -> bool {
+    let question = Question(question);
+    let key = datagram_table::Key::new([key], question.endpoint(), seed);
+    datagram_table::note(&Remembered::<4>, &key, question.flags())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note6(seed: u64, first: u64, second: u64, third: u64, question: u64) -> bool {
+    let question = Question(question);
+    let key = datagram_table::Key::new([first, second, third], question.endpoint(), seed);
+    datagram_table::note(&Remembered::<6>, &key, question.flags())
+}
+
+impl Datagrams for Node {
+    #[inline(always)]
+    fn recall4(&self, endpoint: u16, [key]: [u64; DATAGRAM4_WORDS], kind: u32, touch: Touch) -> Option<u32> {
+        let question = Question::new(endpoint, kind, touch);
+        found(recall4(self.seed(), key, question.0))
+    }
+    #[inline(always)]
+    fn recall6(&self, endpoint: u16, key: [u64; DATAGRAM6_WORDS], kind: u32, touch: Touch) -> Option<u32> {
+        let [first, second, third] = key;
+        let question = Question::new(endpoint, kind, touch);
+        found(recall6(self.seed(), first, second, third, question.0))
+    }
+    #[inline(always)]
+    fn note4(&self, endpoint: u16, [key]: [u64; DATAGRAM4_WORDS], flags: u32) -> bool {
+        let question = Question::new(endpoint, flags, Touch::Nothing);
+        note4(self.seed(), key, question.0)
+    }
+    #[inline(always)]
+    fn note6(&self, endpoint: u16, key: [u64; DATAGRAM6_WORDS], flags: u32) -> bool {
+        let [first, second, third] = key;
+        let question = Question::new(endpoint, flags, Touch::Nothing);
+        note6(self.seed(), first, second, third, question.0)
     }
 }

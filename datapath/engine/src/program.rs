@@ -7,11 +7,13 @@
 //! to the end, so that none needs more than the 512 bytes of stack that a program has together with what it
 //! calls; each opens the maps itself, and what decides about a packet is what it read then.
 
-use thyra_datapath_abi::Reason;
+use thyra_datapath_abi::{Control, Reason};
 
 use crate::account::{Counters, Direction, account, feasible};
 use crate::decide::{self, Act, Arrival, Outcome, l7, usual};
+use crate::flows::Datagrams;
 use crate::packet::{Kind, Packet, Parsed};
+use crate::parse::non_tcp::{self, About, NonTcp};
 use crate::parse::{self, Link, Shape};
 use crate::tables::endpoint_at;
 use crate::{Family, Flows, Load, Steered, Tables, V4, V6};
@@ -38,9 +40,9 @@ pub trait Hook: Load + Copy {
 }
 
 /// Whoever holds the maps.
-pub trait Node: Tables + Flows + Steered + Counters + Copy {}
+pub trait Node: Tables + Flows + Datagrams + Steered + Counters + Copy {}
 
-impl<N: Tables + Flows + Steered + Counters + Copy> Node for N {}
+impl<N: Tables + Flows + Datagrams + Steered + Counters + Copy> Node for N {}
 
 /// Where the maps are found, before a packet has looked.
 pub trait Maps: Copy {
@@ -61,6 +63,8 @@ pub trait Program {
     fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome;
     /// Decides about a packet that Envoy is to be asked about (`Act::Ask`).
     fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome;
+    /// Decides about one that is not TCP, where those are judged; to the pod no ICMP error.
+    fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome;
     /// Whether it is of the usual kind and may go on; it is counted then (`decide::usual`).
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool;
 }
@@ -85,6 +89,10 @@ impl Program for ToPod {
         l7::to_pod(node, arrival, packet)
     }
     #[inline(always)]
+    fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome {
+        decide::non_tcp::to_pod(node, arrival, other)
+    }
+    #[inline(always)]
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool {
         usual::to_pod(node, arrival, packet, bytes)
     }
@@ -100,6 +108,10 @@ impl Program for FromPod {
     #[inline(always)]
     fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
         l7::from_pod(node, arrival, packet)
+    }
+    #[inline(always)]
+    fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome {
+        decide::non_tcp::from_pod(node, arrival, other)
     }
     #[inline(always)]
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool {
@@ -182,8 +194,20 @@ fn plain6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
 #[inline(always)]
 fn unusual<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
     match parse::link(&hook) {
-        Link::V4(l3) => unusual4::<P, M, H>(maps, hook, l3),
-        Link::V6(l3) => unusual6::<P, M, H>(maps, hook, l3),
+        Link::V4(l3) => match unusual4::<P, M, H>(maps, hook, l3) {
+            Some(act) => act,
+            None => match other4::<P, M, H>(maps, hook, l3) {
+                Some(act) => act,
+                None => error4::<M, H>(maps, hook, l3, is_related4(maps, hook, l3)),
+            },
+        },
+        Link::V6(l3) => match unusual6::<P, M, H>(maps, hook, l3) {
+            Some(act) => act,
+            None => match other6::<P, M, H>(maps, hook, l3) {
+                Some(act) => act,
+                None => error6::<M, H>(maps, hook, l3, is_related6(maps, hook, l3)),
+            },
+        },
         Link::NotIp => {
             passes_unread::<P, M, H>(maps, &hook, Reason::NotIp);
             Act::Pass
@@ -193,13 +217,45 @@ fn unusual<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
 }
 
 #[inline(never)]
-fn unusual4<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Act {
-    judge::<P, V4, M, H>(maps, hook, &parse::ipv4::unusual(&hook, l3), false)
+fn unusual4<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Option<Act> {
+    judge_tcp::<P, V4, M, H>(maps, hook, &parse::ipv4::unusual(&hook, l3))
 }
 
 #[inline(never)]
-fn unusual6<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Act {
-    judge::<P, V6, M, H>(maps, hook, &parse::ipv6::unusual(&hook, l3), false)
+fn unusual6<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Option<Act> {
+    judge_tcp::<P, V6, M, H>(maps, hook, &parse::ipv6::unusual(&hook, l3))
+}
+
+/// Reads the packet once more, for what only other protocols than TCP have. None for an ICMP error to the pod.
+#[inline(never)]
+fn other4<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Option<Act> {
+    judge_other::<P, V4, M, H>(maps, hook, &non_tcp::v4(&hook, l3))
+}
+
+#[inline(never)]
+fn other6<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Option<Act> {
+    judge_other::<P, V6, M, H>(maps, hook, &non_tcp::v6(&hook, l3))
+}
+
+/// An ICMP error to the pod; two functions, since what it is about takes room, too.
+#[inline(never)]
+fn error4<M: Maps, H: Hook>(maps: M, hook: H, l3: u32, is_related: bool) -> Act {
+    judge_error::<V4, M, H>(maps, hook, &non_tcp::v4(&hook, l3), is_related)
+}
+
+#[inline(never)]
+fn error6<M: Maps, H: Hook>(maps: M, hook: H, l3: u32, is_related: bool) -> Act {
+    judge_error::<V6, M, H>(maps, hook, &non_tcp::v6(&hook, l3), is_related)
+}
+
+#[inline(never)]
+fn is_related4<M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> bool {
+    is_related::<V4, M, H>(maps, hook, &non_tcp::about4(&hook, l3))
+}
+
+#[inline(never)]
+fn is_related6<M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> bool {
+    is_related::<V6, M, H>(maps, hook, &non_tcp::about6(&hook, l3))
 }
 
 /// Which family it would have been makes no difference.
@@ -219,6 +275,73 @@ fn judge<P: Program, F: Family, M: Maps, H: Hook>(
     let Some(node) = maps.open() else {
         return Act::Drop;
     };
+    judge_on::<P, F, M::Node, H>(node, hook, parsed, may_ask)
+}
+
+/// None where the packet is not TCP and is to be judged all the same.
+#[inline(always)]
+fn judge_tcp<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, parsed: &Parsed<F>) -> Option<Act> {
+    let Some(node) = maps.open() else {
+        return Some(Act::Drop);
+    };
+    if parsed.kind == Kind::Other && node.control().has(Control::ENFORCE_NON_TCP) {
+        return None;
+    }
+    Some(judge_on::<P, F, M::Node, H>(node, hook, parsed, false))
+}
+
+#[inline(always)]
+fn judge_other<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, other: &NonTcp<F>) -> Option<Act> {
+    if other.shape == non_tcp::Shape::Error && P::DIRECTION == Direction::ToPod {
+        return None;
+    }
+    let Some(node) = maps.open() else {
+        return Some(Act::Drop);
+    };
+    let outcome = P::decide_other(&node, &hook.arrival(), other);
+    Some(account_other(&node, hook, &outcome, &other.parsed))
+}
+
+#[inline(always)]
+fn judge_error<F: Family, M: Maps, H: Hook>(maps: M, hook: H, error: &NonTcp<F>, is_related: bool) -> Act {
+    let Some(node) = maps.open() else {
+        return Act::Drop;
+    };
+    let outcome = decide::non_tcp::error_to_pod(&node, &hook.arrival(), error, is_related);
+    account_other(&node, hook, &outcome, &error.parsed)
+}
+
+#[inline(always)]
+fn is_related<F: Family, M: Maps, H: Hook>(maps: M, hook: H, about: &About<F>) -> bool {
+    maps.open()
+        .is_some_and(|node| decide::non_tcp::is_related(&node, hook.arrival().ifindex, about))
+}
+
+#[inline(always)]
+fn account_other<F: Family, N: Node, H: Hook>(
+    node: &N,
+    hook: H,
+    outcome: &Outcome,
+    parsed: &Parsed<F>,
+) -> Act {
+    let generation = node.control().generation();
+    account(
+        node,
+        outcome,
+        outcome.act,
+        parsed,
+        (&hook.arrival(), hook.length(), generation),
+    );
+    outcome.act
+}
+
+#[inline(always)]
+fn judge_on<P: Program, F: Family, N: Node, H: Hook>(
+    node: N,
+    hook: H,
+    parsed: &Parsed<F>,
+    may_ask: bool,
+) -> Act {
     let arrival = hook.arrival();
     let outcome = P::decide(&node, &arrival, parsed);
     if may_ask && outcome.act == Act::Ask {
