@@ -82,7 +82,7 @@ pub fn unusual<L: Load>(load: &L, l3: u32) -> Parsed<V6> {
         l4: l3 + HEADER,
         fragmented: false,
     };
-    let chain = chain.walk(load, end);
+    let chain = load.walk(chain, end);
     if !chain.fragmented && is_extension(chain.protocol) {
         // Cut short: by the end of the packet, or by the bound.
         let kind = if chain.l4 + 8 > end {
@@ -145,7 +145,7 @@ fn ip<L: Load>(load: &L, l3: u32, end: u32) -> Ip<V6> {
         l4: l3 + HEADER,
         fragmented: false,
     };
-    let chain = chain.walk(load, end);
+    let chain = load.walk(chain, end);
     // The walk ends at the fragment header of a piece.
     let (l4, field, id) = if chain.fragmented {
         (chain.l4 + 8, load.far16(chain.l4 + 2), load.far32(chain.l4 + 4))
@@ -165,17 +165,21 @@ fn ip<L: Load>(load: &L, l3: u32, end: u32) -> Ip<V6> {
 }
 
 /// A place in a chain of extension headers.
-#[derive(Clone, Copy)]
-struct Chain {
-    protocol: u8,
-    l4: u32,
-    fragmented: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The header there.
+    pub protocol: u8,
+    /// Where it begins.
+    pub l4: u32,
+    /// Whether it is the fragment header of a piece.
+    pub fragmented: bool,
 }
 
 impl Chain {
     /// To the first header that is no extension, or to a fragment, or as far as the packet and the bound go.
+    #[must_use]
     #[inline(always)]
-    fn walk<L: Load>(mut self, load: &L, end: u32) -> Self {
+    pub fn walk<L: Load + ?Sized>(mut self, load: &L, end: u32) -> Self {
         for _ in 0..MAX_EXTENSIONS {
             if !is_extension(self.protocol) || self.l4 + 8 > end {
                 break;
@@ -194,6 +198,25 @@ impl Chain {
             };
         }
         self
+    }
+
+    /// As one number.
+    #[must_use]
+    #[inline(always)]
+    pub fn to_number(self) -> u64 {
+        u64::from(self.l4) | u64::from(self.protocol) << 32 | u64::from(self.fragmented) << 40
+    }
+
+    /// From such a number.
+    #[must_use]
+    #[inline(always)]
+    pub fn from_number(number: u64) -> Self {
+        let [a, b, c, d, protocol, fragmented, ..] = number.to_le_bytes();
+        Self {
+            protocol,
+            l4: u32::from_le_bytes([a, b, c, d]),
+            fragmented: fragmented != 0,
+        }
     }
 }
 
