@@ -123,6 +123,8 @@ pub struct Config {
     pub attach: AttachChoice,
     /// Whether the node's own connections are judged.
     pub host_traffic: HostTrafficChoice,
+    /// Whether other protocols than TCP are judged.
+    pub non_tcp: NonTcpChoice,
     /// How long a new pod is held back after its address was another's.
     pub identity_grace: Duration,
     /// Which Envoy judges what needs L7.
@@ -160,9 +162,6 @@ impl Settings {
     /// # Errors
     /// Names the flag that is wrong or missing.
     pub fn resolve(self) -> Result<Config, ConfigError> {
-        if self.non_tcp == Some(NonTcpChoice::Enforce) {
-            return Err(value("non-tcp", "enforce", "is not supported yet; write `pass`"));
-        }
         let workload_source = self.workload_source.unwrap_or_default();
         let policy_source = self.policy_source.unwrap_or_default();
         if policy_source == PolicySource::Authorization && workload_source == WorkloadSource::Files {
@@ -204,6 +203,7 @@ impl Settings {
             deny: self.deny.unwrap_or_default(),
             attach: self.attach.unwrap_or_default(),
             host_traffic: self.host_traffic.unwrap_or_default(),
+            non_tcp: self.non_tcp.unwrap_or_default(),
             identity_grace: Duration::from_secs(self.identity_grace.unwrap_or(DEFAULT_GRACE)),
             envoy: envoy_choice(self.envoy.as_deref()),
             envoy_user: self.envoy_user.unwrap_or(DEFAULT_ENVOY_USER),

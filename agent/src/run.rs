@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, OpenError, Order};
+use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order};
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ use tracing::info;
 use crate::admin::{About, Admin};
 use crate::board::Board;
 use crate::change::Topic;
-use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, PolicySource};
+use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, NonTcpChoice, PolicySource};
 use crate::held::Basis;
 use crate::l7::{self, L7, L7Error};
 use crate::metrics::{self, Metrics};
@@ -114,6 +114,10 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
         host_traffic: match config.host_traffic {
             HostTrafficChoice::Allow => HostTraffic::Allow,
             HostTrafficChoice::Enforce => HostTraffic::Enforce,
+        },
+        non_tcp: match config.non_tcp {
+            NonTcpChoice::Pass => NonTcp::Pass,
+            NonTcpChoice::Enforce => NonTcp::Enforce,
         },
         // Only while somebody listens: `Admin::monitor`.
         report_new: false,

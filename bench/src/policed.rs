@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic, Order};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic, NonTcp, Order};
 use thyra_policy_compiler::compile::Compiler;
 
 use crate::bpffs::Bpffs;
@@ -123,6 +123,7 @@ pub(crate) fn open(bpffs: &Bpffs) -> Result<Datapath> {
         state_dir: bpffs.files().join("state"),
         deny: Deny::Reset,
         host_traffic: HostTraffic::Allow,
+        non_tcp: NonTcp::Pass,
         report_new: false,
         hook: None,
         order: Order::First,

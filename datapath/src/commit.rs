@@ -12,7 +12,7 @@ use thyra_datapath_abi::{Control, maps};
 use thyra_datapath_engine::{BankImage, Overflow, Table};
 
 use crate::blocks::Entries;
-use crate::datapath::{Datapath, Deny, HostTraffic};
+use crate::datapath::{Datapath, Deny, HostTraffic, NonTcp};
 use crate::memory::Memory;
 use crate::state_file::StateError;
 use crate::verdict_names::{Assignment, VerdictsFull};
@@ -139,6 +139,9 @@ impl Datapath {
         }
         if self.config.host_traffic == HostTraffic::Enforce {
             flags |= Control::ENFORCE_HOST;
+        }
+        if self.config.non_tcp == NonTcp::Enforce {
+            flags |= Control::ENFORCE_NON_TCP;
         }
         if self.config.report_new {
             flags |= Control::REPORT_NEW;

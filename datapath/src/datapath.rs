@@ -51,6 +51,16 @@ pub enum HostTraffic {
     Enforce,
 }
 
+/// What applies to packets of other protocols than TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NonTcp {
+    /// They pass.
+    #[default]
+    Pass,
+    /// They are judged by the same tables.
+    Enforce,
+}
+
 /// What `Datapath::open` needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -62,6 +72,8 @@ pub struct Config {
     pub deny: Deny,
     /// What applies to the node's own connections; in force from the next commit on.
     pub host_traffic: HostTraffic,
+    /// What applies to other protocols than TCP; in force from the next commit on.
+    pub non_tcp: NonTcp,
     /// Report allowed new connections as events; in force from the next commit on. `Datapath::set_report_new` changes
     /// it at once.
     pub report_new: bool,

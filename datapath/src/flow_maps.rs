@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use thyra_datapath_abi::{Flow4, Flow6, FlowState, maps};
 
+use crate::datagrams::DatagramMaps;
 use crate::host_flows::HostFlows;
 use crate::l7_flows::L7Flows;
 use crate::memory::Memory;
@@ -35,6 +36,7 @@ pub(crate) const KEY6: usize = size_of::<Flow6>();
 #[derive(Debug)]
 pub(crate) struct FlowMaps {
     outbound: Outbound,
+    datagrams: DatagramMaps,
     host4: HostFlows<KEY4>,
     host6: HostFlows<KEY6>,
     l7: L7Flows,
@@ -68,6 +70,7 @@ impl FlowMaps {
         let (endpoint4, endpoint6) = (offset_of!(Flow4, endpoint), offset_of!(Flow6, endpoint));
         Ok(Self {
             outbound: Outbound::open(source, memory)?,
+            datagrams: DatagramMaps::open(source)?,
             host4: HostFlows::new(source.map(maps::HOST_FLOWS4)?, endpoint4),
             host6: HostFlows::new(source.map(maps::HOST_FLOWS6)?, endpoint6),
             l7: L7Flows::open(source, (endpoint4, endpoint6))?,
@@ -85,6 +88,7 @@ impl FlowMaps {
     /// Forgets all connections of an endpoint.
     pub(crate) fn forget(&self, memory: &Memory, endpoint: u16) -> io::Result<()> {
         self.outbound.forget(memory, endpoint);
+        self.datagrams.forget(endpoint);
         self.host4.forget(endpoint)?;
         self.host6.forget(endpoint)?;
         self.l7.forget(endpoint)
@@ -105,17 +109,17 @@ impl FlowMaps {
         self.outbound.seed(memory, endpoint, opened)
     }
 
-    /// Both ends, the pod's first, of the connections that the node made to an endpoint.
+    /// Both ends, the pod's first, of the TCP connections that the node made to an endpoint.
     pub(crate) fn of_the_node(&self, endpoint: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
-        let four = self.host4.of(endpoint)?.into_iter().map(|(key, _)| {
+        let four = self.host4.of(endpoint)?.into_iter().filter_map(|(key, _)| {
             let flow: Flow4 = zerocopy::transmute!(key);
             let (local, remote) = flow.ends();
-            (local.into(), remote.into())
+            (flow.protocol == 0).then(|| (local.into(), remote.into()))
         });
-        let six = self.host6.of(endpoint)?.into_iter().map(|(key, _)| {
+        let six = self.host6.of(endpoint)?.into_iter().filter_map(|(key, _)| {
             let flow: Flow6 = zerocopy::transmute!(key);
             let (local, remote) = flow.ends();
-            (local.into(), remote.into())
+            (flow.protocol == 0).then(|| (local.into(), remote.into()))
         });
         Ok(four.chain(six).collect())
     }
@@ -125,17 +129,21 @@ impl FlowMaps {
         if !self.outbound.copy(memory, from, to) {
             return Err(io::Error::other("the table of the pods' own connections is full"));
         }
+        self.datagrams.copy(from, to);
         self.host4.copy(from, to)?;
         self.host6.copy(from, to)
     }
 
     /// Name and entries of each table, as of the last whole walk.
-    pub(crate) fn fill(&self) -> [(&'static str, usize); 6] {
+    pub(crate) fn fill(&self) -> [(&'static str, usize); 8] {
         let [outbound4, outbound6] = self.outbound.entries();
+        let [datagrams4, datagrams6] = self.datagrams.entries();
         let [l7_4, l7_6] = self.l7.entries();
         [
             (maps::OUTBOUND4, outbound4),
             (maps::OUTBOUND6, outbound6),
+            (maps::DATAGRAMS4, datagrams4),
+            (maps::DATAGRAMS6, datagrams6),
             (maps::HOST_FLOWS4, self.host4.entries()),
             (maps::HOST_FLOWS6, self.host6.entries()),
             (maps::L7_FLOWS4, l7_4),

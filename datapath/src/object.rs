@@ -9,10 +9,11 @@ use std::mem::offset_of;
 use aya_obj::Object;
 use thyra_datapath_abi::count::{EndpointCounter, EventBudget, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::{
-    Bank, CpuCounters, EndpointRecord, Event, Flow4, Flow6, FlowState, ListenerKey, Opening, Slot6, State,
-    limits, maps,
+    Bank, CpuCounters, Datagram4, Datagram6, EndpointRecord, Event, Flow4, Flow6, FlowState, ListenerKey,
+    Opening, Slot6, State, limits, maps,
 };
 use thyra_datapath_engine::Table;
+use thyra_datapath_engine::datagram_table::Key as DatagramKey;
 use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::flow_table::Key;
 use thyra_datapath_engine::lookup::{buckets4, buckets6};
@@ -150,6 +151,20 @@ fn describe(shapes: &[MapShape]) -> String {
             Key::v4(&flow4, address),
             Key::v6(&flow6, address)
         );
+        let datagram6 = Datagram6 {
+            remote: flow6.local,
+            ..Datagram6::default()
+        };
+        let datagram4 = Datagram4 {
+            remote: flow4.local,
+            ..Datagram4::default()
+        };
+        let _ = writeln!(
+            text,
+            "datagrams {:?} {:?}",
+            DatagramKey::<1>::new(zerocopy::transmute!(datagram4), 1, address),
+            DatagramKey::<3>::new(zerocopy::transmute!(datagram6), 1, address)
+        );
     }
     text
 }
@@ -184,8 +199,10 @@ fn records() -> Vec<(&'static str, Vec<usize>)> {
     offsets! {
         EndpointRecord { ifindex, bridge_ifindex, address4, flags, address6, mac, pad }
         Slot6 { high, low, value }
-        Flow4 { local, remote, local_port, remote_port, endpoint, pad }
-        Flow6 { local, remote, local_port, remote_port, endpoint, pad }
+        Flow4 { local, remote, local_port, remote_port, endpoint, protocol }
+        Flow6 { local, remote, local_port, remote_port, endpoint, protocol }
+        Datagram4 { remote, local_port, remote_port }
+        Datagram6 { remote, local_port, remote_port, detail }
         Event {
             time_ns, generation, ifindex, length, sequence, source, destination, source_port, destination_port,
             endpoint, verdict, kind, reason, tcp_flags, flags, family, protocol, pad,

@@ -195,6 +195,7 @@ impl Datapath {
         for (name, used) in self.flows.fill() {
             let limit = match name {
                 maps::OUTBOUND4 | maps::OUTBOUND6 => limits::MAX_OUTBOUND,
+                maps::DATAGRAMS4 | maps::DATAGRAMS6 => limits::MAX_DATAGRAMS,
                 _ => limits::MAX_HOST_FLOWS,
             };
             tables.push(fill(name, used, limit));

@@ -8,6 +8,8 @@ mod clsact;
 mod frames;
 #[path = "live/node.rs"]
 mod node;
+#[path = "live/non_tcp.rs"]
+mod non_tcp;
 #[path = "live/packet.rs"]
 mod packet;
 #[path = "live/policy.rs"]

@@ -198,7 +198,9 @@ fn the_dead_bank_lets_nothing_in() {
         kernel.fill(&world::image(), 0, Control::new(1, 0, 0));
         kernel.fill(&BankImage::default(), 1, Control::new(2, 1, 0));
         for case in cases().filter(|case| case.verdict == world::ALLOW) {
-            kernel.attach(&case.node());
+            let node = case.node();
+            kernel.attach(&node);
+            kernel.control(Control::new(2, 1, node.control.0));
             let run = kernel.run(&case, &frame::frame(&case.packet), 0);
             assert_eq!(SHOT, run.code, "{}", case.name);
         }

@@ -128,12 +128,13 @@ impl From<BootstrapChoice> for Bootstrap {
 }
 
 /// `--non-tcp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NonTcpChoice {
-    /// UDP, SCTP and ICMP pass.
+    /// UDP, SCTP, ICMP and the rest pass.
+    #[default]
     Pass,
-    /// Not supported yet; refused by name.
+    /// They are judged by the same rules, as far as those need no L7.
     Enforce,
 }
 

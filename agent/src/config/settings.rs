@@ -101,7 +101,7 @@ pub struct Settings {
     /// Seconds for which a new pod opens no connection after its address was another pod's [default: 2]
     #[arg(long, value_name = "SECONDS")]
     pub identity_grace: Option<u64>,
-    /// UDP, SCTP and ICMP [default: pass]
+    /// Whether UDP, SCTP, ICMP and the rest are judged too [default: pass]
     #[arg(long, value_enum)]
     pub non_tcp: Option<NonTcpChoice>,
     /// Envoy for verdicts that need L7: a path, `auto` (the one in $PATH, if there) or `off` [default: auto]

@@ -35,6 +35,13 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
 }
 
 #[test]
+fn other_protocols_than_tcp_pass_unless_asked_for() {
+    let of = |args: &[&str]| flags(&[BASE, args].concat()).resolve().expect("good").non_tcp;
+    assert_eq!(of(&[]), NonTcpChoice::Pass);
+    assert_eq!(of(&["--non-tcp=enforce"]), NonTcpChoice::Enforce);
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_its_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("agent.toml");
@@ -53,11 +60,7 @@ fn an_unknown_key_is_refused_with_its_line() {
 #[test]
 fn what_is_not_supported_or_missing_is_refused_by_name() {
     for (args, says) in [
-        (
-            &["--non-tcp=enforce"][..],
-            "`non-tcp`: `enforce` is not supported yet",
-        ),
-        (&["--pod-cidr=10.0.0.0/33"], "`pod-cidr`"),
+        (&["--pod-cidr=10.0.0.0/33"][..], "`pod-cidr`"),
         (&["--node-address=nowhere"], "`node-address`"),
         (&["--metrics=9964"], "`metrics`"),
         (

@@ -33,6 +33,8 @@ impl Control {
     pub const BLOCKS6: u64 = 1 << 43;
     /// Report new allowed connections as events.
     pub const REPORT_NEW: u64 = 1 << 44;
+    /// UDP, SCTP, ICMP and the rest are judged too; else they pass.
+    pub const ENFORCE_NON_TCP: u64 = 1 << 45;
 
     /// A control word for `generation` in `bank` (0 or 1) with `flags` (the constants above).
     #[must_use]

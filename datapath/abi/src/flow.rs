@@ -22,8 +22,8 @@ pub struct Flow4 {
     pub remote_port: [u8; 2],
     /// Endpoint id.
     pub endpoint: u16,
-    /// Explicit padding, zero.
-    pub pad: u16,
+    /// IP protocol number; 0 stands for TCP.
+    pub protocol: u16,
 }
 
 impl Flow4 {
@@ -36,7 +36,7 @@ impl Flow4 {
             local_port: local.port().to_be_bytes(),
             remote_port: remote.port().to_be_bytes(),
             endpoint,
-            pad: 0,
+            protocol: 0,
         }
     }
 
@@ -65,8 +65,8 @@ pub struct Flow6 {
     pub remote_port: [u8; 2],
     /// Endpoint id.
     pub endpoint: u16,
-    /// Explicit padding, zero.
-    pub pad: u16,
+    /// IP protocol number; 0 stands for TCP.
+    pub protocol: u16,
 }
 
 impl Flow6 {
@@ -79,7 +79,7 @@ impl Flow6 {
             local_port: local.port().to_be_bytes(),
             remote_port: remote.port().to_be_bytes(),
             endpoint,
-            pad: 0,
+            protocol: 0,
         }
     }
 
@@ -189,6 +189,13 @@ impl FlowState {
     #[inline(always)]
     pub const fn may_be(self, tag: u64) -> bool {
         self.0 & Self::IDENTITY == (tag & 0xffff) << 16 | Self::LIVE
+    }
+
+    /// Ticks since the last change, modulo 2^32.
+    #[must_use]
+    #[inline(always)]
+    pub const fn age(self, tick: u64) -> u64 {
+        tick.wrapping_sub(self.0 >> 32) & 0xffff_ffff
     }
 
     /// Nanoseconds since the last change, to a tick; 0 when the clock is behind it.

@@ -2,6 +2,7 @@
 //!
 //! The policy tables exist twice: see `control`. The sum of all maps is asserted below.
 
+use crate::datagram::{DATAGRAM_SLOTS, DatagramBucket4, DatagramBucket6};
 use crate::flow::{FLOW_SLOTS, FlowBucket4, FlowBucket6};
 use crate::{Bank, CpuCounters, Flow4, Flow6, FlowState, ListenerKey, State};
 
@@ -38,6 +39,10 @@ pub const FLOW_BUCKETS: usize = 16_384;
 pub const MAX_OUTBOUND: usize = FLOW_BUCKETS * FLOW_SLOTS;
 /// Connections that one endpoint may have opened, both families together.
 pub const OUTBOUND_BUDGET: u64 = 32_768;
+/// Buckets of the datagrams that one endpoint has to do with, per family; eight entries each.
+pub const DATAGRAM_BUCKETS: usize = 128;
+/// Entries of it, per family, all endpoints together.
+pub const MAX_DATAGRAMS: usize = MAX_ENDPOINTS * DATAGRAM_BUCKETS * DATAGRAM_SLOTS;
 /// Connections that the node made, per family.
 pub const MAX_HOST_FLOWS: usize = 16_384;
 /// Connections to Envoy's listeners in pods, per family, all endpoints together.
@@ -69,7 +74,9 @@ const L7_BYTES: usize = (MAX_L7_FLOWS + MAX_L7_OPENING)
     * (size_of::<Flow4>() + size_of::<Flow6>() + 2 * size_of::<FlowState>() + 2 * HASH_ENTRY_BYTES)
     + MAX_LISTENERS * (size_of::<ListenerKey>() + HASH_ENTRY_BYTES);
 const OUTBOUND_BYTES: usize = FLOW_BUCKETS * (size_of::<FlowBucket4>() + size_of::<FlowBucket6>());
-const FLOW_BYTES: usize = HOST_FLOW_BYTES + OUTBOUND_BYTES + L7_BYTES;
+const DATAGRAM_BYTES: usize =
+    MAX_ENDPOINTS * DATAGRAM_BUCKETS * (size_of::<DatagramBucket4>() + size_of::<DatagramBucket6>());
+const FLOW_BYTES: usize = HOST_FLOW_BYTES + OUTBOUND_BYTES + DATAGRAM_BYTES + L7_BYTES;
 
 /// Bytes of all maps on a machine with `cpus` CPUs, the LPM tables (allocated as they fill) left out.
 #[must_use]

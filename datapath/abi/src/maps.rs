@@ -6,6 +6,7 @@
 //! | `BANKS` | mmap array | bank → `Bank` |
 //! | `BLOCKS4`, `BLOCKS6` | LPM trie | `Block4`, `Block6` → class (u32) |
 //! | `OUTBOUND4`, `OUTBOUND6` | mmap array | bucket → `FlowBucket4`, `FlowBucket6` |
+//! | `DATAGRAMS4`, `DATAGRAMS6` | mmap array | bucket → `DatagramBucket4`, `DatagramBucket6` |
 //! | `HOST_FLOWS4`, `HOST_FLOWS6` | LRU hash | `Flow4`, `Flow6` → `FlowState` |
 //! | `L7_FLOWS4`, `L7_FLOWS6` | hash | `Flow4`, `Flow6` → `FlowState`, tagged with the listener's port |
 //! | `L7_OPENING4`, `L7_OPENING6` | LRU hash | `Flow4`, `Flow6` → `Opening` |
@@ -22,7 +23,7 @@ macro_rules! names {
 }
 
 names! {
-    STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 HOST_FLOWS4 HOST_FLOWS6
+    STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 DATAGRAMS4 DATAGRAMS6 HOST_FLOWS4 HOST_FLOWS6
     L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS COUNTERS EVENTS
 }
 

@@ -73,10 +73,12 @@ reasons! {
     Overflow = 232, "tables full";
     /// Bytes that are not HTTP on a port that declares HTTP (a proxy answers 400).
     NotHttp = 233, "not HTTP on a port that declares it";
+    /// An ICMP error about nothing that the pod has to do with (`--non-tcp=enforce`).
+    IcmpUnrelated = 234, "icmp error about no known flow";
     /// No room to remember a connection that Envoy is to judge.
-    L7Full = 234, "L7 connection table full";
+    L7Full = 235, "L7 connection table full";
     /// Envoy has no socket in the pod for a verdict that needs L7.
-    NoListener = 235, "no L7 listener in the pod";
+    NoListener = 236, "no L7 listener in the pod";
     /// Allowed: no ALLOW policy applies.
     NoPolicy = 240, "no policy applies";
     /// Allowed: an ALLOW rule matched.
@@ -101,4 +103,6 @@ reasons! {
     OwnConnection = 250, "own connection";
     /// Passed: neither IPv4 nor IPv6 (ARP and the like).
     NotIp = 251, "not ip";
+    /// Passed: what a link needs: neighbour discovery, multicast listeners, DHCP (`--non-tcp=enforce`).
+    LinkControl = 252, "link control";
 }

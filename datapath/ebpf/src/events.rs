@@ -44,9 +44,11 @@ pub fn coarse_now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// The time, if there is budget to report a refusal; else 0, and one more is lost.
+/// The time, if there is budget to report a refusal; else 0, and one more is lost. A global function (`steps`), as is
+/// the next.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn time_to_refuse() -> u64 {
+extern "C" fn time_to_refuse() -> u64 {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     if spend(now) {
@@ -58,8 +60,9 @@ fn time_to_refuse() -> u64 {
 }
 
 /// Flags of a submit.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn wake() -> u64 {
+extern "C" fn wake() -> u64 {
     let waiting = maps::EVENTS.query(u64::from(BPF_RB_AVAIL_DATA));
     if waiting > WAKE_BYTES {
         0

@@ -26,6 +26,8 @@ mod segment;
 mod skb;
 #[cfg(target_arch = "bpf")]
 mod steered;
+#[cfg(target_arch = "bpf")]
+mod steps;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -8,9 +8,11 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, SockHash};
+use thyra_datapath_abi::datagram::{DatagramBucket4, DatagramBucket6};
 use thyra_datapath_abi::flow::{FlowBucket4, FlowBucket6};
 use thyra_datapath_abi::limits::{
-    EVENT_RING_BYTES, FLOW_BUCKETS, MAX_BLOCKS, MAX_HOST_FLOWS, MAX_L7_FLOWS, MAX_L7_OPENING, MAX_LISTENERS,
+    DATAGRAM_BUCKETS, EVENT_RING_BYTES, FLOW_BUCKETS, MAX_BLOCKS, MAX_ENDPOINTS, MAX_HOST_FLOWS,
+    MAX_L7_FLOWS, MAX_L7_OPENING, MAX_LISTENERS,
 };
 use thyra_datapath_abi::maps::MMAPABLE;
 use thyra_datapath_abi::source::{Block4, Block6};
@@ -28,6 +30,8 @@ pub struct Banked<const N: usize> {
 const _: () = assert!(4 + size_of::<Banked<4>>() == size_of::<Block4>());
 const _: () = assert!(4 + size_of::<Banked<16>>() == size_of::<Block6>());
 
+const ALL_DATAGRAM_BUCKETS: u32 = (MAX_ENDPOINTS * DATAGRAM_BUCKETS) as u32;
+
 #[map]
 pub static STATE: Array<State> = Array::with_max_entries(1, MMAPABLE);
 #[map]
@@ -40,6 +44,10 @@ pub static BLOCKS6: LpmTrie<Banked<16>, u32> = LpmTrie::with_max_entries(MAX_BLO
 pub static OUTBOUND4: Array<FlowBucket4> = Array::with_max_entries(FLOW_BUCKETS as u32, MMAPABLE);
 #[map]
 pub static OUTBOUND6: Array<FlowBucket6> = Array::with_max_entries(FLOW_BUCKETS as u32, MMAPABLE);
+#[map]
+pub static DATAGRAMS4: Array<DatagramBucket4> = Array::with_max_entries(ALL_DATAGRAM_BUCKETS, MMAPABLE);
+#[map]
+pub static DATAGRAMS6: Array<DatagramBucket6> = Array::with_max_entries(ALL_DATAGRAM_BUCKETS, MMAPABLE);
 #[map]
 pub static HOST_FLOWS4: LruHashMap<Flow4, FlowState> = LruHashMap::with_max_entries(MAX_HOST_FLOWS as u32, 0);
 #[map]

@@ -25,24 +25,25 @@ use thyra_datapath_engine::program::Maps;
 
 use crate::{events, maps};
 
-/// The maps of this node, not yet looked at.
+/// The maps of this node, not yet looked at. `SHORT`: for the short way of the usual packet, which calls no function
+/// where the others do.
 #[derive(Clone, Copy)]
-pub struct ThisNode;
+pub struct ThisNode<const SHORT: bool>;
 
 /// The elements that a packet needs, found once.
 #[derive(Clone, Copy)]
-pub struct Node {
+pub struct Node<const SHORT: bool> {
     pub(crate) state: *mut State,
     bank: *const Bank,
     counters: *mut CpuCounters,
     control: Control,
 }
 
-impl Maps for ThisNode {
-    type Node = Node;
+impl<const SHORT: bool> Maps for ThisNode<SHORT> {
+    type Node = Node<SHORT>;
 
     #[inline(always)]
-    fn open(self) -> Option<Node> {
+    fn open(self) -> Option<Node<SHORT>> {
         let state = maps::STATE.get_ptr_mut(0)?;
         // SAFETY: the kernel gave out the element, whose words user space stores whole.
         let control = unsafe { core::ptr::read_volatile(&raw const (*state).control) };
@@ -56,13 +57,11 @@ impl Maps for ThisNode {
     }
 }
 
-impl Node {
-    /// What is mixed into the hash of a connection.
-    #[inline(always)]
-    pub fn seed(&self) -> u64 {
-        // SAFETY: a word of the element that the kernel gave out.
-        unsafe { core::ptr::read_volatile(&raw const (*self.state).flow_seed) }
-    }
+/// What is mixed into the hash of a connection.
+#[inline(always)]
+pub fn seed(state: *const State) -> u64 {
+    // SAFETY: a word of the element that the kernel gave out.
+    unsafe { core::ptr::read_volatile(&raw const (*state).flow_seed) }
 }
 
 /// This CPU's own counters.
@@ -72,20 +71,22 @@ pub fn counters() -> Option<*mut CpuCounters> {
     maps::COUNTERS.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })
 }
 
-/// A function of its own: the key would take room on every packet's stack.
+/// A function of its own: the key would take room on every packet's stack. A global one (`steps`), as is the next.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn block4(bank: u32, address: u32) -> u16 {
+extern "C" fn block4(bank: u32, address: u32) -> u32 {
     let address = address.to_be_bytes();
     let key = Key::new(u32::BITS + 32, maps::Banked { bank, address });
-    maps::BLOCKS4.get(key).map_or(0, |class| *class as u16)
+    maps::BLOCKS4.get(key).copied().unwrap_or(0)
 }
 
 /// As `block4`; the address in registers.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn block6(bank: u32, high: u64, low: u64) -> u16 {
+extern "C" fn block6(bank: u32, high: u64, low: u64) -> u32 {
     let address = Address6 { high, low }.to_bytes();
     let key = Key::new(u32::BITS + 128, maps::Banked { bank, address });
-    maps::BLOCKS6.get(key).map_or(0, |class| *class as u16)
+    maps::BLOCKS6.get(key).copied().unwrap_or(0)
 }
 
 /// The number, with a mask that the compiler can't take away: it knows that a swapped 16-bit number has no upper bits,
@@ -108,7 +109,7 @@ unsafe fn at<T: Copy, const LENGTH: usize>(table: *const T, index: u32) -> T {
     unsafe { core::ptr::read_volatile(table.add(index as usize & (LENGTH - 1))) }
 }
 
-impl Tables for Node {
+impl<const SHORT: bool> Tables for Node<SHORT> {
     #[inline(always)]
     fn control(&self) -> Control {
         self.control
@@ -152,11 +153,11 @@ impl Tables for Node {
     }
     #[inline(always)]
     fn block4(&self, address: u32) -> u16 {
-        block4(self.control.bank(), address)
+        block4(self.control.bank(), address) as u16
     }
     #[inline(always)]
     fn block6(&self, address: Address6) -> u16 {
-        block6(self.control.bank(), address.high, address.low)
+        block6(self.control.bank(), address.high, address.low) as u16
     }
     #[inline(always)]
     fn column(&self, class: u16) -> u16 {
@@ -194,7 +195,7 @@ impl Tables for Node {
     }
 }
 
-impl Counters for Node {
+impl<const SHORT: bool> Counters for Node<SHORT> {
     #[inline(always)]
     fn verdict(&self, verdict: u16, bytes: u32, connection: bool) {
         // SAFETY: this CPU's own element, masked to the table; the program is not preempted by another of its

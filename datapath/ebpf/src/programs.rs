@@ -10,13 +10,13 @@ use crate::skb::Skb;
 /// At the egress of the host veth: a packet on its way to the pod.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    program::run::<ToPod, _, _>(ThisNode, Skb(ctx.skb.skb))
+    program::run::<ToPod, _, _>(ThisNode::<true>, Skb(ctx.skb.skb))
 }
 
 /// At the ingress of the host veth: a packet that the pod sends.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    program::run::<FromPod, _, _>(ThisNode, Skb(ctx.skb.skb))
+    program::run::<FromPod, _, _>(ThisNode::<true>, Skb(ctx.skb.skb))
 }
 
 /// Lets every packet go on: what benchmarks compare with. Never attached to a pod.

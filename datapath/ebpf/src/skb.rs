@@ -11,11 +11,12 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_engine::account::Direction;
-use thyra_datapath_engine::decide::Arrival;
-use thyra_datapath_engine::program::Hook;
+use thyra_datapath_engine::decide::{Act, Arrival};
+use thyra_datapath_engine::parse::ipv6::Chain;
+use thyra_datapath_engine::program::{Hook, Maps, Next, Program, Step};
 use thyra_datapath_engine::{Family, Load, Packet};
 
-use crate::segment;
+use crate::{segment, steps};
 
 /// The next program decides (`TCX_NEXT`, and `TC_ACT_UNSPEC` of clsact).
 pub const NEXT: i32 = -1;
@@ -115,6 +116,10 @@ impl Load for Skb {
     fn far64(&self, offset: u32) -> u64 {
         u64::from_be(far(*self, offset))
     }
+    #[inline(always)]
+    fn walk(&self, chain: Chain, end: u32) -> Chain {
+        Chain::from_number(steps::walk(self.0, chain.to_number(), end))
+    }
 }
 
 impl Hook for Skb {
@@ -159,5 +164,15 @@ impl Hook for Skb {
     #[inline(always)]
     fn revoke<F: Family>(&self, packet: &Packet<F>, direction: Direction) -> i32 {
         segment::revoke(*self, packet, direction)
+    }
+
+    /// Of this node's maps: there are no others.
+    #[inline(always)]
+    fn step<P: Program, M: Maps>(&self, _: M, step: Step, at: u32) -> Next {
+        Next(steps::step(P::DIRECTION, step, self.0, at))
+    }
+    #[inline(always)]
+    fn answer<P: Program>(&self, act: Act) -> i32 {
+        steps::answer(P::DIRECTION, self.0, matches!(act, Act::Revoke))
     }
 }

@@ -51,7 +51,7 @@ fn leave<K>(opening: &LruHashMap<K, Opening>, accepted: &HashMap<K, FlowState>, 
     let _absent = accepted.remove(key);
 }
 
-impl Node {
+impl<const SHORT: bool> Node<SHORT> {
     /// Cookie of the endpoint's network namespace; 0 where nothing is steered.
     #[inline(always)]
     fn netns(&self, endpoint: u16) -> u64 {
@@ -63,7 +63,7 @@ impl Node {
     }
 }
 
-impl Steered for Node {
+impl<const SHORT: bool> Steered for Node<SHORT> {
     #[inline(always)]
     fn listener(&self, verdict: u16) -> u16 {
         // SAFETY: as above.
@@ -148,7 +148,7 @@ const OWN: u32 = 1;
 const NOTHING: u32 = 0;
 
 #[inline(always)]
-fn number(node: &Node, steer: Steer) -> u32 {
+fn number(node: &Node<true>, steer: Steer) -> u32 {
     match steer {
         Steer::Own => OWN,
         Steer::Listener { endpoint, port } => u32::from(endpoint) << 16 | u32::from(port),
@@ -161,7 +161,7 @@ fn number(node: &Node, steer: Steer) -> u32 {
 
 #[inline(never)]
 fn steer4(lookup: *mut bpf_sk_lookup) -> u32 {
-    let Some(node) = ThisNode.open() else {
+    let Some(node) = ThisNode::<true>.open() else {
         return NOTHING;
     };
     let seeking = Seeking::<V4> {
@@ -175,7 +175,7 @@ fn steer4(lookup: *mut bpf_sk_lookup) -> u32 {
 
 #[inline(never)]
 fn steer6(lookup: *mut bpf_sk_lookup) -> u32 {
-    let Some(node) = ThisNode.open() else {
+    let Some(node) = ThisNode::<true>.open() else {
         return NOTHING;
     };
     let seeking = Seeking::<V6> {
@@ -224,7 +224,7 @@ fn found(ctx: &SkLookupContext, family: u32, found: u32) -> u32 {
     if found == OWN {
         return SK_PASS;
     }
-    let Some(node) = ThisNode.open() else {
+    let Some(node) = ThisNode::<true>.open() else {
         return SK_DROP;
     };
     let [low, high, endpoint_low, endpoint_high] = found.to_le_bytes();

@@ -11,8 +11,10 @@
 
 mod from_pod;
 pub mod l7;
+pub mod non_tcp;
 pub mod steer;
 mod to_pod;
+mod tuple;
 pub mod usual;
 
 use thyra_datapath_abi::{Control, EndpointSets, EventKind, FlowState, Mode, Reason};

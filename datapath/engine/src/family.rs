@@ -1,9 +1,11 @@
 //! IPv4 and IPv6: what differs between them, so that everything else is written once.
 
-use thyra_datapath_abi::{EndpointRecord, EndpointSets, Flow4, Flow6};
+use thyra_datapath_abi::datagram::{DATAGRAM4_WORDS, DATAGRAM6_WORDS};
+use thyra_datapath_abi::{Datagram4, Datagram6, EndpointRecord, EndpointSets, Flow4, Flow6};
 use zerocopy::transmute;
 
-use crate::flows::{FlowTable, Flows};
+use crate::datagram_table::Touch;
+use crate::flows::{Datagrams, FlowTable, Flows};
 use crate::lookup::{self, Source};
 use crate::reset;
 use crate::steered::SteeredFamily;
@@ -19,6 +21,8 @@ pub trait Family: Copy + Sized + SteeredFamily<Key = Self::Flow> {
     type Address: Copy + Default + core::fmt::Debug + Eq;
     /// Key of a connection.
     type Flow: Copy + core::fmt::Debug;
+    /// Key of what is remembered of datagrams.
+    type Datagram: Copy + core::fmt::Debug;
     /// An IP header without options, as on the wire.
     type Header: Copy;
 
@@ -35,6 +39,12 @@ pub trait Family: Copy + Sized + SteeredFamily<Key = Self::Flow> {
         local_port: [u8; 2],
         remote_port: [u8; 2],
     ) -> Self::Flow;
+    /// The same of another protocol than TCP.
+    fn with_protocol(flow: Self::Flow, protocol: u8) -> Self::Flow;
+    /// The key of datagrams between the pod's port and the other end.
+    fn datagram(remote: Self::Address, local_port: [u8; 2], remote_port: [u8; 2]) -> Self::Datagram;
+    /// The key of a fragmented datagram, by its identification.
+    fn fragments(remote: Self::Address, id: u32, protocol: u8, from_pod: bool) -> Self::Datagram;
     /// The endpoint's own address; zero when it has none of this family.
     fn own(record: &EndpointRecord) -> Self::Address;
     /// The endpoint's policy set.
@@ -54,6 +64,16 @@ pub trait Family: Copy + Sized + SteeredFamily<Key = Self::Flow> {
     fn open<S: Flows + ?Sized>(flows: &S, table: FlowTable, key: &Self::Flow, flags: u32) -> bool;
     /// `Flows::forget4` or `forget6`.
     fn forget<S: Flows + ?Sized>(flows: &S, key: &Self::Flow);
+    /// `Datagrams::recall4` or `recall6`.
+    fn recall<S: Datagrams + ?Sized>(
+        datagrams: &S,
+        endpoint: u16,
+        key: Self::Datagram,
+        kind: u32,
+        touch: Touch,
+    ) -> Option<u32>;
+    /// `Datagrams::note4` or `note6`.
+    fn note<S: Datagrams + ?Sized>(datagrams: &S, endpoint: u16, key: Self::Datagram, flags: u32) -> bool;
 }
 
 /// IPv4.
@@ -105,6 +125,7 @@ impl Family for V4 {
     const HEADER: u32 = 20;
     type Address = u32;
     type Flow = Flow4;
+    type Datagram = [u64; DATAGRAM4_WORDS];
     type Header = [u8; 20];
 
     #[inline(always)]
@@ -125,8 +146,28 @@ impl Family for V4 {
             local_port,
             remote_port,
             endpoint,
-            pad: 0,
+            protocol: 0,
         }
+    }
+    #[inline(always)]
+    fn with_protocol(flow: Flow4, protocol: u8) -> Flow4 {
+        Flow4 {
+            protocol: u16::from(protocol),
+            ..flow
+        }
+    }
+    #[inline(always)]
+    fn datagram(remote: u32, local_port: [u8; 2], remote_port: [u8; 2]) -> [u64; DATAGRAM4_WORDS] {
+        transmute!(Datagram4 {
+            remote: remote.to_be_bytes(),
+            local_port,
+            remote_port,
+        })
+    }
+    #[inline(always)]
+    fn fragments(remote: u32, id: u32, protocol: u8, from_pod: bool) -> [u64; DATAGRAM4_WORDS] {
+        let [_, _, a, b] = id.to_be_bytes();
+        Self::datagram(remote, [a, b], [protocol, u8::from(from_pod)])
     }
     #[inline(always)]
     fn own(record: &EndpointRecord) -> u32 {
@@ -165,6 +206,25 @@ impl Family for V4 {
     fn forget<S: Flows + ?Sized>(flows: &S, key: &Flow4) {
         flows.forget4(key);
     }
+    #[inline(always)]
+    fn recall<S: Datagrams + ?Sized>(
+        datagrams: &S,
+        endpoint: u16,
+        key: [u64; DATAGRAM4_WORDS],
+        kind: u32,
+        touch: Touch,
+    ) -> Option<u32> {
+        datagrams.recall4(endpoint, key, kind, touch)
+    }
+    #[inline(always)]
+    fn note<S: Datagrams + ?Sized>(
+        datagrams: &S,
+        endpoint: u16,
+        key: [u64; DATAGRAM4_WORDS],
+        flags: u32,
+    ) -> bool {
+        datagrams.note4(endpoint, key, flags)
+    }
 }
 
 /// fe80::/10.
@@ -178,6 +238,7 @@ impl Family for V6 {
     const HEADER: u32 = 40;
     type Address = Address6;
     type Flow = Flow6;
+    type Datagram = [u64; DATAGRAM6_WORDS];
     type Header = [u8; 40];
 
     #[inline(always)]
@@ -204,8 +265,34 @@ impl Family for V6 {
             local_port,
             remote_port,
             endpoint,
-            pad: 0,
+            protocol: 0,
         }
+    }
+    #[inline(always)]
+    fn with_protocol(flow: Flow6, protocol: u8) -> Flow6 {
+        Flow6 {
+            protocol: u16::from(protocol),
+            ..flow
+        }
+    }
+    #[inline(always)]
+    fn datagram(remote: Address6, local_port: [u8; 2], remote_port: [u8; 2]) -> [u64; DATAGRAM6_WORDS] {
+        transmute!(Datagram6 {
+            remote: remote.to_bytes(),
+            local_port,
+            remote_port,
+            detail: [0; 4],
+        })
+    }
+    #[inline(always)]
+    fn fragments(remote: Address6, id: u32, protocol: u8, from_pod: bool) -> [u64; DATAGRAM6_WORDS] {
+        let [a, b, c, d] = id.to_be_bytes();
+        transmute!(Datagram6 {
+            remote: remote.to_bytes(),
+            local_port: [a, b],
+            remote_port: [c, d],
+            detail: [protocol, u8::from(from_pod), 0, 0],
+        })
     }
     #[inline(always)]
     fn own(record: &EndpointRecord) -> Address6 {
@@ -248,5 +335,24 @@ impl Family for V6 {
     #[inline(always)]
     fn forget<S: Flows + ?Sized>(flows: &S, key: &Flow6) {
         flows.forget6(key);
+    }
+    #[inline(always)]
+    fn recall<S: Datagrams + ?Sized>(
+        datagrams: &S,
+        endpoint: u16,
+        key: [u64; DATAGRAM6_WORDS],
+        kind: u32,
+        touch: Touch,
+    ) -> Option<u32> {
+        datagrams.recall6(endpoint, key, kind, touch)
+    }
+    #[inline(always)]
+    fn note<S: Datagrams + ?Sized>(
+        datagrams: &S,
+        endpoint: u16,
+        key: [u64; DATAGRAM6_WORDS],
+        flags: u32,
+    ) -> bool {
+        datagrams.note6(endpoint, key, flags)
     }
 }

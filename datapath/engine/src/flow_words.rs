@@ -15,6 +15,14 @@ use crate::flow_table::{Bucket, FlowMemory};
 #[derive(Clone, Copy, Debug)]
 pub struct Words<'a>(&'a [AtomicU64]);
 
+impl<'a> Words<'a> {
+    /// A bucket's words.
+    #[must_use]
+    pub fn new(words: &'a [AtomicU64]) -> Self {
+        Self(words)
+    }
+}
+
 impl Bucket for Words<'_> {
     fn load(self, word: usize) -> u64 {
         self.0[word].load(Ordering::Acquire)

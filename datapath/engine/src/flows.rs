@@ -3,7 +3,10 @@
 //! Invariant: an entry of `Outbound` is written only by a SYN of the pod itself, an entry of `Host` only by a
 //! packet that the node (or, through its own Service, the pod) made.
 
+use thyra_datapath_abi::datagram::{DATAGRAM4_WORDS, DATAGRAM6_WORDS};
 use thyra_datapath_abi::{Flow4, Flow6};
+
+use crate::datagram_table::Touch;
 
 /// Which memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,4 +33,16 @@ pub trait Flows {
     fn forget4(&self, key: &Flow4);
     /// The same for IPv6.
     fn forget6(&self, key: &Flow6);
+}
+
+/// The memory of datagrams of both families; keys are the words of a `Datagram4` or `Datagram6`.
+pub trait Datagrams {
+    /// The flags of a fresh entry of this kind, none when there is no such entry.
+    fn recall4(&self, endpoint: u16, key: [u64; DATAGRAM4_WORDS], kind: u32, touch: Touch) -> Option<u32>;
+    /// The same for IPv6.
+    fn recall6(&self, endpoint: u16, key: [u64; DATAGRAM6_WORDS], kind: u32, touch: Touch) -> Option<u32>;
+    /// Writes a new entry, in the place of one that counts less; false when there is none such.
+    fn note4(&self, endpoint: u16, key: [u64; DATAGRAM4_WORDS], flags: u32) -> bool;
+    /// The same for IPv6.
+    fn note6(&self, endpoint: u16, key: [u64; DATAGRAM6_WORDS], flags: u32) -> bool;
 }

@@ -12,10 +12,11 @@ use std::sync::atomic::AtomicU64;
 
 use thyra_datapath_abi as abi;
 use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::datagram::{DATAGRAM4_WORDS, DATAGRAM6_WORDS, DatagramBucket4, DatagramBucket6};
 use thyra_datapath_abi::flow::{FLOW4_WORDS, FLOW6_WORDS, FlowBucket4, FlowBucket6};
 use thyra_datapath_abi::limits::{
-    FLOW_BUCKETS, IFINDEX_SLOTS, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES, OUTBOUND_BUDGET, SLOTS4,
-    SLOTS6,
+    DATAGRAM_BUCKETS, FLOW_BUCKETS, IFINDEX_SLOTS, MAX_COLUMNS, MAX_ENDPOINTS, MAX_PORT_CLASSES,
+    OUTBOUND_BUDGET, SLOTS4, SLOTS6,
 };
 use thyra_datapath_abi::{
     Control, EndpointRecord, EndpointSets, Event, EventKind, Flow4, Flow6, FlowState, Reason, Slot4, Slot6,
@@ -25,10 +26,12 @@ use zerocopy::{Immutable, IntoBytes};
 pub use self::packet::HostPacket;
 pub use self::steered::HostSteered;
 use crate::account::{Counters, Direction};
+use crate::datagram_table::{self, Touch};
+use crate::datagram_words::DatagramWords;
 use crate::family::Address6;
 use crate::flow_table::{self, Key};
 use crate::flow_words::FlowWords;
-use crate::flows::{FlowTable, Flows};
+use crate::flows::{Datagrams, FlowTable, Flows};
 use crate::program::Maps;
 use crate::{BankImage, Table, Tables};
 
@@ -82,6 +85,8 @@ pub struct HostNode {
     outbound4: OnceCell<Vec<AtomicU64>>,
     outbound6: OnceCell<Vec<AtomicU64>>,
     outbound: OnceCell<Vec<AtomicU64>>,
+    datagrams4: OnceCell<Vec<AtomicU64>>,
+    datagrams6: OnceCell<Vec<AtomicU64>>,
     host4: RefCell<HashMap<Flow4, FlowState>>,
     host6: RefCell<HashMap<Flow6, FlowState>>,
     /// What Envoy has.
@@ -101,6 +106,8 @@ impl Default for HostNode {
             outbound4: OnceCell::new(),
             outbound6: OnceCell::new(),
             outbound: OnceCell::new(),
+            datagrams4: OnceCell::new(),
+            datagrams6: OnceCell::new(),
             host4: RefCell::default(),
             host6: RefCell::default(),
             steered: HostSteered::default(),
@@ -147,6 +154,33 @@ impl HostNode {
             }
             FlowTable::Host => self.host6.borrow().iter().map(|(k, s)| (*k, *s)).collect(),
         })
+    }
+
+    /// Whether anything was ever remembered of datagrams.
+    #[must_use]
+    pub fn knows_datagrams(&self) -> bool {
+        self.datagrams4.get().is_some() || self.datagrams6.get().is_some()
+    }
+
+    /// What is remembered of IPv4 datagrams.
+    #[must_use]
+    pub fn datagrams4(&self) -> DatagramWords<'_> {
+        let bytes = MAX_ENDPOINTS * DATAGRAM_BUCKETS * size_of::<DatagramBucket4>();
+        self.datagrams(self.datagrams4.get_or_init(|| zeroed(bytes)))
+    }
+
+    /// The same for IPv6.
+    #[must_use]
+    pub fn datagrams6(&self) -> DatagramWords<'_> {
+        let bytes = MAX_ENDPOINTS * DATAGRAM_BUCKETS * size_of::<DatagramBucket6>();
+        self.datagrams(self.datagrams6.get_or_init(|| zeroed(bytes)))
+    }
+
+    fn datagrams<'a>(&self, buckets: &'a [AtomicU64]) -> DatagramWords<'a> {
+        DatagramWords {
+            buckets,
+            now_ns: self.now_ns.get(),
+        }
     }
 
     fn words4(&self) -> FlowWords<'_> {
@@ -322,6 +356,25 @@ impl Flows for &HostNode {
     }
     fn forget6(&self, key: &Flow6) {
         self.host6.borrow_mut().remove(key);
+    }
+}
+
+impl Datagrams for &HostNode {
+    fn recall4(&self, endpoint: u16, key: [u64; DATAGRAM4_WORDS], kind: u32, touch: Touch) -> Option<u32> {
+        let key = datagram_table::Key::new(key, endpoint, SEED);
+        datagram_table::recall(&self.datagrams4(), &key, kind, touch)
+    }
+    fn recall6(&self, endpoint: u16, key: [u64; DATAGRAM6_WORDS], kind: u32, touch: Touch) -> Option<u32> {
+        let key = datagram_table::Key::new(key, endpoint, SEED);
+        datagram_table::recall(&self.datagrams6(), &key, kind, touch)
+    }
+    fn note4(&self, endpoint: u16, key: [u64; DATAGRAM4_WORDS], flags: u32) -> bool {
+        let key = datagram_table::Key::new(key, endpoint, SEED);
+        datagram_table::note(&self.datagrams4(), &key, flags)
+    }
+    fn note6(&self, endpoint: u16, key: [u64; DATAGRAM6_WORDS], flags: u32) -> bool {
+        let key = datagram_table::Key::new(key, endpoint, SEED);
+        datagram_table::note(&self.datagrams6(), &key, flags)
     }
 }
 

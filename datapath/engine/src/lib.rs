@@ -9,6 +9,9 @@
 pub mod account;
 #[cfg(not(target_arch = "bpf"))]
 pub mod bank;
+pub mod datagram_table;
+#[cfg(not(target_arch = "bpf"))]
+pub mod datagram_words;
 pub mod decide;
 pub mod family;
 pub mod flow_table;

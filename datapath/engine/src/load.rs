@@ -5,6 +5,8 @@
 //! verifier refuses to read that.) Numbers are read whole, never put together from bytes: the BPF target has
 //! no unaligned loads of its own, and sixteen byte loads for an address cost more than its look-up.
 
+use crate::parse::ipv6::Chain;
+
 /// A packet's bytes, from the link header on. Numbers are in host byte order.
 pub trait Load {
     /// Bytes of the packet, link header included.
@@ -31,6 +33,11 @@ pub trait Load {
     fn far32(&self, offset: u32) -> u32;
     /// The 64-bit number at `offset`.
     fn far64(&self, offset: u32) -> u64;
+
+    /// `Chain::walk`, by a function of its own in the kernel.
+    fn walk(&self, chain: Chain, end: u32) -> Chain {
+        chain.walk(self, end)
+    }
 }
 
 /// `N` bytes of a slice, zeros outside it.

@@ -11,6 +11,7 @@
 
 pub mod ipv4;
 pub mod ipv6;
+pub mod non_tcp;
 
 use crate::packet::{Kind, Packet, Parsed, TCP};
 use crate::{Family, Load};

@@ -3,15 +3,20 @@
 //! Invariant: this is all that runs per packet, in the kernel and in the tests alike; the kernel's part is to
 //! load bytes, to look up maps and to carry out the `Hook`.
 //!
-//! The usual packet takes the short way (`decide::usual`). Each of the others is a function of its own from parsing
-//! to the end, so that none needs more than the 512 bytes of stack that a program has together with what it
+//! The usual packet takes the short way (`decide::usual`). Each step of the others is a function of its own from
+//! parsing to the end, so that none needs more than the 512 bytes of stack that a program has together with what it
 //! calls; each opens the maps itself, and what decides about a packet is what it read then.
+
+pub mod step;
 
 use thyra_datapath_abi::Reason;
 
-use crate::account::{Counters, Direction, account, feasible};
+pub use self::step::{Next, Step};
+use crate::account::{Counters, Direction};
 use crate::decide::{self, Act, Arrival, Outcome, l7, usual};
+use crate::flows::Datagrams;
 use crate::packet::{Kind, Packet, Parsed};
+use crate::parse::non_tcp::NonTcp;
 use crate::parse::{self, Link, Shape};
 use crate::tables::endpoint_at;
 use crate::{Family, Flows, Load, Steered, Tables, V4, V6};
@@ -35,12 +40,21 @@ pub trait Hook: Load + Copy {
     fn refuse<F: Family>(&self, packet: &Packet<F>, direction: Direction) -> Self::End;
     /// A reset to the sender and a bare ACK to the far end (`reset::revocation`, `reset::probe`).
     fn revoke<F: Family>(&self, packet: &Packet<F>, direction: Direction) -> Self::End;
+
+    /// `step::take`, by a function of its own in the kernel.
+    fn step<P: Program, M: Maps>(&self, maps: M, step: Step, at: u32) -> Next {
+        step::take::<P, M, Self>(maps, *self, step, at)
+    }
+    /// `answer`, by a function of its own in the kernel.
+    fn answer<P: Program>(&self, act: Act) -> Self::End {
+        answer::<P, Self>(*self, act)
+    }
 }
 
 /// Whoever holds the maps.
-pub trait Node: Tables + Flows + Steered + Counters + Copy {}
+pub trait Node: Tables + Flows + Datagrams + Steered + Counters + Copy {}
 
-impl<N: Tables + Flows + Steered + Counters + Copy> Node for N {}
+impl<N: Tables + Flows + Datagrams + Steered + Counters + Copy> Node for N {}
 
 /// Where the maps are found, before a packet has looked.
 pub trait Maps: Copy {
@@ -61,6 +75,8 @@ pub trait Program {
     fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome;
     /// Decides about a packet that Envoy is to be asked about (`Act::Ask`).
     fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome;
+    /// Decides about one that is not TCP, where those are judged; to the pod no ICMP error.
+    fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome;
     /// Whether it is of the usual kind and may go on; it is counted then (`decide::usual`).
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool;
 }
@@ -85,6 +101,10 @@ impl Program for ToPod {
         l7::to_pod(node, arrival, packet)
     }
     #[inline(always)]
+    fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome {
+        decide::non_tcp::to_pod(node, arrival, other)
+    }
+    #[inline(always)]
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool {
         usual::to_pod(node, arrival, packet, bytes)
     }
@@ -102,6 +122,10 @@ impl Program for FromPod {
         l7::from_pod(node, arrival, packet)
     }
     #[inline(always)]
+    fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome {
+        decide::non_tcp::from_pod(node, arrival, other)
+    }
+    #[inline(always)]
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool {
         usual::from_pod(node, arrival, packet, bytes)
     }
@@ -116,21 +140,17 @@ pub fn run<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     }
     let act = match parse::shape(&hook) {
         Shape::Plain4 if is_usual::<P, V4, M, H>(maps, &hook, parse::ipv4::plain(&hook)) => Act::Pass,
-        Shape::Plain6 if is_usual6::<P, M, H>(maps, hook) => Act::Pass,
-        Shape::Plain4 => match plain4::<P, M, H>(maps, hook) {
-            Act::Ask => ask4::<P, M, H>(maps, hook),
-            act => act,
-        },
-        Shape::Plain6 => match plain6::<P, M, H>(maps, hook) {
-            Act::Ask => ask6::<P, M, H>(maps, hook),
-            act => act,
+        Shape::Plain4 => plain::<P, M, H>(maps, hook, (Step::Plain4, Step::Ask4)),
+        Shape::Plain6 => match hook.step::<P, M>(maps, Step::Usual6, 0).act() {
+            Some(act) => act,
+            None => plain::<P, M, H>(maps, hook, (Step::Plain6, Step::Ask6)),
         },
         Shape::Unusual => unusual::<P, M, H>(maps, hook),
     };
     match act {
         Act::Pass => hook.pass(),
         Act::Drop | Act::Ask => hook.drop(),
-        Act::Refuse | Act::Revoke => answer::<P, H>(hook, act),
+        Act::Refuse | Act::Revoke => hook.answer::<P>(act),
     }
 }
 
@@ -157,115 +177,62 @@ fn is_usual<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: &H, packet: 
     P::is_usual(&node, &hook.arrival(), &packet, hook.length())
 }
 
-/// A function of its own, so that the two families share the program's 512 bytes of stack.
-#[inline(never)]
-fn is_usual6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> bool {
-    is_usual::<P, V6, M, H>(maps, &hook, parse::ipv6::plain(&hook))
-}
-
-#[inline(never)]
-fn plain4<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
-    match parse::ipv4::plain(&hook) {
-        Some(packet) => judge::<P, V4, M, H>(maps, hook, &Parsed::tcp(packet), true),
-        None => bad::<P, M, H>(maps, hook, Kind::Invalid),
-    }
-}
-
-#[inline(never)]
-fn plain6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
-    match parse::ipv6::plain(&hook) {
-        Some(packet) => judge::<P, V6, M, H>(maps, hook, &Parsed::tcp(packet), true),
-        None => bad::<P, M, H>(maps, hook, Kind::Invalid),
+/// Another step where Envoy is to be asked.
+#[inline(always)]
+fn plain<P: Program, M: Maps, H: Hook>(maps: M, hook: H, (first, ask): (Step, Step)) -> Act {
+    match last(hook.step::<P, M>(maps, first, 0)) {
+        Act::Ask => last(hook.step::<P, M>(maps, ask, 0)),
+        act => act,
     }
 }
 
 #[inline(always)]
 fn unusual<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
     match parse::link(&hook) {
-        Link::V4(l3) => unusual4::<P, M, H>(maps, hook, l3),
-        Link::V6(l3) => unusual6::<P, M, H>(maps, hook, l3),
+        Link::V4(l3) => {
+            let steps = [Step::Unusual4, Step::Other4, Step::About4, Step::Error4];
+            walk::<P, M, H>(maps, hook, l3, steps)
+        }
+        Link::V6(l3) => {
+            let steps = [Step::Unusual6, Step::Other6, Step::About6, Step::Error6];
+            walk::<P, M, H>(maps, hook, l3, steps)
+        }
         Link::NotIp => {
             passes_unread::<P, M, H>(maps, &hook, Reason::NotIp);
             Act::Pass
         }
-        Link::Bad(kind) => bad::<P, M, H>(maps, hook, kind),
+        Link::Bad(Kind::Unsupported) => last(hook.step::<P, M>(maps, Step::Unsupported, 0)),
+        Link::Bad(_) => last(hook.step::<P, M>(maps, Step::Invalid, 0)),
     }
 }
 
-#[inline(never)]
-fn unusual4<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Act {
-    judge::<P, V4, M, H>(maps, hook, &parse::ipv4::unusual(&hook, l3), false)
-}
-
-#[inline(never)]
-fn unusual6<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32) -> Act {
-    judge::<P, V6, M, H>(maps, hook, &parse::ipv6::unusual(&hook, l3), false)
-}
-
-/// Which family it would have been makes no difference.
-#[inline(never)]
-fn bad<P: Program, M: Maps, H: Hook>(maps: M, hook: H, kind: Kind) -> Act {
-    judge::<P, V4, M, H>(maps, hook, &Parsed::empty(kind), false)
-}
-
-/// A packet that Envoy is to be asked about is not counted yet, if it `may_ask`; else it is dropped.
+/// As far as the packet needs.
 #[inline(always)]
-fn judge<P: Program, F: Family, M: Maps, H: Hook>(
-    maps: M,
-    hook: H,
-    parsed: &Parsed<F>,
-    may_ask: bool,
-) -> Act {
-    let Some(node) = maps.open() else {
-        return Act::Drop;
-    };
-    let arrival = hook.arrival();
-    let outcome = P::decide(&node, &arrival, parsed);
-    if may_ask && outcome.act == Act::Ask {
-        return Act::Ask;
+fn walk<P: Program, M: Maps, H: Hook>(maps: M, hook: H, l3: u32, steps: [Step; 4]) -> Act {
+    let [unusual, other, about, error] = steps;
+    if let Some(act) = hook.step::<P, M>(maps, unusual, l3).act() {
+        return act;
     }
-    end(&node, &hook, &outcome, parsed)
-}
-
-#[inline(never)]
-fn ask4<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
-    ask::<P, V4, M, H>(maps, hook, parse::ipv4::plain(&hook))
-}
-
-#[inline(never)]
-fn ask6<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> Act {
-    ask::<P, V6, M, H>(maps, hook, parse::ipv6::plain(&hook))
-}
-
-#[inline(always)]
-fn ask<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, packet: Option<Packet<F>>) -> Act {
-    let Some(packet) = packet else {
+    if let Some(act) = hook.step::<P, M>(maps, other, l3).act() {
+        return act;
+    }
+    if P::DIRECTION == Direction::FromPod {
         return Act::Drop;
-    };
-    let Some(node) = maps.open() else {
-        return Act::Drop;
-    };
-    let outcome = P::ask(&node, &hook.arrival(), &packet);
-    end(&node, &hook, &outcome, &Parsed::tcp(packet))
+    }
+    let about = hook.step::<P, M>(maps, about, l3);
+    last(hook.step::<P, M>(maps, error, step::related(l3, about)))
 }
 
-/// Counts and reports the packet; what is done with it.
+/// Of a step that none follows.
 #[inline(always)]
-fn end<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Act {
-    let act = feasible(outcome, parsed);
-    account(
-        node,
-        outcome,
-        act,
-        parsed,
-        (&hook.arrival(), hook.length(), node.control().generation()),
-    );
-    act
+fn last(next: Next) -> Act {
+    next.act().unwrap_or(Act::Drop)
 }
 
-/// Reads the packet once more, so that the way of those that pass carries nothing for this one.
-#[inline(never)]
-fn answer<P: Program, H: Hook>(hook: H, act: Act) -> H::End {
+/// Answers it: `Act::Refuse` or `Act::Revoke`. Reads the packet once more, so that the way of those that pass carries
+/// nothing for this one.
+#[inline(always)]
+pub fn answer<P: Program, H: Hook>(hook: H, act: Act) -> H::End {
     match parse::link(&hook) {
         Link::V4(l3) => answer_with::<P, V4, H>(hook, act, &parse::ipv4::unusual(&hook, l3)),
         Link::V6(l3) => answer_with::<P, V6, H>(hook, act, &parse::ipv6::unusual(&hook, l3)),

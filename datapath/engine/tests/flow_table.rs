@@ -48,7 +48,7 @@ fn flow(endpoint: u16, number: u32) -> Flow4 {
         local_port: [c, d],
         remote_port: [1, 187],
         endpoint,
-        pad: 0,
+        protocol: 0,
     }
 }
 

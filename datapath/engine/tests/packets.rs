@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use thyra_datapath_abi::Action;
+use thyra_datapath_abi::{Action, Control};
 use thyra_datapath_engine::host::End;
 
 #[test]
@@ -74,6 +74,8 @@ struct Read {
     source: IpAddr,
     /// Destination port of a whole TCP packet.
     tcp: Option<u16>,
+    /// Both ports of a whole UDP datagram.
+    udp: Option<(u16, u16)>,
 }
 
 fn read(bytes: &[u8]) -> Option<Read> {
@@ -87,12 +89,16 @@ fn read(bytes: &[u8]) -> Option<Read> {
         Some(TransportSlice::Tcp(tcp)) => Some(tcp.destination_port()),
         _ => None,
     };
-    Some(Read { source, tcp })
+    let udp = match packet.transport.as_ref() {
+        Some(TransportSlice::Udp(udp)) => Some((udp.source_port(), udp.destination_port())),
+        _ => None,
+    };
+    Some(Read { source, tcp, udp })
 }
 
 /// Changes the packets of `program`'s cases at the enforced pod 2, which has no connections, and hands `check` those
 /// that pass; at least one of a hundred must. `THYRA_PACKETS` is how many are changed.
-fn change_all(program: case::Program, ingress: u32, check: impl Fn(&Read, &[u8])) {
+fn change_all(program: case::Program, ingress: u32, flags: u64, check: impl Fn(&Read, &[u8])) {
     let plain = |case: &case::Case| {
         let usual = case.ingress() == ingress && !case.socket && !case.own;
         case.program == program && case.at == 2 && usual && case.before.is_empty()
@@ -103,7 +109,7 @@ fn change_all(program: case::Program, ingress: u32, check: impl Fn(&Read, &[u8])
         .filter(plain)
         .collect();
     let frames: Vec<Vec<u8>> = cases.iter().map(|case| frame::frame(&case.packet)).collect();
-    let mut node = cases[0].node();
+    let mut node = world::node(flags);
     let mut random = any::Random(1);
     let (wanted, mut passed) = (any::wanted(200_000), 0);
     for done in 1..=wanted {
@@ -116,7 +122,7 @@ fn change_all(program: case::Program, ingress: u32, check: impl Fn(&Read, &[u8])
             check(&read, &bytes);
         }
         if done % 4096 == 0 {
-            node = cases[0].node();
+            node = world::node(flags);
         }
     }
     assert!(passed > wanted / 100, "only {passed} of {wanted} packets passed");
@@ -125,7 +131,7 @@ fn change_all(program: case::Program, ingress: u32, check: impl Fn(&Read, &[u8])
 #[test]
 fn no_change_of_a_packet_lets_in_whom_policy_refuses() {
     let tables = world::tables();
-    change_all(case::Program::ToPod, 9, |read, bytes| {
+    change_all(case::Program::ToPod, 9, 0, |read, bytes| {
         if let Some(port) = read.tcp {
             let source = read.source;
             let verdict = tables.judge(1, source, port).expect("endpoint 1");
@@ -139,8 +145,37 @@ fn no_change_of_a_packet_lets_in_whom_policy_refuses() {
 }
 
 #[test]
+fn no_change_of_a_packet_lets_in_a_datagram_that_policy_refuses() {
+    let tables = world::tables();
+    let datagrams = std::cell::Cell::new(0);
+    change_all(
+        case::Program::ToPod,
+        9,
+        Control::ENFORCE_NON_TCP,
+        |read, bytes| {
+            if let Some((from, port)) = read.udp.filter(|ports| ![(67, 68), (68, 67)].contains(ports)) {
+                let source = read.source;
+                // DHCPv6 goes between link-local addresses.
+                let dhcp6 = source.is_ipv6() && [(546, 547), (547, 546)].contains(&(from, port));
+                let verdict = tables.judge(1, source, port).expect("endpoint 1");
+                let allowed = verdict.action == Action::Allow;
+                assert!(allowed || dhcp6, "{source} at port {port}: {bytes:02x?}");
+                datagrams.set(datagrams.get() + 1);
+            }
+        },
+    );
+    assert!(datagrams.get() > 1_000, "{}", datagrams.get());
+}
+
+#[test]
 fn no_change_of_a_packet_lets_a_pod_speak_for_another() {
-    change_all(case::Program::FromPod, 2, |read, bytes| {
+    for flags in [0, Control::ENFORCE_NON_TCP] {
+        speaks_for_itself(flags);
+    }
+}
+
+fn speaks_for_itself(flags: u64) {
+    change_all(case::Program::FromPod, 2, flags, |read, bytes| {
         let own = ["10.244.0.2", "fd00:10:244::2"].map(|own| own.parse::<IpAddr>().unwrap());
         // What a host says before it has an address, and to its link: DHCP, neighbour discovery.
         let before_any = match read.source {

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic, Order};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic, NonTcp, Order};
 
 /// Says to a process that it is the child, inside the namespaces.
 const INSIDE: &str = "THYRA_LIVE_INSIDE";
@@ -137,6 +137,7 @@ pub(crate) fn config() -> Config {
         state_dir: PathBuf::from("/run/state"),
         deny: Deny::Reset,
         host_traffic: HostTraffic::Allow,
+        non_tcp: NonTcp::Pass,
         report_new: true,
         hook: Some(hook()),
         order: Order::First,

@@ -1,5 +1,6 @@
 //! IPv6 with its chain of extension headers (RFC 8200 section 4).
 
+use super::non_tcp::Ip;
 use super::{ETHERNET, Tcp, end_of, upper};
 use crate::family::Address6;
 use crate::packet::{Kind, Packet, Parsed, TCP};
@@ -18,6 +19,7 @@ const MAX_EXTENSIONS: u32 = 6;
 const HEADER: u32 = 40;
 /// Offset and more-fragments bit of a fragment header; both zero is a whole packet in one piece.
 const FRAGMENTED: u16 = 0xfff9;
+const OFFSET: u16 = 0xfff8;
 
 /// Whether a frame's first 54 bytes, known to be IPv6, are of the usual shape.
 #[inline(always)]
@@ -80,7 +82,7 @@ pub fn unusual<L: Load>(load: &L, l3: u32) -> Parsed<V6> {
         l4: l3 + HEADER,
         fragmented: false,
     };
-    let chain = chain.walk(load, end);
+    let chain = load.walk(chain, end);
     if !chain.fragmented && is_extension(chain.protocol) {
         // Cut short: by the end of the packet, or by the bound.
         let kind = if chain.l4 + 8 > end {
@@ -105,18 +107,79 @@ pub fn unusual<L: Load>(load: &L, l3: u32) -> Parsed<V6> {
     )
 }
 
+/// Reads the IPv6 header at `l3`, which `unusual` has found good.
+#[inline(always)]
+pub(super) fn non_tcp<L: Load>(load: &L, l3: u32) -> Ip<V6> {
+    let claimed = claimed(load.far16(l3 + 4));
+    let claimed = if claimed == 0 && !load.is_merged() {
+        HEADER
+    } else {
+        claimed
+    };
+    ip(load, l3, end_of(load, l3, HEADER, claimed))
+}
+
+/// Reads the header of a packet that an ICMP error carries, from `l3` on; its own length means nothing here.
+#[inline(always)]
+pub(super) fn embedded<L: Load>(load: &L, l3: u32, end: u32) -> Ip<V6> {
+    let inner = ip(load, l3, end);
+    let good = load.far8(l3) >> 4 == 6;
+    Ip {
+        protocol: if good { inner.protocol } else { 0 },
+        ..inner
+    }
+}
+
+#[inline(always)]
+fn ip<L: Load>(load: &L, l3: u32, end: u32) -> Ip<V6> {
+    let source = Address6 {
+        high: load.far64(l3 + 8),
+        low: load.far64(l3 + 16),
+    };
+    let destination = Address6 {
+        high: load.far64(l3 + 24),
+        low: load.far64(l3 + 32),
+    };
+    let chain = Chain {
+        protocol: load.far8(l3 + 6),
+        l4: l3 + HEADER,
+        fragmented: false,
+    };
+    let chain = load.walk(chain, end);
+    // The walk ends at the fragment header of a piece.
+    let (l4, field, id) = if chain.fragmented {
+        (chain.l4 + 8, load.far16(chain.l4 + 2), load.far32(chain.l4 + 4))
+    } else {
+        (chain.l4, 0, 0)
+    };
+    Ip {
+        addresses: (source, destination),
+        protocol: chain.protocol,
+        hops: load.far8(l3 + 7),
+        l4,
+        end,
+        is_fragment: chain.fragmented,
+        offset: field & OFFSET,
+        id,
+    }
+}
+
 /// A place in a chain of extension headers.
-#[derive(Clone, Copy)]
-struct Chain {
-    protocol: u8,
-    l4: u32,
-    fragmented: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The header there.
+    pub protocol: u8,
+    /// Where it begins.
+    pub l4: u32,
+    /// Whether it is the fragment header of a piece.
+    pub fragmented: bool,
 }
 
 impl Chain {
     /// To the first header that is no extension, or to a fragment, or as far as the packet and the bound go.
+    #[must_use]
     #[inline(always)]
-    fn walk<L: Load>(mut self, load: &L, end: u32) -> Self {
+    pub fn walk<L: Load + ?Sized>(mut self, load: &L, end: u32) -> Self {
         for _ in 0..MAX_EXTENSIONS {
             if !is_extension(self.protocol) || self.l4 + 8 > end {
                 break;
@@ -135,6 +198,25 @@ impl Chain {
             };
         }
         self
+    }
+
+    /// As one number.
+    #[must_use]
+    #[inline(always)]
+    pub fn to_number(self) -> u64 {
+        u64::from(self.l4) | u64::from(self.protocol) << 32 | u64::from(self.fragmented) << 40
+    }
+
+    /// From such a number.
+    #[must_use]
+    #[inline(always)]
+    pub fn from_number(number: u64) -> Self {
+        let [a, b, c, d, protocol, fragmented, ..] = number.to_le_bytes();
+        Self {
+            protocol,
+            l4: u32::from_le_bytes([a, b, c, d]),
+            fragmented: fragmented != 0,
+        }
     }
 }
 

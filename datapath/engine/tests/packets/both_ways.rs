@@ -8,6 +8,7 @@ use thyra_datapath_engine::decide::{Arrival, Outcome};
 use thyra_datapath_engine::flows::FlowTable;
 use thyra_datapath_engine::host::{End, HostNode, HostPacket, Ledger};
 use thyra_datapath_engine::packet::{Packet, Parsed};
+use thyra_datapath_engine::parse::non_tcp::NonTcp;
 use thyra_datapath_engine::program::{FromPod, Node, Program, ToPod};
 
 use crate::{frame, world};
@@ -47,6 +48,9 @@ impl<P: Program> Program for Whole<P> {
     }
     fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
         P::ask(node, arrival, packet)
+    }
+    fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome {
+        P::decide_other(node, arrival, other)
     }
     fn is_usual<F: Family, N: Node>(_: &N, _: &Arrival, _: &Packet<F>, _: u32) -> bool {
         false

@@ -9,11 +9,13 @@ use std::path::Path;
 
 use serde::Deserialize;
 use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::datagram;
 use thyra_datapath_abi::maps::OWN_MARK;
-use thyra_datapath_abi::{Control, EventKind, Flow4, Flow6, FlowState, Reason};
+use thyra_datapath_abi::{Control, Datagram4, Datagram6, EventKind, Flow4, Flow6, FlowState, Reason};
 use thyra_datapath_engine::Flows as _;
+use thyra_datapath_engine::datagram_words::DatagramWords;
 use thyra_datapath_engine::decide::Arrival;
-use thyra_datapath_engine::flows::FlowTable;
+use thyra_datapath_engine::flows::{Datagrams as _, FlowTable};
 use thyra_datapath_engine::host::{End, HostNode, HostPacket, Ledger};
 use thyra_datapath_engine::program::{FromPod, ToPod};
 
@@ -54,12 +56,13 @@ pub(crate) struct Case {
     /// Carries the mark of Thyra's own packets.
     #[serde(default)]
     pub(crate) own: bool,
-    /// `deny-drop`, `enforce-host`, `report-new`.
+    /// `deny-drop`, `enforce-host`, `enforce-non-tcp`, `report-new`.
     #[serde(default)]
     pub(crate) control: Vec<String>,
     /// See `frame`.
     pub(crate) packet: String,
-    /// Connections that are remembered before: `outbound|host pod:port remote:port [flags]`.
+    /// Connections that are remembered before: `outbound|host pod:port remote:port [flags]`, and datagrams:
+    /// `udp|udp-lite|sctp|dccp|echo|fragment pod:port remote:port [inbound|needed]`.
     #[serde(default)]
     pub(crate) before: Vec<String>,
     /// The same after; as before when not said.
@@ -137,6 +140,7 @@ impl Case {
             flags
                 | match name.as_str() {
                     "deny-drop" => Control::DENY_DROP,
+                    "enforce-non-tcp" => Control::ENFORCE_NON_TCP,
                     "enforce-host" => Control::ENFORCE_HOST,
                     "report-new" => Control::REPORT_NEW,
                     other => panic!("{}: no control flag is called `{other}`", self.name),
@@ -256,6 +260,9 @@ fn event_kind(name: &str) -> EventKind {
     }
 }
 
+/// Protocols of the node's connections; none is TCP.
+const PROTOCOLS: [(&str, u16); 4] = [("of-udp", 17), ("of-icmp", 1), ("of-icmp6", 58), ("of-sctp", 132)];
+
 const FLAGS: [(&str, u32); 5] = [
     ("answered", FlowState::ANSWERED),
     ("local-fin", FlowState::LOCAL_FIN),
@@ -270,6 +277,8 @@ pub(crate) struct Remembered {
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
     pub(crate) flags: u32,
+    /// 0 for TCP.
+    pub(crate) protocol: u16,
 }
 
 impl Remembered {
@@ -288,8 +297,15 @@ impl Remembered {
                 .expect("a known flag")
                 .1
         };
-        let flags = words[3..].iter().map(flag).sum();
+        let of = |word: &&str| PROTOCOLS.iter().find(|(name, _)| name == word);
+        let protocol = words[3..].iter().find_map(of).map_or(0, |(_, number)| *number);
+        let flags = words[3..]
+            .iter()
+            .filter(|word| of(word).is_none())
+            .map(flag)
+            .sum();
         Self {
+            protocol,
             table,
             local: words[1].parse().unwrap(),
             remote: words[2].parse().unwrap(),
@@ -308,6 +324,14 @@ impl Remembered {
 }
 
 fn remember(node: &HostNode, line: &str) {
+    if let Some(datagram) = Datagram::parse(line) {
+        let (endpoint, flags) = (datagram.endpoint, datagram.flags);
+        let noted = match datagram.key {
+            DatagramKey::V4(key) => (&node).note4(endpoint, zerocopy::transmute!(key), flags),
+            DatagramKey::V6(key) => (&node).note6(endpoint, zerocopy::transmute!(key), flags),
+        };
+        return assert!(noted, "`{line}` does not fit");
+    }
     let flow = Remembered::parse(line);
     let fits = match key(&flow) {
         Key::V4(key) => (&node).open4(flow.table, &key, flow.flags),
@@ -326,14 +350,24 @@ pub(crate) enum Key {
 pub(crate) fn key(flow: &Remembered) -> Key {
     let endpoint = flow.endpoint();
     match (flow.local, flow.remote) {
-        (SocketAddr::V4(local), SocketAddr::V4(remote)) => Key::V4(Flow4::between(local, remote, endpoint)),
-        (SocketAddr::V6(local), SocketAddr::V6(remote)) => Key::V6(Flow6::between(local, remote, endpoint)),
+        (SocketAddr::V4(local), SocketAddr::V4(remote)) => Key::V4(Flow4 {
+            protocol: flow.protocol,
+            ..Flow4::between(local, remote, endpoint)
+        }),
+        (SocketAddr::V6(local), SocketAddr::V6(remote)) => Key::V6(Flow6 {
+            protocol: flow.protocol,
+            ..Flow6::between(local, remote, endpoint)
+        }),
         _ => panic!("two families"),
     }
 }
 
 fn flows(node: &HostNode) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut lines = if node.knows_datagrams() {
+        datagrams(&node.datagrams4(), &node.datagrams6())
+    } else {
+        Vec::new()
+    };
     for table in [FlowTable::Outbound, FlowTable::Host] {
         lines.extend(
             node.flows4(table)
@@ -353,13 +387,24 @@ fn flows(node: &HostNode) -> Vec<String> {
 /// A remembered connection as cases write it.
 pub(crate) fn line4(table: FlowTable, key: &Flow4, state: &FlowState) -> String {
     let (local, remote) = key.ends();
-    line(table, local.into(), remote.into(), state)
+    line(table, local.into(), remote.into(), state) + of(key.protocol)
 }
 
 /// The same for IPv6.
 pub(crate) fn line6(table: FlowTable, key: &Flow6, state: &FlowState) -> String {
     let (local, remote) = key.ends();
-    line(table, local.into(), remote.into(), state)
+    line(table, local.into(), remote.into(), state) + of(key.protocol)
+}
+
+fn of(protocol: u16) -> &'static str {
+    match protocol {
+        0 => "",
+        17 => " of-udp",
+        1 => " of-icmp",
+        58 => " of-icmp6",
+        132 => " of-sctp",
+        other => panic!("the protocol {other} has no name"),
+    }
 }
 
 fn line(table: FlowTable, local: SocketAddr, remote: SocketAddr, state: &FlowState) -> String {
@@ -373,4 +418,99 @@ fn line(table: FlowTable, local: SocketAddr, remote: SocketAddr, state: &FlowSta
         .map(|(name, _)| format!(" {name}"))
         .collect();
     format!("{table} {local} {remote}{flags}")
+}
+
+const KINDS: [(&str, u32); 6] = [
+    ("udp", datagram::UDP),
+    ("udp-lite", datagram::UDP_LITE),
+    ("sctp", datagram::SCTP),
+    ("dccp", datagram::DCCP),
+    ("echo", datagram::ECHO),
+    ("fragment", datagram::FRAGMENT),
+];
+
+/// What is remembered of datagrams, parsed.
+pub(crate) struct Datagram {
+    pub(crate) endpoint: u16,
+    pub(crate) key: DatagramKey,
+    pub(crate) flags: u32,
+}
+
+/// A key of either family.
+pub(crate) enum DatagramKey {
+    V4(Datagram4),
+    V6(Datagram6),
+}
+
+impl Datagram {
+    /// Reads `udp 10.0.0.1:1 10.0.0.2:2 needed`; none for a connection.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let (_, kind) = *KINDS.iter().find(|(name, _)| *name == words[0])?;
+        let flag = |word: &&str| match *word {
+            "inbound" => datagram::INBOUND,
+            "needed" => datagram::NEEDED,
+            other => panic!("`{line}`: no flag is called `{other}`"),
+        };
+        let flow = Remembered {
+            table: FlowTable::Outbound,
+            local: words[1].parse().unwrap(),
+            remote: words[2].parse().unwrap(),
+            flags: 0,
+            protocol: 0,
+        };
+        let (local_port, remote_port) = (flow.local.port().to_be_bytes(), flow.remote.port().to_be_bytes());
+        Some(Self {
+            endpoint: flow.endpoint(),
+            key: match flow.remote.ip() {
+                IpAddr::V4(remote) => DatagramKey::V4(Datagram4 {
+                    remote: remote.octets(),
+                    local_port,
+                    remote_port,
+                }),
+                IpAddr::V6(remote) => DatagramKey::V6(Datagram6 {
+                    remote: remote.octets(),
+                    local_port,
+                    remote_port,
+                    detail: [0; 4],
+                }),
+            },
+            flags: kind | words[3..].iter().map(flag).sum::<u32>(),
+        })
+    }
+}
+
+/// What is remembered of datagrams, as cases write it.
+pub(crate) fn datagrams(four: &DatagramWords<'_>, six: &DatagramWords<'_>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for endpoint in 1..16_u16 {
+        for (key, state) in four.entries::<{ datagram::DATAGRAM4_WORDS }>(endpoint) {
+            let key: Datagram4 = zerocopy::transmute!(key);
+            let remote = SocketAddr::from((key.remote, u16::from_be_bytes(key.remote_port)));
+            let low = u8::try_from(endpoint).unwrap() + 1;
+            let local = SocketAddr::from(([10, 244, 0, low], u16::from_be_bytes(key.local_port)));
+            lines.push(datagram_line(local, remote, state));
+        }
+        for (key, state) in six.entries::<{ datagram::DATAGRAM6_WORDS }>(endpoint) {
+            let key: Datagram6 = zerocopy::transmute!(key);
+            let remote = SocketAddr::from((key.remote, u16::from_be_bytes(key.remote_port)));
+            let local: IpAddr = format!("fd00:10:244::{:x}", endpoint + 1).parse().unwrap();
+            let local = SocketAddr::from((local, u16::from_be_bytes(key.local_port)));
+            lines.push(datagram_line(local, remote, state));
+        }
+    }
+    lines.sort();
+    lines
+}
+
+fn datagram_line(local: SocketAddr, remote: SocketAddr, state: FlowState) -> String {
+    let flags = state.flags();
+    let kind = KINDS.iter().find(|(_, kind)| *kind == flags & datagram::KIND);
+    let mut line = format!("{} {local} {remote}", kind.expect("a known kind").0);
+    for (name, bit) in [("inbound", datagram::INBOUND), ("needed", datagram::NEEDED)] {
+        if flags & bit != 0 {
+            line = format!("{line} {name}");
+        }
+    }
+    line
 }

@@ -4,7 +4,12 @@
 //! | --- | --- |
 //! | `S A F R P` letters | TCP flags; `-` for none |
 //! | `seq=N` `ack=N` `payload=N` | numbers, bytes after the header |
-//! | `udp` `icmp` | instead of TCP flags |
+//! | `udp` `udplite` `sctp` `icmp` | instead of TCP flags |
+//! | `proto=N` | instead of TCP: another protocol's number, whose ports stand first |
+//! | `ping=N` `pong=N` | ICMP echo, with this identifier |
+//! | `type=N` | ICMP of this type; of an error, `about=` and `by=` follow |
+//! | `about=A>B` | the packet from A to B that an ICMP error carries, `by=N` its protocol (17 when not said) |
+//! | `hops=N` | time to live, or hop limit |
 //! | `vlan` `vlan2` | one or two 802.1Q tags |
 //! | `tag=HEX` | one more tag of this Ethernet type |
 //! | `options` | four bytes of IPv4 options, or a destination-options header |
@@ -110,13 +115,28 @@ pub(crate) fn frame(text: &str) -> Vec<u8> {
 fn upper(line: &Line<'_>, source: u16, destination: u16) -> (u8, Vec<u8>) {
     let payload = vec![0x2a; usize::try_from(line.number("payload").unwrap_or(0)).unwrap()];
     let ports = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+    let is_v6 = line.text.contains('[');
+    let icmp = if is_v6 { 58 } else { 1 };
     if line.has("icmp") {
-        let kind = if line.text.contains('[') { 58 } else { 1 };
-        return (kind, [vec![128, 0, 0, 0, 0, 0, 0, 0], payload].concat());
+        return (icmp, [vec![128, 0, 0, 0, 0, 0, 0, 0], payload].concat());
     }
-    if line.has("udp") {
+    for (word, v4, v6) in [("ping", 8, 128), ("pong", 0, 129)] {
+        if let Some(id) = line.number(word) {
+            let [a, b] = u16::try_from(id).unwrap().to_be_bytes();
+            let kind = if is_v6 { v6 } else { v4 };
+            return (icmp, [vec![kind, 0, 0, 0, a, b, 0, 1], payload].concat());
+        }
+    }
+    if let Some(kind) = line.number("type") {
+        let header = vec![u8::try_from(kind).unwrap(), 0, 0, 0, 0, 0, 0, 0];
+        return (icmp, [header, about(line), payload].concat());
+    }
+    let other = [("udp", UDP), ("udplite", 136), ("sctp", 132)];
+    let named = other.into_iter().find(|(word, _)| line.has(word));
+    let number = line.number("proto").map(|number| u8::try_from(number).unwrap());
+    if let Some(protocol) = number.or(named.map(|(_, number)| number)) {
         let length = u16::try_from(8 + payload.len()).unwrap().to_be_bytes();
-        return (UDP, [ports, length.to_vec(), vec![0, 0], payload].concat());
+        return (protocol, [ports, length.to_vec(), vec![0, 0], payload].concat());
     }
     let mut segment = ports;
     segment.extend(line.number("seq").unwrap_or(1000).to_be_bytes());
@@ -125,6 +145,34 @@ fn upper(line: &Line<'_>, source: u16, destination: u16) -> (u8, Vec<u8>) {
     segment.extend([words << 4, line.flags(), 0xff, 0xff, 0, 0, 0, 0]);
     segment.extend(payload);
     (TCP, segment)
+}
+
+/// The packet that an ICMP error is about: its IP header and eight bytes.
+fn about(line: &Line<'_>) -> Vec<u8> {
+    let Some(text) = line.text("about") else {
+        return Vec::new();
+    };
+    let (source, destination) = text.split_once('>').unwrap();
+    let (source, destination): (SocketAddr, SocketAddr) =
+        (source.parse().unwrap(), destination.parse().unwrap());
+    let protocol = u8::try_from(line.number("by").unwrap_or(17)).unwrap();
+    let (s, d) = (source.port().to_be_bytes(), destination.port().to_be_bytes());
+    // A ping's identifier is written as its source port.
+    let upper = match protocol {
+        1 => vec![8, 0, 0, 0, s[0], s[1], 0, 1],
+        58 => vec![128, 0, 0, 0, s[0], s[1], 0, 1],
+        _ => vec![s[0], s[1], d[0], d[1], 0, 0, 0, 0],
+    };
+    let empty = Line {
+        words: Vec::new(),
+        text: line.text,
+    };
+    let whole = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => ipv4(&empty, (s.octets(), d.octets()), protocol, &upper),
+        (IpAddr::V6(s), IpAddr::V6(d)) => ipv6(&empty, (s.octets(), d.octets()), protocol, &upper),
+        _ => panic!("`{text}`: two families"),
+    };
+    whole[2..].to_vec()
 }
 
 /// The Ethernet type and what follows it.
@@ -143,7 +191,7 @@ fn ipv4(line: &Line<'_>, (source, destination): ([u8; 4], [u8; 4]), protocol: u8
     bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
     bytes.extend([0, 1]);
     bytes.extend(fragment.to_be_bytes());
-    bytes.extend([64, protocol, 0, 0]);
+    bytes.extend([hops(line), protocol, 0, 0]);
     bytes.extend(source);
     bytes.extend(destination);
     bytes.extend(options);
@@ -180,9 +228,13 @@ fn ipv6(
         .map_or(body.len(), |n| usize::try_from(n).unwrap());
     let mut bytes = vec![0x86, 0xdd, 0x60, 0, 0, 0];
     bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
-    bytes.extend([next, 64]);
+    bytes.extend([next, hops(line)]);
     bytes.extend(source);
     bytes.extend(destination);
     bytes.extend(body);
     bytes
+}
+
+fn hops(line: &Line<'_>) -> u8 {
+    u8::try_from(line.number("hops").unwrap_or(64)).unwrap()
 }

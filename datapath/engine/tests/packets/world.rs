@@ -35,13 +35,14 @@ const FRIEND: u32 = 1;
 const FOE: u32 = 2;
 const PENDING: u32 = 3;
 
-const LOCAL: [(u16, u32, Option<Mode>); 6] = [
+const LOCAL: [(u16, u32, Option<Mode>); 7] = [
     (1, 2, Some(Mode::Enforce)),
     (2, 3, Some(Mode::Audit)),
     (3, 4, Some(Mode::Off)),
     (4, 5, None),
     (5, 6, Some(Mode::Enforce)),
     (6, 11, Some(Mode::Enforce)),
+    (9, 10, Some(Mode::Enforce)),
 ];
 
 /// Index of the bridge that endpoint 5 is a port of.
@@ -123,8 +124,8 @@ pub(crate) fn tables() -> Tables {
     let endpoint = |(endpoint, _, mode): (u16, u32, Option<Mode>)| {
         mode.map(|mode| EndpointTables {
             endpoint,
-            set4: 0,
-            set6: 0,
+            set4: u16::from(endpoint == 9),
+            set6: u16::from(endpoint == 9),
             mode,
         })
     };
@@ -150,7 +151,7 @@ pub(crate) fn tables() -> Tables {
         ]
         .into(),
         port_classes: 4,
-        sets: vec![vec![0, 1, 2, 3]].into(),
+        sets: vec![vec![0, 1, 2, 3], vec![1, 1, 2, 3]].into(),
         rows: vec![vec![1, 1, 1, 2], vec![1, 0, 1, 2], vec![0; 4], vec![3; 4]].into(),
         verdicts: vec![
             verdict(Action::Allow, Reason::PolicyAllow),
