@@ -25,6 +25,7 @@ use tracing::{info, warn};
 pub use self::cells::cells;
 use self::cgroup::Cgroup;
 use crate::chain::chain;
+use crate::keys::{Client, Keyring, Reach};
 
 /// A running Envoy takes a change within milliseconds; a commit waits no longer than this for it.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -94,6 +95,9 @@ pub struct L7 {
     cgroup: Cgroup,
     runtime: Handle,
     wants: Wants,
+    /// The same, as they were last applied.
+    cells: Vec<Cell>,
+    keys: Keyring,
     paths: PathNormalization,
 }
 
@@ -127,6 +131,7 @@ impl L7 {
             user,
             cgroup: Some(cgroup.path.clone()),
         };
+        let keys = Keyring::new(Client::new(Reach::Others), Handle::current());
         let server = AdsServer::start(&config.xds_socket(), user)?;
         Ok(Some(Self {
             inline: Inline::new(server, HttpOptions::default()),
@@ -135,6 +140,8 @@ impl L7 {
             cgroup,
             runtime: Handle::current(),
             wants: Vec::new(),
+            cells: Vec::new(),
+            keys,
             paths: PathNormalization::default(),
         }))
     }
@@ -163,7 +170,11 @@ impl L7 {
             paths,
             ..HttpOptions::default()
         });
+        let tokens = cells.iter().filter_map(|cell| cell.residual.http.tokens());
+        self.keys.want(tokens.map(|tokens| &**tokens));
+        self.inline.set_keys(self.keys.sets());
         self.inline.apply(cells);
+        self.cells = cells.to_vec();
         (self.wants, self.paths) = (wants, paths);
         if self.is_ready() {
             self.runtime.block_on(self.inline.settled(PATIENCE));
@@ -171,6 +182,28 @@ impl L7 {
             self.start();
         }
         true
+    }
+
+    /// Gives Envoy the keys that were fetched since.
+    pub fn take_keys(&mut self) {
+        if self.inline.set_keys(self.keys.sets()) {
+            self.inline.apply(&self.cells);
+            if self.is_ready() {
+                self.runtime.block_on(self.inline.settled(PATIENCE));
+            }
+        }
+    }
+
+    /// Key sets that can't be had, in words.
+    #[must_use]
+    pub fn missing_keys(&self) -> Vec<String> {
+        self.keys.failures()
+    }
+
+    /// Moves whenever there are other keys, or failures to fetch some.
+    #[must_use]
+    pub fn key_changes(&self) -> watch::Receiver<u64> {
+        self.keys.changes()
     }
 
     /// The live tables name what is wanted and nothing else.

@@ -169,7 +169,7 @@ pub async fn run_on(
         node: config.node.name.clone(),
     })
     .await?;
-    let envoys_news = l7.as_ref().map(L7::changes);
+    let news = l7.as_ref().map(|l7| [l7.changes(), l7.key_changes()]);
     if let Some(l7) = &l7 {
         tasks.spawn(hub.clone().pass_on(l7.records(), stop.clone()));
     }
@@ -181,7 +181,7 @@ pub async fn run_on(
         hub: hub.clone(),
         l7,
     })?;
-    if let Some(news) = envoys_news {
+    for news in news.into_iter().flatten() {
         tasks.spawn(tell_of_envoy(news, handle.clone(), stop.clone()));
     }
     if let Some(events) = events {

@@ -21,6 +21,8 @@ use tracing::debug;
 const RBAC: &str = "envoy.filters.http.rbac";
 /// What a refusal by RBAC is called, before the policy in brackets.
 const DENIED: &str = "rbac_access_denied_matched_policy";
+/// What a refusal of a token is called, before the cause in braces (`jwt_authn/filter.cc`).
+const BAD_TOKEN: &str = "jwt_authn_access_denied";
 /// Batches that a listener may fall behind.
 const BACKLOG: usize = 1024;
 
@@ -31,6 +33,8 @@ pub enum Decision {
     Allowed(Option<RuleRef>),
     /// A rule refused it; none where no ALLOW rule held.
     Denied(Option<RuleRef>),
+    /// Its token was not taken, in Envoy's words; 401.
+    BadToken(String),
     /// Envoy answered it by itself: malformed, say.
     Refused,
 }
@@ -129,6 +133,10 @@ fn decision(common: &AccessLogCommon, details: &str) -> Decision {
     if let Some(policy) = details.strip_prefix(DENIED) {
         let policy = policy.trim_start_matches('[').trim_end_matches(']');
         return Decision::Denied(rule(policy));
+    }
+    if let Some(why) = details.strip_prefix(BAD_TOKEN) {
+        let why = why.trim_start_matches('{').trim_end_matches('}');
+        return Decision::BadToken(why.replace('_', " "));
     }
     if common.upstream_cluster.is_empty() {
         return Decision::Refused;

@@ -457,7 +457,7 @@ fn any_bytes_are_taken_or_refused_and_never_panic() {
         let ends = [
             taken(&bytes, |m| policy::authorization(metadata("shop/p"), m, &[])),
             taken(&bytes, |m| peer::authentication(metadata("shop/p"), m, &[])),
-            taken(&bytes, |m| policy::request(metadata("shop/p"), m)),
+            taken(&bytes, |m| policy::request(metadata("shop/p"), m, &[])),
             taken(&bytes, |m| {
                 authorization::authorization(m, "istio-system", String::new(), &[])
             }),
