@@ -193,6 +193,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_refused_token_is_told_with_envoys_reason() {
+        let common = AccessLogCommon::default();
+        let decided = decision(&common, "jwt_authn_access_denied{Jwt_is_expired}");
+        assert_eq!(decided, Decision::BadToken("Jwt is expired".to_owned()));
+        assert_eq!(decision(&common, "direct_response"), Decision::Refused);
+    }
+
+    #[test]
     fn a_rule_is_read_as_it_was_written() {
         assert_eq!(
             rule("00002:shop/read#0").map(|r| r.to_string()),

@@ -389,3 +389,73 @@ fn version(residual: &Arc<str>, tokens: &Tokens, keys: &KeySets) -> Arc<str> {
     let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     format!("{residual}-{hex}").into()
 }
+
+#[cfg(test)]
+mod tests {
+    use thyra_policy_compiler::tokens::{JwtRule, Keys};
+
+    use super::*;
+
+    fn cell(http: Answer<RuleRef>) -> Cell {
+        let residual = Residual {
+            http,
+            other: Answer::Constant(Action::Deny, Reason::NotHttp, None),
+        };
+        Cell {
+            name: "cell".into(),
+            place: Place {
+                pod: "pod".to_owned(),
+                netns: "/run/netns/pod".to_owned(),
+            },
+            address: residual.address(),
+            residual: Arc::new(residual),
+        }
+    }
+
+    fn inline(folder: &tempfile::TempDir) -> Inline {
+        let server = AdsServer::start(&folder.path().join("xds.sock"), None).expect("a socket");
+        Inline::new(server, HttpOptions::default())
+    }
+
+    /// Each resource with its version.
+    fn versions(inline: &Inline) -> BTreeMap<Name, Arc<str>> {
+        inline.server.read(|catalog| {
+            let slots = inline.slots.iter().chain(&inline.lingering);
+            let names = slots.flat_map(|slot| slot.rules.iter().chain(&slot.listeners));
+            let offered = names.filter_map(|name| Some((name.clone(), catalog.offer(name)?.version.clone())));
+            offered.collect()
+        })
+    }
+
+    #[tokio::test]
+    async fn other_keys_change_the_filter_for_tokens_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut inline = inline(&folder);
+        let keys = Keys::Uri("https://keys.example/jwks".into());
+        let rule = JwtRule {
+            keys: keys.clone(),
+            ..JwtRule::default()
+        };
+        let tokens = Tokens::of(Vec::new(), vec![rule]).expect("a rule");
+        let always = Answer::Constant(Action::Allow, Reason::NoPolicy, None);
+        let cells = [cell(Answer::Authenticated(
+            Arc::new(tokens),
+            Arc::new(always.clone()),
+        ))];
+        inline.apply(&cells);
+        let before = versions(&inline);
+        assert!(inline.set_keys(KeySets::from([(keys.clone(), "{}".into())])));
+        assert!(!inline.set_keys(KeySets::from([(keys, "{}".into())])));
+        inline.apply(&cells);
+        let after = versions(&inline);
+        let changed = after
+            .iter()
+            .filter(|(name, version)| before.get(*name) != Some(version));
+        let changed: Vec<&str> = changed.map(|((_, name), _)| &**name).collect();
+        assert_eq!(changed, ["p21001/http/tokens"]);
+        assert_eq!(before.len(), after.len());
+        // Where tokens are no longer asked for, or are from now on, the listener is another one.
+        inline.apply(&[cell(always)]);
+        assert_eq!(inline.slots[0].port, L7_FIRST_PORT + 1);
+    }
+}

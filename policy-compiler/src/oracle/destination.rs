@@ -96,7 +96,8 @@ pub(super) fn request_authentications<'a>(
         .request_authentication
         .values()
         .map(|ra| &**ra)
-        .filter(|ra| !ra.has_target_refs && !(ra.rules.is_empty() && ra.unknown.is_empty()))
+        .filter(|ra| !ra.has_target_refs)
+        .filter(|ra| !ra.rules.is_empty() || !ra.unknown.is_empty())
         .filter(|ra| in_scope(world, endpoint, &ra.reference.namespace))
         .filter(|ra| {
             ra.selector

@@ -119,7 +119,7 @@ pub(super) fn with_lists(rules: &[&JwtRule], traffic: &Traffic) -> Traffic {
         }
         for (name, value) in claims.iter_mut() {
             if let (true, Value::String(text)) = (rule.lists.contains(name), &*value) {
-                *value = text.split(' ').filter(|word| *word != "").collect();
+                *value = text.split(' ').filter(|word| !word.is_empty()).collect();
             }
         }
     }
