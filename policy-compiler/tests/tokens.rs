@@ -1,5 +1,5 @@
-//! RequestAuthentications: how they are read, whom they are for, and which verdicts wait for them. Every verdict is asked
-//! of the tables and of the oracle.
+//! RequestAuthentications: how they are read, whom they are for, and which verdicts wait for them. Every verdict is
+//! asked of the tables and of the oracle.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! Fetching a small text over HTTP or HTTPS.
 //!
-//! Invariant: a tenant writes the URI and the agent is in the node's own network, so addresses that only the node reaches
-//! are not dialled, whatever a name resolves to; no redirect is followed; nothing of an answer is told but its status.
+//! Invariant: a tenant writes the URI and the agent is in the node's own network, so addresses that only the node
+//! reaches are not dialled, whatever a name resolves to; no redirect is followed; nothing of an answer is told but its
+//! status.
 
 use std::future::Future;
 use std::io;

@@ -1,3 +1,5 @@
+//! Key sets from a server in the same process.
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 

@@ -1,8 +1,8 @@
 //! What RequestAuthentications ask, as Envoy's filter for tokens.
 //!
 //! Invariant: every rule is a provider, and one without keys takes no token; a request without any token passes, as
-//! nobody. How Istio builds the same: `pilot/pkg/security/authn/policy_applier.go` (`convertToEnvoyJwtConfig`), istio at
-//! 86c9f01.
+//! nobody. How Istio builds the same: `pilot/pkg/security/authn/policy_applier.go` (`convertToEnvoyJwtConfig`), istio
+//! at 86c9f01.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -159,8 +159,8 @@ fn key_set(text: Option<&Arc<str>>) -> String {
     json!({ "keys": keys }).to_string()
 }
 
-/// A point of P-256 whose logarithm nobody knows: its abscissa is a hash, the first one with the text's number from 0 on
-/// that is a point's. No signature is valid under it.
+/// A point of P-256 whose logarithm nobody knows: its abscissa is a hash, the first one with the text's number from 0
+/// on that is a point's. No signature is valid under it.
 fn nobodys_key() -> Value {
     json!({
         "kty": "EC",
