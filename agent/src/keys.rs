@@ -104,10 +104,17 @@ impl Keyring {
             }
             stays
         });
-        self.shared.change(|known| {
-            known.sets.retain(|keys, _| wanted.contains_key(keys));
-            known.failures.retain(|keys, _| wanted.contains_key(keys));
-        });
+        let gone = {
+            let known = self.shared.lock();
+            let mut all = known.sets.keys().chain(known.failures.keys());
+            all.any(|keys| !wanted.contains_key(keys))
+        };
+        if gone {
+            self.shared.change(|known| {
+                known.sets.retain(|keys, _| wanted.contains_key(keys));
+                known.failures.retain(|keys, _| wanted.contains_key(keys));
+            });
+        }
         for (keys, timeout) in wanted {
             if self.tasks.contains_key(&keys) {
                 continue;

@@ -98,6 +98,8 @@ pub struct L7 {
     /// The same, as they were last applied.
     cells: Vec<Cell>,
     keys: Keyring,
+    /// Counts Envoy's states.
+    states: watch::Sender<u64>,
     paths: PathNormalization,
 }
 
@@ -142,6 +144,7 @@ impl L7 {
             wants: Vec::new(),
             cells: Vec::new(),
             keys,
+            states: watch::Sender::new(0),
             paths: PathNormalization::default(),
         }))
     }
@@ -200,12 +203,6 @@ impl L7 {
         self.keys.failures()
     }
 
-    /// Moves whenever there are other keys, or failures to fetch some.
-    #[must_use]
-    pub fn key_changes(&self) -> watch::Receiver<u64> {
-        self.keys.changes()
-    }
-
     /// The live tables name what is wanted and nothing else.
     pub fn retire(&mut self) {
         self.inline.retire();
@@ -223,10 +220,14 @@ impl L7 {
         self.inline.refused()
     }
 
-    /// Moves whenever ports may have changed.
+    /// Counters of which one moves whenever ports may have changed, other keys are there, or Envoy has come or gone.
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.inline.changes()
+    pub fn changes(&self) -> [watch::Receiver<u64>; 3] {
+        [
+            self.inline.changes(),
+            self.keys.changes(),
+            self.states.subscribe(),
+        ]
     }
 
     /// Whether Envoy starts, or has not yet said its word on something; not when it failed and is to be started again.
@@ -235,7 +236,9 @@ impl L7 {
         let state = self.supervisor.as_ref().map(Supervisor::state);
         let state = state.map(|state| state.borrow().clone());
         match state {
-            Some(EnvoyState::Starting | EnvoyState::Ready { .. }) => !self.inline.is_settled(),
+            // It acknowledges what it is to listen for before it does.
+            Some(EnvoyState::Starting) => true,
+            Some(EnvoyState::Ready { .. }) => !self.inline.is_settled(),
             Some(EnvoyState::Waiting { .. } | EnvoyState::Stopped) | None => false,
         }
     }
@@ -279,7 +282,15 @@ impl L7 {
         }
         let _inside = self.runtime.enter();
         match Supervisor::start(self.config.clone()) {
-            Ok(supervisor) => self.supervisor = Some(supervisor),
+            Ok(supervisor) => {
+                let (mut state, states) = (supervisor.state(), self.states.clone());
+                self.runtime.spawn(async move {
+                    while state.changed().await.is_ok() {
+                        states.send_modify(|count| *count += 1);
+                    }
+                });
+                self.supervisor = Some(supervisor);
+            }
             Err(error) => warn!(error = chain(&error), "envoy can't be started"),
         }
     }

@@ -169,7 +169,7 @@ pub async fn run_on(
         node: config.node.name.clone(),
     })
     .await?;
-    let news = l7.as_ref().map(|l7| [l7.changes(), l7.key_changes()]);
+    let news = l7.as_ref().map(L7::changes);
     if let Some(l7) = &l7 {
         tasks.spawn(hub.clone().pass_on(l7.records(), stop.clone()));
     }
