@@ -25,6 +25,7 @@ use tracing::{info, warn};
 pub use self::cells::cells;
 use self::cgroup::Cgroup;
 use crate::chain::chain;
+use crate::keys::{Client, Keyring, Reach};
 
 /// A running Envoy takes a change within milliseconds; a commit waits no longer than this for it.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -94,6 +95,11 @@ pub struct L7 {
     cgroup: Cgroup,
     runtime: Handle,
     wants: Wants,
+    /// The same, as they were last applied.
+    cells: Vec<Cell>,
+    keys: Keyring,
+    /// Counts Envoy's states.
+    states: watch::Sender<u64>,
     paths: PathNormalization,
 }
 
@@ -127,6 +133,7 @@ impl L7 {
             user,
             cgroup: Some(cgroup.path.clone()),
         };
+        let keys = Keyring::new(Client::new(Reach::Others), Handle::current());
         let server = AdsServer::start(&config.xds_socket(), user)?;
         Ok(Some(Self {
             inline: Inline::new(server, HttpOptions::default()),
@@ -135,6 +142,9 @@ impl L7 {
             cgroup,
             runtime: Handle::current(),
             wants: Vec::new(),
+            cells: Vec::new(),
+            keys,
+            states: watch::Sender::new(0),
             paths: PathNormalization::default(),
         }))
     }
@@ -163,7 +173,11 @@ impl L7 {
             paths,
             ..HttpOptions::default()
         });
+        let tokens = cells.iter().filter_map(|cell| cell.residual.http.tokens());
+        self.keys.want(tokens.map(|tokens| &**tokens));
+        self.inline.set_keys(self.keys.sets());
         self.inline.apply(cells);
+        self.cells = cells.to_vec();
         (self.wants, self.paths) = (wants, paths);
         if self.is_ready() {
             self.runtime.block_on(self.inline.settled(PATIENCE));
@@ -171,6 +185,22 @@ impl L7 {
             self.start();
         }
         true
+    }
+
+    /// Gives Envoy the keys that were fetched since.
+    pub fn take_keys(&mut self) {
+        if self.inline.set_keys(self.keys.sets()) {
+            self.inline.apply(&self.cells);
+            if self.is_ready() {
+                self.runtime.block_on(self.inline.settled(PATIENCE));
+            }
+        }
+    }
+
+    /// Key sets that can't be had, in words.
+    #[must_use]
+    pub fn missing_keys(&self) -> Vec<String> {
+        self.keys.failures()
     }
 
     /// The live tables name what is wanted and nothing else.
@@ -190,10 +220,14 @@ impl L7 {
         self.inline.refused()
     }
 
-    /// Moves whenever ports may have changed.
+    /// Counters of which one moves whenever ports may have changed, other keys are there, or Envoy has come or gone.
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.inline.changes()
+    pub fn changes(&self) -> [watch::Receiver<u64>; 3] {
+        [
+            self.inline.changes(),
+            self.keys.changes(),
+            self.states.subscribe(),
+        ]
     }
 
     /// Whether Envoy starts, or has not yet said its word on something; not when it failed and is to be started again.
@@ -202,7 +236,9 @@ impl L7 {
         let state = self.supervisor.as_ref().map(Supervisor::state);
         let state = state.map(|state| state.borrow().clone());
         match state {
-            Some(EnvoyState::Starting | EnvoyState::Ready { .. }) => !self.inline.is_settled(),
+            // It acknowledges what it is to listen for before it does.
+            Some(EnvoyState::Starting) => true,
+            Some(EnvoyState::Ready { .. }) => !self.inline.is_settled(),
             Some(EnvoyState::Waiting { .. } | EnvoyState::Stopped) | None => false,
         }
     }
@@ -246,7 +282,15 @@ impl L7 {
         }
         let _inside = self.runtime.enter();
         match Supervisor::start(self.config.clone()) {
-            Ok(supervisor) => self.supervisor = Some(supervisor),
+            Ok(supervisor) => {
+                let (mut state, states) = (supervisor.state(), self.states.clone());
+                self.runtime.spawn(async move {
+                    while state.changed().await.is_ok() {
+                        states.send_modify(|count| *count += 1);
+                    }
+                });
+                self.supervisor = Some(supervisor);
+            }
             Err(error) => warn!(error = chain(&error), "envoy can't be started"),
         }
     }

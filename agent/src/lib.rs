@@ -13,6 +13,7 @@ pub mod config;
 pub mod convert;
 pub mod held;
 pub mod http;
+pub mod keys;
 pub mod l7;
 pub mod metrics;
 pub mod monitor;

@@ -160,7 +160,12 @@ impl Namer<'_> {
             Decision::Allowed(None) => (Action::Allow, Reason::NoPolicy, None),
             Decision::Denied(Some(rule)) => (Action::Deny, Reason::PolicyDeny, Some(rule)),
             Decision::Denied(None) => (Action::Deny, Reason::Policy, None),
+            Decision::BadToken(_) => (Action::Deny, Reason::PolicyDeny, None),
             Decision::Refused => (Action::Deny, Reason::NotHttp, None),
+        };
+        let token = match &record.decision {
+            Decision::BadToken(why) => format!(", token refused: {why}"),
+            _ => String::new(),
         };
         let verdict = Verdict {
             action,
@@ -191,7 +196,7 @@ impl Namer<'_> {
             protocol: "http".to_owned(),
             direction: "to_pod".to_owned(),
             message: format!(
-                "{} {} {} in {:.1} ms",
+                "{} {} {} in {:.1} ms{token}",
                 record.method,
                 record.path,
                 record.status,

@@ -36,6 +36,8 @@ pub enum Outcome {
     Allowed,
     /// Policy refused it.
     Denied,
+    /// Its token is not valid.
+    Unauthenticated,
     /// Envoy refused it by itself.
     Refused,
 }
@@ -47,6 +49,7 @@ impl Outcome {
         match self {
             Self::Allowed => "allow",
             Self::Denied => "deny",
+            Self::Unauthenticated => "unauthenticated",
             Self::Refused => "refused",
         }
     }
@@ -112,6 +115,7 @@ impl Requests {
         let (outcome, rule) = match &record.decision {
             Decision::Allowed(rule) => (Outcome::Allowed, rule.clone()),
             Decision::Denied(rule) => (Outcome::Denied, rule.clone()),
+            Decision::BadToken(_) => (Outcome::Unauthenticated, None),
             Decision::Refused => (Outcome::Refused, None),
         };
         let ends = (principal(record.client.ip()), principal(record.pod.ip()));
@@ -167,7 +171,7 @@ impl Counted {
             source: source.to_string(),
             destination: destination.to_string(),
             allowed: pair.of(Outcome::Allowed),
-            denied: pair.of(Outcome::Denied),
+            denied: pair.of(Outcome::Denied) + pair.of(Outcome::Unauthenticated),
             refused: pair.of(Outcome::Refused),
             buckets: pair.buckets.to_vec(),
             seconds: pair.took.as_secs_f64(),
@@ -224,6 +228,7 @@ mod tests {
         for (micros, decision) in [
             (250, Decision::Allowed(None)),
             (251, Decision::Denied(None)),
+            (1_000, Decision::BadToken("Jwt is expired".into())),
             (9_000_000, Decision::Refused),
         ] {
             requests.add(&record(2, micros, decision), &by_address);
@@ -232,12 +237,12 @@ mod tests {
         let pair = &counted.pairs[&("10.0.0.2".into(), "10.0.0.1".into())];
         assert_eq!((pair.buckets[0], pair.buckets[1]), (1, 1), "bounds are inclusive");
         assert_eq!(pair.buckets[BOUNDS.len()], 1, "and the rest");
-        assert_eq!(pair.total(), 3);
-        assert_eq!(pair.took, Duration::from_micros(9_000_501));
+        assert_eq!(pair.total(), 4);
+        assert_eq!(pair.took, Duration::from_micros(9_001_501));
         assert_eq!(counted.rules[&(None, Outcome::Denied)], 1);
         let told = counted.to_api();
         let pair = &told.pairs[0];
-        assert_eq!((pair.allowed, pair.denied, pair.refused), (1, 1, 1));
+        assert_eq!((pair.allowed, pair.denied, pair.refused), (1, 2, 1));
     }
 
     #[test]

@@ -174,7 +174,7 @@ pub async fn run_on(
         node: config.node.name.clone(),
     })
     .await?;
-    let envoys_news = l7.as_ref().map(L7::changes);
+    let news = l7.as_ref().map(L7::changes);
     let records = l7.as_ref().map(L7::records);
     if let Some(records) = records.clone() {
         tasks.spawn(hub.clone().pass_on(records, stop.clone()));
@@ -194,7 +194,7 @@ pub async fn run_on(
             .count(records.listen(), handle.watch(), stop.clone());
         tasks.spawn(counting);
     }
-    if let Some(news) = envoys_news {
+    for news in news.into_iter().flatten() {
         tasks.spawn(tell_of_envoy(news, handle.clone(), stop.clone()));
     }
     if let Some(events) = events {

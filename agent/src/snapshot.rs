@@ -38,6 +38,8 @@ pub struct L7Standing {
     pub unsteered: BTreeMap<u16, String>,
     /// What is wrong with Envoy itself.
     pub problem: Option<String>,
+    /// Key sets that can't be had.
+    pub missing_keys: Vec<String>,
 }
 
 /// See the module.

@@ -45,7 +45,7 @@ pub enum Command {
     Del(PodKey, oneshot::Sender<Result<u32, EndpointError>>),
     /// Is it enforced as registered?
     Check(Box<Registration>, oneshot::Sender<Result<u32, EndpointError>>),
-    /// Envoy has taken or refused something.
+    /// Envoy has taken or refused something, or other keys were fetched.
     Envoy,
     /// The agent stops: whoever still holds a handle is not waited for.
     Stop,

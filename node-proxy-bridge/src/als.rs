@@ -21,6 +21,8 @@ use tracing::debug;
 const RBAC: &str = "envoy.filters.http.rbac";
 /// What a refusal by RBAC is called, before the policy in brackets.
 const DENIED: &str = "rbac_access_denied_matched_policy";
+/// What a refusal of a token is called, before the cause in braces (`jwt_authn/filter.cc`).
+const BAD_TOKEN: &str = "jwt_authn_access_denied";
 /// Batches that a listener may fall behind.
 const BACKLOG: usize = 1024;
 
@@ -31,6 +33,8 @@ pub enum Decision {
     Allowed(Option<RuleRef>),
     /// A rule refused it; none where no ALLOW rule held.
     Denied(Option<RuleRef>),
+    /// Its token was not taken, in Envoy's words; 401.
+    BadToken(String),
     /// Envoy answered it by itself: malformed, say.
     Refused,
 }
@@ -130,6 +134,10 @@ fn decision(common: &AccessLogCommon, details: &str) -> Decision {
         let policy = policy.trim_start_matches('[').trim_end_matches(']');
         return Decision::Denied(rule(policy));
     }
+    if let Some(why) = details.strip_prefix(BAD_TOKEN) {
+        let why = why.trim_start_matches('{').trim_end_matches('}');
+        return Decision::BadToken(why.replace('_', " "));
+    }
     if common.upstream_cluster.is_empty() {
         return Decision::Refused;
     }
@@ -183,6 +191,14 @@ fn method(number: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_token_is_told_with_envoys_reason() {
+        let common = AccessLogCommon::default();
+        let decided = decision(&common, "jwt_authn_access_denied{Jwt_is_expired}");
+        assert_eq!(decided, Decision::BadToken("Jwt is expired".to_owned()));
+        assert_eq!(decision(&common, "direct_response"), Decision::Refused);
+    }
 
     #[test]
     fn a_rule_is_read_as_it_was_written() {

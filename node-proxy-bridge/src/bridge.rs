@@ -16,7 +16,7 @@ use tracing::{debug, info};
 
 use crate::ads::{AdsError, AdsServer, Kind, Name, Outcome, Resource};
 use crate::listener::{self, HttpOptions, Reading};
-use crate::lower::{self, Chain, NotExpressible};
+use crate::lower::{self, Chain, KeySets, NotExpressible};
 
 /// Most listeners at a time; the residuals beyond are refused by name.
 pub const MAX_LISTENERS: usize = 1024;
@@ -276,6 +276,11 @@ impl Bridge {
         };
         let rules = listener::rules(&name, *reading, &chain).into_iter();
         let mut resources: Vec<_> = rules.map(|rules| Resource::rules(rules, address)).collect();
+        resources.extend(chain.tokens.as_ref().map(|tokens| {
+            // Nobody asks an oracle with keys that have to be fetched.
+            let fetched = KeySets::new();
+            Resource::rules(listener::tokens(&name, tokens, &fetched), address)
+        }));
         let needs = resources.iter().map(|(name, _)| name.clone()).collect();
         resources.push((
             (Kind::Listener, Arc::clone(&name)),

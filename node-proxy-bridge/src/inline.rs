@@ -8,17 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use thyra_datapath_abi::limits::{L7_FIRST_PORT, L7_PORTS};
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
-use thyra_policy_compiler::residual::{Answer, Residual, Test};
+use thyra_policy_compiler::residual::{Answer, Residual};
+use thyra_policy_compiler::tokens::Tokens;
 use tokio::sync::watch;
 use tracing::{debug, info};
 
 use crate::ads::{AdsServer, Kind, Name, Outcome, Resource};
 use crate::als::Records;
 use crate::listener::{self, HttpOptions, Place, Reading, Shape};
-use crate::lower::{self, Chain, NotExpressible};
+use crate::lower::{self, Chain, KeySets, NotExpressible};
 
 /// A cell of the tables that needs a listener in a pod.
 #[derive(Clone, Debug)]
@@ -39,14 +41,6 @@ pub enum Refusal {
     /// Envoy has no form for it.
     #[error(transparent)]
     NotExpressible(#[from] NotExpressible),
-    /// It reads tokens, which nothing checks.
-    #[error("rule `{rule}`: `{field}` reads a token, and RequestAuthentication is not carried out")]
-    Token {
-        /// The rule.
-        rule: RuleRef,
-        /// The field as policies name it.
-        field: Arc<str>,
-    },
     /// There are too many others.
     #[error("there are {L7_PORTS} others already")]
     TooMany,
@@ -62,6 +56,9 @@ struct Slot {
     /// What it judged before, until that is retired.
     former: Option<Arc<str>>,
     port: u16,
+    /// Whether tokens are checked there: where that changes the port does too, so that no connection of before goes on
+    /// unchecked.
+    tokens: bool,
     rules: Vec<Name>,
     listeners: Vec<Name>,
     cells: BTreeSet<Arc<str>>,
@@ -80,6 +77,7 @@ struct Asked {
 pub struct Inline {
     server: AdsServer,
     options: HttpOptions,
+    keys: KeySets,
     slots: Vec<Slot>,
     /// Wanted no more, but not retired.
     lingering: Vec<Slot>,
@@ -95,6 +93,7 @@ impl Inline {
         Self {
             server,
             options,
+            keys: KeySets::new(),
             slots: Vec::new(),
             lingering: Vec::new(),
             refused: BTreeMap::new(),
@@ -107,6 +106,13 @@ impl Inline {
         self.options = options;
     }
 
+    /// The keys that were fetched, from the next `apply` on; whether they are others than before.
+    pub fn set_keys(&mut self, keys: KeySets) -> bool {
+        let changed = self.keys != keys;
+        self.keys = keys;
+        changed
+    }
+
     /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere.
     pub fn apply(&mut self, wanted: &[Cell]) {
         let asked = self.lowered(wanted);
@@ -117,12 +123,14 @@ impl Inline {
         let mut changed = Vec::new();
         for (residual, asked) in asked {
             let found = same.iter().position(|slot| slot.residual == residual);
-            let heir = || free.iter().position(|slot| !slot.cells.is_disjoint(&asked.cells));
+            let tokens = asked.http.tokens.is_some();
+            let fits = |slot: &Slot| slot.tokens == tokens && !slot.cells.is_disjoint(&asked.cells);
+            let heir = || free.iter().position(fits);
             let slot = match found.map(|at| same.swap_remove(at)) {
                 Some(slot) => Some(slot),
                 None => heir().map(|at| free.swap_remove(at)).or_else(|| {
                     let port = self.free_port(&[&same, &free, &changed])?;
-                    Some(Slot::new(port))
+                    Some(Slot::new(port, tokens))
                 }),
             };
             match slot {
@@ -292,7 +300,7 @@ impl Inline {
             http: asked.http.shape(),
             other: asked.other.as_ref().map(Chain::shape),
         };
-        let rules = rules(&shape, &asked, &residual);
+        let rules = rules(&shape, &asked, &residual, &self.keys);
         let needs: Vec<Name> = rules.iter().map(|(name, _)| name.clone()).collect();
         let listeners: Vec<(Name, Resource)> = asked
             .places
@@ -322,6 +330,7 @@ impl Inline {
             former: former.or(slot.former),
             residual,
             port: slot.port,
+            tokens: slot.tokens,
             rules: needs,
             listeners: names,
             cells: asked.cells,
@@ -330,11 +339,12 @@ impl Inline {
 }
 
 impl Slot {
-    fn new(port: u16) -> Self {
+    fn new(port: u16, tokens: bool) -> Self {
         Self {
             residual: "".into(),
             former: None,
             port,
+            tokens,
             rules: Vec::new(),
             listeners: Vec::new(),
             cells: BTreeSet::new(),
@@ -344,9 +354,6 @@ impl Slot {
 
 /// The filters of both readings; none for other streams where they get 400.
 fn chains(residual: &Residual<RuleRef>) -> Result<(Chain, Option<Chain>), Refusal> {
-    if let Some((rule, field)) = reads_token(&residual.http) {
-        return Err(Refusal::Token { rule, field });
-    }
     let http = lower::http(residual)?;
     let refused = matches!(residual.other, Answer::Constant(Action::Deny, Reason::NotHttp, _));
     let other = if refused {
@@ -357,33 +364,98 @@ fn chains(residual: &Residual<RuleRef>) -> Result<(Chain, Option<Chain>), Refusa
     Ok((http, other))
 }
 
-/// A test on a token's claims: without a filter that checks tokens each would count as absent.
-fn reads_token(answer: &Answer<RuleRef>) -> Option<(RuleRef, Arc<str>)> {
-    match answer {
-        Answer::Constant(..) => None,
-        Answer::Stricter(one, other) => reads_token(one).or_else(|| reads_token(other)),
-        Answer::Rules(rules) => {
-            let all = rules.custom.iter().chain(&rules.deny).chain(&rules.allow);
-            all.into_iter().find_map(|(rule, conditions)| {
-                let sides = conditions.from.iter().chain(&conditions.to).flatten();
-                let mut tests = sides.chain(&conditions.when);
-                let token = tests.find(|test| match test {
-                    Test::RequestPrincipal(_) => true,
-                    Test::Key(key, _) => key.starts_with("request.auth."),
-                    _ => false,
-                })?;
-                Some((rule.clone(), token.names().into_iter().next()?))
-            })
-        }
-    }
-}
-
-fn rules(shape: &Shape, asked: &Asked, residual: &Arc<str>) -> Vec<(Name, Resource)> {
+fn rules(shape: &Shape, asked: &Asked, residual: &Arc<str>, keys: &KeySets) -> Vec<(Name, Resource)> {
     let mut all = listener::rules(&shape.http_name(), Reading::Http, &asked.http);
     if let Some(other) = &asked.other {
         all.extend(listener::rules(&shape.other_name(), Reading::Stream, other));
     }
-    all.into_iter()
-        .map(|rules| Resource::rules(rules, residual))
-        .collect()
+    let all = all.into_iter().map(|rules| Resource::rules(rules, residual));
+    let tokens = asked.http.tokens.iter().map(|tokens| {
+        let filter = listener::tokens(&shape.http_name(), tokens, keys);
+        Resource::rules(filter, &version(residual, tokens, keys))
+    });
+    all.chain(tokens).collect()
+}
+
+/// Keys change where the residual doesn't.
+fn version(residual: &Arc<str>, tokens: &Tokens, keys: &KeySets) -> Arc<str> {
+    let mut digest = Sha256::new();
+    for rule in &tokens.rules {
+        let text = keys.get(&rule.keys).map_or("", |text| text);
+        digest.update(text.len().to_be_bytes());
+        digest.update(text);
+    }
+    let digest = digest.finalize();
+    let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{residual}-{hex}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use thyra_policy_compiler::tokens::{JwtRule, Keys};
+
+    use super::*;
+
+    fn cell(http: Answer<RuleRef>) -> Cell {
+        let residual = Residual {
+            http,
+            other: Answer::Constant(Action::Deny, Reason::NotHttp, None),
+        };
+        Cell {
+            name: "cell".into(),
+            place: Place {
+                pod: "pod".to_owned(),
+                netns: "/run/netns/pod".to_owned(),
+            },
+            address: residual.address(),
+            residual: Arc::new(residual),
+        }
+    }
+
+    fn inline(folder: &tempfile::TempDir) -> Inline {
+        let server = AdsServer::start(&folder.path().join("xds.sock"), None).expect("a socket");
+        Inline::new(server, HttpOptions::default())
+    }
+
+    /// Each resource with its version.
+    fn versions(inline: &Inline) -> BTreeMap<Name, Arc<str>> {
+        inline.server.read(|catalog| {
+            let slots = inline.slots.iter().chain(&inline.lingering);
+            let names = slots.flat_map(|slot| slot.rules.iter().chain(&slot.listeners));
+            let offered = names.filter_map(|name| Some((name.clone(), catalog.offer(name)?.version.clone())));
+            offered.collect()
+        })
+    }
+
+    #[tokio::test]
+    async fn other_keys_change_the_filter_for_tokens_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut inline = inline(&folder);
+        let keys = Keys::Uri("https://keys.example/jwks".into());
+        let rule = JwtRule {
+            keys: keys.clone(),
+            ..JwtRule::default()
+        };
+        let tokens = Tokens::of(Vec::new(), vec![rule]).expect("a rule");
+        let always = Answer::Constant(Action::Allow, Reason::NoPolicy, None);
+        let cells = [cell(Answer::Authenticated(
+            Arc::new(tokens),
+            Arc::new(always.clone()),
+        ))];
+        inline.apply(&cells);
+        let before = versions(&inline);
+        assert!(inline.set_keys(KeySets::from([(keys.clone(), "{}".into())])));
+        assert!(!inline.set_keys(KeySets::from([(keys, "{}".into())])));
+        inline.apply(&cells);
+        let after = versions(&inline);
+        let changed = after
+            .iter()
+            .filter(|(name, version)| before.get(*name) != Some(version));
+        let changed: Vec<&str> = changed.map(|((_, name), _)| &**name).collect();
+        assert_eq!(changed, ["p21001/http/tokens"]);
+        assert_eq!(before.len(), after.len());
+        // Where tokens are no longer asked for, or are from now on, the listener is another one.
+        inline.apply(&[cell(always)]);
+        assert_eq!(inline.slots[0].port, L7_FIRST_PORT + 1);
+    }
 }

@@ -24,11 +24,12 @@ use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3::P
 use envoy_types::pb::google::protobuf::{Any, Duration};
 use envoy_types::util::pack_any;
 use prost::{Message, Name};
+use thyra_policy_compiler::tokens::Tokens;
 
-pub use self::http::{HttpOptions, REASON_HEADER, http, tokens};
+pub use self::http::{HttpOptions, REASON_HEADER, http};
 pub use self::inline::{Place, Shape, inline};
 pub use self::tls::tls;
-use crate::lower::{Chain, StepKind};
+use crate::lower::{self, Chain, KeySets, StepKind};
 
 /// Only the owner connects: Envoy's user, and root.
 const SOCKET_MODE: u32 = 0o600;
@@ -52,6 +53,15 @@ pub fn rules(listener: &str, reading: Reading, chain: &Chain) -> Vec<TypedExtens
         .collect()
 }
 
+/// The filter for tokens, by name.
+#[must_use]
+pub fn tokens(listener: &str, tokens: &Tokens, fetched: &KeySets) -> TypedExtensionConfig {
+    TypedExtensionConfig {
+        name: tokens_name(listener),
+        typed_config: Some(packed(&lower::tokens(tokens, fetched))),
+    }
+}
+
 /// How a stream is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reading {
@@ -65,6 +75,12 @@ pub enum Reading {
 #[must_use]
 pub fn rules_name(listener: &str, index: usize) -> String {
     format!("{listener}/{index}")
+}
+
+/// Name of the filter for tokens.
+#[must_use]
+pub fn tokens_name(listener: &str) -> String {
+    format!("{listener}/tokens")
 }
 
 /// Where a filter's rules come from: asked for by name over the same stream as the listeners.
@@ -81,8 +97,10 @@ fn discovered<T: Name>() -> ExtensionConfigSource {
     }
 }
 
+/// Names of the rules of the filters that have some.
 fn names(listener: &str, shape: &[StepKind]) -> Vec<String> {
-    (0..shape.len())
+    let rules = shape.iter().filter(|kind| **kind != StepKind::Tokens);
+    (0..rules.count())
         .map(|index| rules_name(listener, index))
         .collect()
 }

@@ -9,6 +9,7 @@ mod claim;
 mod matcher;
 mod permission;
 mod principal;
+mod tokens;
 mod tree;
 
 use std::collections::HashMap;
@@ -18,23 +19,29 @@ use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rb
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
 use thyra_policy_compiler::residual::{Answer, Conditions, Residual, Rules, Test};
+use thyra_policy_compiler::tokens::{JWT_RULES, Tokens};
 
 use self::permission::permission;
 use self::principal::principal;
+pub use self::tokens::{KeySets, tokens};
 use self::tree::Tree;
 
 /// Most values in all rules of one residual; Envoy tries them one after the other for every request.
 pub const MAX_VALUES: usize = 10_000;
 /// Most filters of one chain: each pair of Services that disagree about a port doubles it.
 pub const MAX_STEPS: usize = 16;
+/// Most rules that ask about the tokens of one pod; Envoy tries each of them for every request.
+pub const MAX_JWT_RULES: usize = 64;
 /// Longest template, with `*` for `{*}` (`uri_template_match.proto`).
 const MAX_TEMPLATE: usize = 256;
 /// What every address of IPv4 has in front when it is written as one of IPv6.
 const MAPPED_BITS: u8 = 96;
 
-/// What a filter does with a rule that holds.
+/// What a filter does: with a rule that holds, or before all rules with tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StepKind {
+    /// Refuses invalid tokens, and leaves the claims of valid ones to those after it.
+    Tokens,
     /// Refuses what a rule matches.
     Deny,
     /// Refuses what no rule matches.
@@ -50,9 +57,11 @@ pub struct Step {
     pub rules: Option<Rbac>,
 }
 
-/// RBAC filters in order; a request passes if it passes all of them.
+/// Filters in order; a request passes if it passes all of them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chain {
+    /// What is asked of tokens, before all else.
+    pub tokens: Option<Arc<Tokens>>,
     /// In the order in which they ask.
     pub steps: Vec<Step>,
 }
@@ -127,7 +136,8 @@ impl Chain {
     /// The kinds of its filters: two chains of one shape can take each other's place in a running listener.
     #[must_use]
     pub fn shape(&self) -> Vec<StepKind> {
-        self.steps.iter().map(|step| step.kind).collect()
+        let tokens = self.tokens.iter().map(|_| StepKind::Tokens);
+        tokens.chain(self.steps.iter().map(|step| step.kind)).collect()
     }
 }
 
@@ -154,6 +164,7 @@ pub fn asks<R>(answer: &Answer<R>) -> bool {
         Answer::Constant(..) => false,
         Answer::Rules(_) => true,
         Answer::Stricter(a, b) => asks(a) || asks(b),
+        Answer::Authenticated(..) => true,
     }
 }
 
@@ -166,7 +177,16 @@ pub fn rule_of(policy: &str) -> Option<&str> {
 
 fn chain(answer: &Answer<RuleRef>) -> Result<Chain, NotExpressible> {
     let mut chain = Chain::default();
-    append(answer, &mut chain.steps)?;
+    append(answer, &mut chain)?;
+    let tokens = chain.tokens.as_ref();
+    if let Some(tokens) = tokens.filter(|tokens| tokens.rules.len() > MAX_JWT_RULES) {
+        let why = Why::TooMany {
+            what: "jwtRules",
+            count: tokens.rules.len(),
+            limit: MAX_JWT_RULES,
+        };
+        return Err(why.of(tokens.because().next().map(|(rule, _)| rule).as_ref(), JWT_RULES));
+    }
     if chain.steps.len() > MAX_STEPS {
         let why = Why::TooMany {
             what: "filters",
@@ -178,18 +198,23 @@ fn chain(answer: &Answer<RuleRef>) -> Result<Chain, NotExpressible> {
     Ok(chain)
 }
 
-fn append(answer: &Answer<RuleRef>, steps: &mut Vec<Step>) -> Result<(), NotExpressible> {
+fn append(answer: &Answer<RuleRef>, chain: &mut Chain) -> Result<(), NotExpressible> {
     match answer {
         Answer::Constant(action, reason, rule) => {
             if let Some(step) = constant(*action, *reason, rule.as_ref())? {
-                steps.push(step);
+                chain.steps.push(step);
             }
         }
-        Answer::Rules(of) => steps.extend(rules(of)?),
+        Answer::Rules(of) => chain.steps.extend(rules(of)?),
         // Who passes both passes the stricter one; the first one that refuses names its rule.
         Answer::Stricter(a, b) => {
-            append(a, steps)?;
-            append(b, steps)?;
+            append(a, chain)?;
+            append(b, chain)?;
+        }
+        // A pod's tokens are asked for once, whichever reading asks.
+        Answer::Authenticated(tokens, then) => {
+            chain.tokens = Some(Arc::clone(tokens));
+            append(then, chain)?;
         }
     }
     Ok(())

@@ -408,6 +408,7 @@ impl Destination<'_> {
             policies: self.scope.policies.clone(),
             strict: self.scope.strict.clone(),
             own_proxy: self.enrolment.own_proxy,
+            tokens: self.scope.tokens.clone(),
             exempt: self.enrolment.exempt.clone(),
             protocols: self.protocols.clone(),
             destination: if asks { address().copied() } else { None },

@@ -15,6 +15,7 @@ pub mod policy;
 pub mod report;
 pub mod residual;
 pub mod shared_map;
+pub mod tokens;
 pub mod traffic;
 pub mod validate;
 pub mod world;

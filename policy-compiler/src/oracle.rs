@@ -17,12 +17,13 @@ use std::sync::Arc;
 use thyra_datapath_abi::tables::{PolicyRef, RuleRef, Verdict, Would};
 use thyra_datapath_abi::{Action, Mode, Reason};
 
-use self::destination::{Demand, applies, demand, is_own_proxy, mode};
+use self::destination::{Demand, applies, demand, is_own_proxy, mode, request_authentications};
 use self::rule::{Facts, Truth};
 pub use self::trace::Looked;
 use self::trace::note;
 use crate::policy::{AuthorizationPolicy, PolicyAction, Rule};
 use crate::residual::Ending;
+use crate::tokens::JwtRule;
 use crate::traffic::Traffic;
 use crate::world::{Bootstrap, Endpoint, World};
 
@@ -182,11 +183,14 @@ fn last_word(
     if !judged || kernel.verdict.reason == Reason::ExemptPort {
         return ending(world, kernel.verdict.action, kernel.verdict.reason, None);
     }
+    let asked = request_authentications(world, endpoint);
+    let rules: Vec<&JwtRule> = asked.iter().flat_map(|asked| &asked.rules).collect();
+    let traffic = request::with_lists(&rules, traffic);
     let court = Court {
         world,
         endpoint,
         connection,
-        traffic: Some(traffic),
+        traffic: Some(&traffic),
     };
     let mut ruling = court.rule(dry, trace);
     if ruling.reason == Reason::NotHttp {

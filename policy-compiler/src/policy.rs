@@ -11,6 +11,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use thyra_datapath_abi::tables::PolicyRef;
 
+use crate::tokens::JwtRule;
+
 /// Labels of a pod or of a selector.
 pub type Labels = BTreeMap<String, String>;
 
@@ -255,7 +257,7 @@ pub struct PeerAuthentication {
     pub unknown: Vec<Unknown>,
 }
 
-/// What is kept of a RequestAuthentication until L7 exists: that it is there and whom it selects.
+/// A RequestAuthentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestAuthentication {
     /// Namespace and name.
@@ -264,6 +266,12 @@ pub struct RequestAuthentication {
     pub version: String,
     /// As in `AuthorizationPolicy`.
     pub selector: Option<Labels>,
+    /// As in `AuthorizationPolicy`.
+    pub has_target_refs: bool,
+    /// `spec.jwtRules`, each as it counts (`JwtRule::checked`).
+    pub rules: Vec<JwtRule>,
+    /// Unknown fields, or why it can't be read at all: no token is taken where it may apply.
+    pub unknown: Vec<Unknown>,
 }
 
 /// `true` if `address` is in `block`; families never mix.

@@ -2,7 +2,8 @@
 //! port and kind of source.
 //!
 //! Invariant: a residual is canonical: equal questions have equal text and so one address, whatever rules, orders
-//! and repetitions they came from. It is never constant; a constant one is a verdict of the kernel.
+//! and repetitions they came from. It is constant only behind a check of tokens; any other constant is a verdict of the
+//! kernel.
 
 mod matching;
 mod words;
@@ -18,6 +19,7 @@ use thyra_datapath_abi::{Action, Reason};
 
 use crate::compile::Residuals;
 use crate::policy::{Field, PolicyAction, StringMatch};
+use crate::tokens::Tokens;
 use crate::traffic::{PathNormalization, Traffic};
 use crate::world::World;
 
@@ -75,6 +77,9 @@ pub enum Answer<R> {
     Rules(Arc<Rules<R>>),
     /// The stricter of both: two Services disagree about the port.
     Stricter(Arc<Answer<R>>, Arc<Answer<R>>),
+    /// The same, once the request's tokens have been checked: an invalid one is refused with 401, and `claims` of a
+    /// `Request` are those of one that was taken. Of HTTP only.
+    Authenticated(Arc<Tokens>, Arc<Answer<R>>),
 }
 
 /// A residual: one answer for HTTP, one for everything else.
@@ -205,6 +210,13 @@ impl<R: Clone> Answer<R> {
                 let (a, b) = (a.end(context), b.end(context));
                 if rank(b.action) > rank(a.action) { b } else { a }
             }
+            Self::Authenticated(tokens, answer) => {
+                let traffic = tokens.seen_in(context.traffic);
+                answer.end(&Context {
+                    traffic: &traffic,
+                    ..*context
+                })
+            }
         }
     }
 
@@ -215,6 +227,19 @@ impl<R: Clone> Answer<R> {
             }
             Self::Rules(rules) => Answer::Rules(Arc::new(rules.named(name))),
             Self::Stricter(a, b) => Answer::Stricter(Arc::new(a.named(name)), Arc::new(b.named(name))),
+            Self::Authenticated(tokens, answer) => {
+                Answer::Authenticated(Arc::clone(tokens), Arc::new(answer.named(name)))
+            }
+        }
+    }
+
+    /// What is asked of tokens, where something is.
+    #[must_use]
+    pub fn tokens(&self) -> Option<&Arc<Tokens>> {
+        match self {
+            Self::Constant(..) | Self::Rules(_) => None,
+            Self::Stricter(a, b) => a.tokens().or_else(|| b.tokens()),
+            Self::Authenticated(tokens, _) => Some(tokens),
         }
     }
 }

@@ -10,6 +10,7 @@ use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Labels, PolicyAction, RequestAuthentication, Rule, Unknown,
 };
 use thyra_policy_compiler::report::{PolicyKind, Report};
+use thyra_policy_compiler::tokens::{JwtRule, Keys};
 use thyra_policy_compiler::world::{Endpoint, World};
 
 fn reference(namespace: &str, name: &str) -> PolicyRef {
@@ -33,6 +34,14 @@ fn policy(namespace: &str, name: &str, action: PolicyAction) -> AuthorizationPol
     }
 }
 
+fn tokens_of(issuer: &str) -> JwtRule {
+    JwtRule {
+        issuer: issuer.into(),
+        keys: Keys::Uri("https://keys.example/jwks".into()),
+        ..JwtRule::default()
+    }
+}
+
 fn report(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> Report {
     let mut world = World {
         synced: true,
@@ -48,6 +57,9 @@ fn report(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> Report {
         reference: reference("shop", "tokens"),
         version: String::new(),
         selector: None,
+        has_target_refs: false,
+        rules: vec![JwtRule::refusing("no keys"), tokens_of("i"), tokens_of("i")],
+        unknown: Vec::new(),
     };
     world
         .request_authentication
@@ -133,15 +145,21 @@ fn every_policy_has_a_status_that_says_what_it_does_here() {
         );
     }
     let tokens = &report.policies[&(PolicyKind::RequestAuthentication, reference("shop", "tokens"))];
-    assert_eq!(tokens.status, "not enforced here: tokens need L7");
+    assert_eq!(
+        (tokens.status.as_str(), &tokens.endpoints[..]),
+        (
+            "enforced; spec.jwtRules[0]: no keys: tokens of issuer `` are refused",
+            &[1][..]
+        )
+    );
     let notes: BTreeSet<&str> = report.endpoints[&1].notes.iter().map(String::as_str).collect();
     assert_eq!(
         notes,
         BTreeSet::from([
             "shop/audit: not enforced here: AUDIT never changes a verdict",
-            "shop/tokens: RequestAuthentication not enforced here: tokens need L7",
+            "issuer `i` has several jwtRules here: a token is taken if one of them takes it",
             "shop/waypoint: not enforced here: targetRefs (a waypoint's or gateway's)",
         ])
     );
-    assert_eq!(report.problems.len(), 2, "{:?}", report.problems);
+    assert_eq!(report.problems.len(), 3, "{:?}", report.problems);
 }

@@ -38,6 +38,7 @@ pub(super) fn list(snapshot: &Snapshot) -> api::ListPoliciesResponse {
             p.selector.as_ref(),
         );
         entry.version.clone_from(&p.version);
+        entry.rules = u32::try_from(p.rules.len()).unwrap_or(u32::MAX);
         entry.json = policy_json::request(p).to_string();
         entry
     });

@@ -10,6 +10,7 @@ use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication,
     RequestAuthentication, Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
+use thyra_policy_compiler::tokens::{JwtRule, Keys};
 
 /// An AuthorizationPolicy.
 #[must_use]
@@ -55,7 +56,60 @@ pub(super) fn peer(policy: &PeerAuthentication) -> Value {
 pub(super) fn request(policy: &RequestAuthentication) -> Value {
     let mut spec = Map::new();
     selector(&mut spec, policy.selector.as_ref());
+    if !policy.rules.is_empty() {
+        spec.insert("jwtRules".into(), policy.rules.iter().map(jwt_rule).collect());
+    }
+    unknown(&mut spec, &policy.unknown);
     object("RequestAuthentication", &policy.reference, &policy.version, spec)
+}
+
+/// Its keys, or why it has none; what is left out is as Istio has it by default.
+fn jwt_rule(rule: &JwtRule) -> Value {
+    let JwtRule {
+        issuer,
+        audiences,
+        keys,
+        from_headers,
+        from_params,
+        from_cookies,
+        payload_header,
+        claim_headers,
+        forward,
+        timeout: _,
+        lists,
+    } = rule;
+    let mut all = Map::new();
+    all.insert("issuer".into(), issuer.as_str().into());
+    match keys {
+        Keys::Inline(text) => all.insert("jwks".into(), (**text).into()),
+        Keys::Uri(uri) => all.insert("jwksUri".into(), (**uri).into()),
+        Keys::Discovery(_) => None,
+        Keys::None(why) => all.insert("unknown".into(), (**why).into()),
+    };
+    let headers = from_headers.iter();
+    let headers = headers.map(|header| json!({ "name": header.name, "prefix": header.prefix }));
+    let claims = claim_headers.iter();
+    let claims = claims.map(|claim| json!({ "header": claim.header, "claim": claim.claim }));
+    let lists: Vec<&String> = lists.iter().collect();
+    for (name, value) in [
+        ("audiences", json!(audiences)),
+        ("fromHeaders", headers.collect()),
+        ("fromParams", json!(from_params)),
+        ("fromCookies", json!(from_cookies)),
+        ("outputClaimToHeaders", claims.collect()),
+        ("spaceDelimitedClaims", json!(lists)),
+    ] {
+        if value.as_array().is_some_and(|list| !list.is_empty()) {
+            all.insert(name.into(), value);
+        }
+    }
+    if !payload_header.is_empty() {
+        all.insert("outputPayloadToHeader".into(), payload_header.as_str().into());
+    }
+    if *forward {
+        all.insert("forwardOriginalToken".into(), true.into());
+    }
+    all.into()
 }
 
 /// As in `mtls.mode`.

@@ -4,6 +4,7 @@
 
 use thyra_datapath_abi::{Mode, Reason};
 use thyra_node_proxy_bridge::L7Unavailable;
+use thyra_policy_compiler::report::PolicyKind;
 use thyra_proto::thyra::v1 as api;
 
 use super::Admin;
@@ -87,11 +88,13 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
             missing.join(", ")
         ));
     }
-    let unreadable = |((kind, reference), why): (&(thyra_policy_compiler::report::PolicyKind, _), _)| {
-        format!(
-            "{} {reference} can't be read and counts as an unknown DENY: {why}",
-            kind.name()
-        )
+    let unreadable = |((kind, reference), why): (&(PolicyKind, _), _)| {
+        let counts = if *kind == PolicyKind::RequestAuthentication {
+            "takes no token"
+        } else {
+            "counts as an unknown DENY"
+        };
+        format!("{} {reference} can't be read and {counts}: {why}", kind.name())
     };
     problems.extend(held.unreadable.iter().map(unreadable));
     problems.extend(snapshot.report.problems.iter().cloned());
@@ -116,6 +119,7 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
     }
     problems.extend(snapshot.l7.problem.clone().filter(|_| l7 > 0));
     problems.extend(snapshot.l7.refused.values().map(|why| format!("needs L7: {why}")));
+    problems.extend(snapshot.l7.missing_keys.iter().cloned());
     for (id, why) in &snapshot.l7.unsteered {
         problems.push(format!("endpoint {id}: what needs L7 is refused: {why}"));
     }

@@ -3,12 +3,14 @@
 //! Invariant: what the model can't say becomes an unknown term of the rule that holds it, never nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use thyra_policy_compiler::parse::{self, ConditionError};
 use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Operation, PolicyAction, RequestAuthentication, Rule, Source,
     Unknown,
 };
+use thyra_policy_compiler::tokens::{ClaimHeader, FETCH_TIMEOUT, JwtRule, Keys, MAX_TIMEOUT, TokenHeader};
 use thyra_proto::istio::mcp::v1alpha1::Metadata;
 use thyra_proto::istio::security::v1beta1 as wire;
 
@@ -65,13 +67,14 @@ pub fn authorization(
     })
 }
 
-/// A RequestAuthentication: that it is there and whom it selects.
+/// A RequestAuthentication; of a rule with an unknown field no token is taken.
 ///
 /// # Errors
 /// Its name can't be read.
 pub fn request(
     metadata: Metadata,
     spec: wire::RequestAuthentication,
+    unknown: &[String],
 ) -> Result<RequestAuthentication, ConvertError> {
     let Meta {
         reference,
@@ -79,18 +82,71 @@ pub fn request(
         created: _,
         annotations: _,
     } = meta(metadata)?;
-    // Tokens are checked at L7 only.
     let wire::RequestAuthentication {
         selector,
-        jwt_rules: _,
-        target_ref: _,
-        target_refs: _,
+        jwt_rules,
+        target_ref,
+        target_refs,
     } = spec;
+    let paths: Vec<String> = (0..jwt_rules.len())
+        .map(|i| format!("spec.jwtRules[{i}]"))
+        .collect();
+    let in_a_rule = |path: &str| paths.iter().any(|rule| path.starts_with(rule.as_str()));
+    let own = unknown.iter().filter(|path| !in_a_rule(path));
     Ok(RequestAuthentication {
         reference,
         version,
         selector: labels(selector),
+        has_target_refs: target_ref.is_some() || !target_refs.is_empty(),
+        unknown: own.map(|path| Unknown(path.as_str().into())).collect(),
+        rules: jwt_rules
+            .into_iter()
+            .zip(&paths)
+            .map(|(rule, path)| jwt_rule(rule, &unknown_below(unknown, path)))
+            .collect(),
     })
+}
+
+fn jwt_rule(message: wire::JwtRule, unknown: &[Unknown]) -> JwtRule {
+    let wire::JwtRule {
+        issuer,
+        audiences,
+        jwks_uri,
+        from_headers,
+        from_params,
+        output_payload_to_header,
+        forward_original_token,
+        jwks,
+        output_claim_to_headers,
+        from_cookies,
+        timeout,
+        space_delimited_claims,
+    } = message;
+    let keys = match unknown.first() {
+        Some(term) => Keys::None(format!("`{}` can't be carried out", term.0).into()),
+        None => Keys::of(&jwks, &jwks_uri, &issuer),
+    };
+    let headers = from_headers.into_iter();
+    let claims = output_claim_to_headers.into_iter();
+    let timeout = timeout.and_then(|given| Duration::try_from(given).ok());
+    JwtRule {
+        issuer,
+        audiences,
+        keys,
+        from_headers: headers
+            .map(|wire::JwtHeader { name, prefix }| TokenHeader { name, prefix })
+            .collect(),
+        from_params,
+        from_cookies,
+        payload_header: output_payload_to_header,
+        claim_headers: claims
+            .map(|wire::ClaimToHeader { header, claim }| ClaimHeader { header, claim })
+            .collect(),
+        forward: forward_original_token,
+        timeout: timeout.map_or(FETCH_TIMEOUT, |given| given.min(MAX_TIMEOUT)),
+        lists: space_delimited_claims.into_iter().collect(),
+    }
+    .checked()
 }
 
 fn action(number: i32) -> Result<PolicyAction, ConvertError> {

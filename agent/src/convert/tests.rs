@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use prost::Message as _;
 use thyra_policy_compiler::policy::{Condition, MtlsMode, PolicyAction, StringMatch, Unknown};
+use thyra_policy_compiler::tokens::Keys;
 use thyra_policy_compiler::world::{AppProtocol, WorkloadKind};
 use thyra_proto::istio::mcp::v1alpha1::Metadata;
 use thyra_proto::istio::security as l4;
@@ -432,6 +433,39 @@ fn full_policy() -> raw::AuthorizationPolicy {
 }
 
 #[test]
+fn a_rule_with_an_unknown_field_takes_no_token_and_the_others_do() {
+    let keys = r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#;
+    let rule = |issuer: &str| raw::JwtRule {
+        issuer: issuer.into(),
+        jwks: keys.into(),
+        from_headers: vec![raw::JwtHeader {
+            name: "x-token".into(),
+            prefix: "T ".into(),
+        }],
+        forward_original_token: true,
+        space_delimited_claims: vec!["groups".into()],
+        ..raw::JwtRule::default()
+    };
+    let spec = raw::RequestAuthentication {
+        jwt_rules: vec![rule("i"), rule("j")],
+        ..raw::RequestAuthentication::default()
+    };
+    let unknown = ["spec.jwtRules[0] field 99".to_owned()];
+    let read = policy::request(metadata("shop/p"), spec.clone(), &unknown).expect("it can be read");
+    assert!(
+        matches!(&read.rules[0].keys, Keys::None(why) if why.contains("field 99")),
+        "{read:?}"
+    );
+    assert_eq!(read.rules[1].keys, Keys::Inline(keys.into()));
+    assert_eq!(read.rules[1].from_headers[0].prefix, "T ");
+    assert!(read.rules[1].forward && read.rules[1].lists.contains("groups"));
+    assert_eq!(read.unknown, []);
+    let unknown = ["spec field 99".to_owned()];
+    let read = policy::request(metadata("shop/p"), spec, &unknown).expect("it can be read");
+    assert_eq!(read.unknown, [Unknown("spec field 99".into())]);
+}
+
+#[test]
 fn any_bytes_are_taken_or_refused_and_never_panic() {
     let clause_of = l4::Match {
         principals: vec![exact("a")],
@@ -457,7 +491,7 @@ fn any_bytes_are_taken_or_refused_and_never_panic() {
         let ends = [
             taken(&bytes, |m| policy::authorization(metadata("shop/p"), m, &[])),
             taken(&bytes, |m| peer::authentication(metadata("shop/p"), m, &[])),
-            taken(&bytes, |m| policy::request(metadata("shop/p"), m)),
+            taken(&bytes, |m| policy::request(metadata("shop/p"), m, &[])),
             taken(&bytes, |m| {
                 authorization::authorization(m, "istio-system", String::new(), &[])
             }),

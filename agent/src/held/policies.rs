@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use thyra_datapath_abi::tables::PolicyRef;
-use thyra_policy_compiler::policy::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use thyra_policy_compiler::policy::{
+    AuthorizationPolicy, PeerAuthentication, RequestAuthentication, Unknown,
+};
 use thyra_policy_compiler::report::PolicyKind;
 
 use super::{Held, keep, put};
@@ -38,6 +40,19 @@ impl Held {
     /// The old version of it goes: whether the first or the second version can't be read must not matter.
     pub(super) fn set_unreadable(&mut self, kind: PolicyKind, reference: PolicyRef, why: Arc<str>) -> bool {
         let held = self.forget(kind, &reference);
+        if kind == PolicyKind::RequestAuthentication {
+            // Whom it selects isn't known either: no token is taken by it wherever it may apply.
+            let request = RequestAuthentication {
+                reference: reference.clone(),
+                version: String::new(),
+                selector: None,
+                has_target_refs: false,
+                rules: Vec::new(),
+                unknown: vec![Unknown(format!("the object ({why})").into())],
+            };
+            let world = &mut self.world.request_authentication;
+            world.insert(reference.clone(), Arc::new(request));
+        }
         let new = put(&mut self.unreadable, (kind, reference), why);
         self.derive_unreadable();
         held | new
@@ -80,7 +95,7 @@ impl Held {
         was
     }
 
-    /// A RequestAuthentication decides nothing at L4, so one that can't be read doesn't either.
+    /// A RequestAuthentication that can't be read takes no tokens (`set_unreadable`) and denies nothing else.
     fn derive_unreadable(&mut self) {
         let counts = self
             .unreadable

@@ -203,6 +203,15 @@ fn an_unreadable_policy_replaces_its_older_version_and_a_request_authentication_
         "bad".into(),
     ));
     assert!(held.world.unreadable.is_empty());
+    // But no token is taken where it may apply.
+    let request = held.world.request_authentication[&reference].clone();
+    assert_eq!((request.rules.len(), request.unknown.len()), (0, 1));
+    assert_eq!(request.selector, None);
+    held.apply(Change::PolicyGone(
+        PolicyKind::RequestAuthentication,
+        reference.clone(),
+    ));
+    assert!(held.world.request_authentication.is_empty());
     held.apply(Change::Unreadable(
         PolicyKind::Authorization,
         reference.clone(),

@@ -312,7 +312,7 @@ fn change(resource: Named, root: &str) -> Result<Change, ConvertError> {
             Change::Peer(Arc::new(convert::peer::authentication(metadata, spec, &unknown)?))
         }
         Body::RequestAuthentication { metadata, spec } => {
-            Change::Request(Arc::new(convert::policy::request(metadata, spec)?))
+            Change::Request(Arc::new(convert::policy::request(metadata, spec, &unknown)?))
         }
         Body::MeshConfig(mesh) => Change::Mesh(convert::mesh::mesh(mesh, version)),
     })

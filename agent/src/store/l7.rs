@@ -77,8 +77,11 @@ impl Store {
         }
     }
 
-    /// Envoy has taken or refused something.
+    /// Envoy has taken or refused something, or there are other keys.
     pub(super) fn envoy_has_news(&mut self) {
+        if let Some(l7) = &mut self.l7 {
+            l7.take_keys();
+        }
         self.tell_listeners();
         let standing = self.l7_standing();
         if *self.published.borrow().l7 == standing {
@@ -117,6 +120,7 @@ impl Store {
                 .collect::<BTreeMap<_, _>>(),
             unsteered: self.unsteered.clone(),
             problem: l7.problem(),
+            missing_keys: l7.missing_keys(),
         }
     }
 }

@@ -37,8 +37,7 @@ use manager_v3::http_filter::ConfigType;
 use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper};
 use thyra_policy_compiler::traffic::PathNormalization;
 
-use super::{discovered, names, on_socket, packed};
-use crate::JWT_FILTER;
+use super::{discovered, names, on_socket, packed, tokens_name};
 use crate::bootstrap::{BRIDGE, POD};
 use crate::lower::StepKind;
 
@@ -61,17 +60,8 @@ const FLUSH: Duration = Duration {
 pub struct HttpOptions {
     /// The mesh's way with paths.
     pub paths: PathNormalization,
-    /// Whose tokens are taken (`tokens`).
-    pub tokens: Option<Any>,
     /// Answers carry `REASON_HEADER`: the rule that allowed, or Envoy's own words for a refusal.
     pub reasons: bool,
-}
-
-/// The tokens' filter, whose providers leave claims in the metadata under `payload`. Packed once: the bytes of its
-/// maps come in any order, and equal listeners must have equal bytes.
-#[must_use]
-pub fn tokens(authentication: &JwtAuthentication) -> Any {
-    packed(authentication)
 }
 
 /// The listener of HTTP requests, as far as its filters go.
@@ -165,7 +155,7 @@ fn manager(name: &str, shape: &[StepKind], options: &HttpOptions) -> HttpConnect
     HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: "oracle".to_owned(),
-        http_filters: filters(name, shape, options),
+        http_filters: filters(name, shape),
         // The last address of X-Forwarded-For, as a sidecar takes it.
         use_remote_address: yes(false),
         normalize_path: yes(options.paths != PathNormalization::None),
@@ -192,27 +182,28 @@ fn escaped_slashes(paths: PathNormalization) -> PathWithEscapedSlashesAction {
     }
 }
 
-fn filters(name: &str, shape: &[StepKind], options: &HttpOptions) -> Vec<HttpFilter> {
-    let typed = |name: &str, config: Any| HttpFilter {
-        name: name.to_owned(),
-        config_type: Some(ConfigType::TypedConfig(config)),
+/// Tokens before rules before the way on.
+fn filters(name: &str, shape: &[StepKind]) -> Vec<HttpFilter> {
+    let filter = |name: String, config: ConfigType| HttpFilter {
+        name,
+        config_type: Some(config),
         ..HttpFilter::default()
     };
-    let tokens = options.tokens.as_ref();
-    let mut filters: Vec<HttpFilter> = tokens
-        .map(|tokens| typed(JWT_FILTER, tokens.clone()))
-        .into_iter()
-        .collect();
-    filters.extend(names(name, shape).into_iter().map(|name| HttpFilter {
-        name,
-        config_type: Some(ConfigType::ConfigDiscovery(discovered::<HttpRbac>())),
-        ..HttpFilter::default()
-    }));
+    let mut filters = Vec::new();
+    if shape.contains(&StepKind::Tokens) {
+        let config = ConfigType::ConfigDiscovery(discovered::<JwtAuthentication>());
+        filters.push(filter(tokens_name(name), config));
+    }
+    for name in names(name, shape) {
+        let config = ConfigType::ConfigDiscovery(discovered::<HttpRbac>());
+        filters.push(filter(name, config));
+    }
     let router = Router {
         suppress_envoy_headers: true,
         ..Router::default()
     };
-    filters.push(typed("envoy.filters.http.router", packed(&router)));
+    let config = ConfigType::TypedConfig(packed(&router));
+    filters.push(filter("envoy.filters.http.router".to_owned(), config));
     filters
 }
 

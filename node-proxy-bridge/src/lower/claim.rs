@@ -19,7 +19,7 @@ use super::tree::Tree;
 use crate::JWT_FILTER;
 
 /// The metadata key of the claims.
-const PAYLOAD: &str = "payload";
+pub(super) const PAYLOAD: &str = "payload";
 
 /// A claim that meets `value`, or a list one of whose texts does.
 pub(super) fn claim(path: &[&str], value: &StringMatch) -> Result<Tree<Identifier>, Why> {

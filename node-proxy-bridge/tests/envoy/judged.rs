@@ -10,6 +10,7 @@ use thyra_policy_compiler::residual::{Answer, Context, Ending, Residual};
 use thyra_policy_compiler::traffic::{PathNormalization, Traffic};
 
 use super::client::{self, Reply};
+use super::token;
 
 /// A stream and how it is judged.
 pub(crate) struct Case<'a> {
@@ -56,7 +57,8 @@ impl Case<'_> {
 
     /// Where two Services disagree the host names one of two rules that allow.
     fn same_rule(&self, host: &Ending<RuleRef>, reply: &Reply) -> bool {
-        if reply.status == 200 && matches!(self.residual.http, Answer::Stricter(..)) {
+        let answer = token::unchecked(&self.residual.http);
+        if reply.status == 200 && matches!(answer, Answer::Stricter(..)) {
             return true;
         }
         let named = reply.reason.strip_prefix("rbac_access_denied_matched_policy[");

@@ -16,6 +16,7 @@ mod refused;
 #[path = "../../../policy-compiler/tests/agreement/requests.rs"]
 mod requests;
 mod token;
+mod tokens;
 #[expect(dead_code, reason = "the compiler's tests ask for more than worlds")]
 #[path = "../../../policy-compiler/tests/agreement/world.rs"]
 mod world;

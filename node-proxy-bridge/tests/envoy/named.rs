@@ -14,6 +14,7 @@ use thyra_policy_compiler::traffic::{PathNormalization, Request, Traffic};
 use super::client;
 use super::judged::Case;
 use super::node::{Node, binary, wanted};
+use super::token;
 
 /// A residual that allows what meets `when`, and a stream that it is asked about.
 struct Named {
@@ -56,7 +57,7 @@ pub(crate) fn allowing(name: &str, when: Vec<Test>) -> Arc<Residual<RuleRef>> {
     let nothing = Answer::Constant(Action::Deny, Reason::Policy, None);
     let is_http = when.iter().any(|test| !matches!(test, Test::Sni(_)));
     let (http, other) = if is_http {
-        (answer, nothing)
+        (token::checked(&answer), nothing)
     } else {
         (nothing, answer)
     };

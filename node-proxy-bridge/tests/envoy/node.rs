@@ -1,29 +1,16 @@
 //! A node's part: an Envoy, the bridge that feeds it, and a folder of their own.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
-use envoy_types::pb::envoy::config::route::v3::{RouteMatch, route_match};
-use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_provider::{
-    JwksSourceSpecifier, NormalizePayload,
-};
-use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::jwt_requirement::RequiresType;
-use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::requirement_rule::RequirementType;
-use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
-    JwtAuthentication, JwtProvider, JwtRequirement, JwtRequirementOrList, RequirementRule,
-};
 use tempfile::TempDir;
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_node_proxy_bridge::bridge::{Bridge, BridgeConfig, Question, Standing, Wanted};
 use thyra_node_proxy_bridge::envoy::{Binary, EnvoyConfig, EnvoyState, Supervisor};
-use thyra_node_proxy_bridge::listener::{HttpOptions, Reading, tokens};
+use thyra_node_proxy_bridge::listener::{HttpOptions, Reading};
 use thyra_policy_compiler::residual::Residual;
 use thyra_policy_compiler::traffic::PathNormalization;
-
-use super::token;
 
 /// What Envoy gets to take a change.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -94,11 +81,7 @@ impl Node {
             xds_socket: config.xds_socket(),
             oracles: folder.path().to_owned(),
             owner: user,
-            http: HttpOptions {
-                paths,
-                tokens: Some(tokens(&taken_tokens())),
-                reasons,
-            },
+            http: HttpOptions { paths, reasons },
         })
         .unwrap();
         let supervisor = Supervisor::start(config).unwrap();
@@ -137,43 +120,5 @@ pub(crate) fn wanted(cell: &str, reading: Reading, residual: &Arc<Residual<RuleR
         cell: cell.into(),
         reading,
         residual: Arc::clone(residual),
-    }
-}
-
-/// Tokens of any issuer, signed with the test's key; none is fine too. As Istio sets it up
-/// (`pilot/pkg/security/authn/policy_applier.go`).
-fn taken_tokens() -> JwtAuthentication {
-    let provider = JwtProvider {
-        payload_in_metadata: "payload".to_owned(),
-        normalize_payload_in_metadata: Some(NormalizePayload {
-            space_delimited_claims: vec!["permission".to_owned(), "scope".to_owned()],
-        }),
-        jwks_source_specifier: Some(JwksSourceSpecifier::LocalJwks(DataSource {
-            specifier: Some(data_source::Specifier::InlineString(token::jwks())),
-            ..DataSource::default()
-        })),
-        ..JwtProvider::default()
-    };
-    let requirement = |requires_type| JwtRequirement {
-        requires_type: Some(requires_type),
-    };
-    let any = JwtRequirementOrList {
-        requirements: vec![
-            requirement(RequiresType::ProviderName("test".to_owned())),
-            requirement(RequiresType::AllowMissing(Default::default())),
-        ],
-    };
-    JwtAuthentication {
-        providers: HashMap::from([("test".to_owned(), provider)]),
-        rules: vec![RequirementRule {
-            r#match: Some(RouteMatch {
-                path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
-                ..RouteMatch::default()
-            }),
-            requirement_type: Some(RequirementType::Requires(requirement(RequiresType::RequiresAny(
-                any,
-            )))),
-        }],
-        ..JwtAuthentication::default()
     }
 }

@@ -14,7 +14,7 @@ use thyra_policy_compiler::traffic::{PathNormalization, Traffic};
 use super::entropy::Entropy;
 use super::judged::Case;
 use super::node::{Node, binary, wanted};
-use super::{requests, world};
+use super::{requests, token, world};
 
 /// Residuals, unless `THYRA_L7_CASES` says otherwise.
 const RESIDUALS: u64 = 240;
@@ -85,9 +85,15 @@ fn questions(
         let mut compiler = Compiler::new();
         compiler.compile(&world).expect("a small world fits");
         let mut of_world = 0;
-        for (address, residual) in compiler.residuals().iter() {
+        for residual in compiler.residuals().values() {
+            let asks = lower::asks(&token::unchecked(&residual.http));
+            let residual = &Arc::new(Residual {
+                http: token::checked(&residual.http),
+                other: residual.other.clone(),
+            });
+            let address = &residual.address();
             let readings = [
-                (Reading::Http, lower::asks(&residual.http), lower::http(residual)),
+                (Reading::Http, asks, lower::http(residual)),
                 (
                     Reading::Stream,
                     lower::asks(&residual.other),

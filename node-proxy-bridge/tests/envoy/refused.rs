@@ -32,6 +32,7 @@ fn chain(rule: Option<Rule>) -> Chain {
         ..Policy::default()
     };
     Chain {
+        tokens: None,
         steps: vec![Step {
             kind: StepKind::Allow,
             rules: Some(Rbac {

@@ -221,12 +221,14 @@ impl Legend<'_> {
         }
     }
 
+    /// Rules and their fields, then the RequestAuthentications.
     fn named(&self, needs: &Needs) -> Vec<(RuleRef, Arc<str>)> {
-        needs
+        let rules = needs
             .because
             .iter()
-            .map(|(rule, field)| (self.rules[*rule].clone(), Arc::clone(field)))
-            .collect()
+            .map(|(rule, field)| (self.rules[*rule].clone(), Arc::clone(field)));
+        let tokens = needs.residual.http.tokens().into_iter();
+        rules.chain(tokens.flat_map(|tokens| tokens.because())).collect()
     }
 }
 

@@ -14,6 +14,7 @@ use super::rule::Judged;
 use super::scope::Demand;
 use super::slot::Slots;
 use crate::residual::{Answer, Residual};
+use crate::tokens::Tokens;
 
 /// Number of a rule in this compile: policies in deciding order, then rules.
 pub(crate) type RuleId = usize;
@@ -82,6 +83,22 @@ impl Outcome {
             Some(needs) => needs.residual.other.clone(),
             None => Answer::Constant(self.action(), self.reason(), self.rule()),
         }
+    }
+
+    /// Where HTTP is read and the pod's RequestAuthentications have rules: what is allowed without a byte waits for
+    /// Envoy, which refuses invalid tokens; what is refused or held back stays so.
+    pub(crate) fn authenticated(self, tokens: &Arc<Tokens>) -> Self {
+        let checked = |answer| Answer::Authenticated(Arc::clone(tokens), Arc::new(answer));
+        let because = match (&self, self.needs()) {
+            (_, Some(needs)) => needs.because.clone(),
+            (Self::NoPolicy | Self::Allow(_), None) => Vec::new(),
+            _ => return self,
+        };
+        let residual = Residual {
+            http: checked(self.answer(true)),
+            other: self.answer(false),
+        };
+        Self::asks(matches!(self, Self::NeedsCustom(_)), Needs { residual, because })
     }
 
     /// On a port that declares HTTP, where other bytes are refused.

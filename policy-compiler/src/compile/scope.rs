@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use thyra_datapath_abi::tables::PolicyRef;
 
-use crate::policy::{AuthorizationPolicy, Labels, MtlsMode, PeerAuthentication, PolicyAction};
+use crate::policy::{
+    AuthorizationPolicy, Labels, MtlsMode, PeerAuthentication, PolicyAction, RequestAuthentication,
+};
+use crate::tokens::{JwtRule, Tokens};
 use crate::world::{Endpoint, Workload, World};
 
 /// What decides over one endpoint.
@@ -20,6 +23,8 @@ pub(crate) struct Scope {
     pub(crate) strict: Strict,
     /// Those of the three PeerAuthentications that exist: mesh, namespace, workload.
     pub(crate) peer_authentication: Vec<PolicyRef>,
+    /// What its RequestAuthentications ask.
+    pub(crate) tokens: Option<Arc<Tokens>>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -127,23 +132,50 @@ pub(crate) fn scope(world: &World, policies: &Policies, endpoint: &Endpoint) -> 
             applied.push(at);
         }
     }
-    for request in world.request_authentication.values() {
-        let here = *request.reference.namespace == *world.mesh.root_namespace
-            || *request.reference.namespace == *endpoint.namespace;
-        if here && selects(request.selector.as_ref(), &endpoint.labels) {
-            notes.push(format!(
-                "{}: RequestAuthentication not enforced here: tokens need L7",
-                request.reference
-            ));
-        }
-    }
+    let tokens = tokens(world, endpoint, &mut notes);
     let (strict, peer_authentication) = strict(world, endpoint, &mut notes);
     Scope {
         policies: applied,
         strict,
         peer_authentication,
+        tokens: tokens.map(Arc::new),
         notes,
     }
+}
+
+/// The rules of all RequestAuthentications that select the pod, as istiod joins them: none comes before another.
+fn tokens(world: &World, endpoint: &Endpoint, notes: &mut Vec<String>) -> Option<Tokens> {
+    let root = world.mesh.root_namespace.as_str();
+    let (mut policies, mut rules) = (Vec::new(), Vec::new());
+    let reaches = |of: &RequestAuthentication, namespace: &str| {
+        *of.reference.namespace == *namespace && selects(of.selector.as_ref(), &endpoint.labels)
+    };
+    let own = (endpoint.namespace != root).then_some(endpoint.namespace.as_str());
+    for namespace in [root].into_iter().chain(own) {
+        let all = world.request_authentication.values();
+        for request in all.filter(|request| reaches(request, namespace)) {
+            if request.has_target_refs {
+                notes.push(format!(
+                    "{}: RequestAuthentication not enforced here: targetRefs (a waypoint's or gateway's)",
+                    request.reference
+                ));
+                continue;
+            }
+            let before = rules.len();
+            rules.extend(request.rules.iter().cloned());
+            rules.extend(request.unknown.first().map(|term| JwtRule::refusing(&*term.0)));
+            if rules.len() > before {
+                policies.push(request.reference.clone());
+            }
+        }
+    }
+    let tokens = Tokens::of(policies, rules)?;
+    for issuer in tokens.repeated_issuers() {
+        notes.push(format!(
+            "issuer `{issuer}` has several jwtRules here: a token is taken if one of them takes it"
+        ));
+    }
+    Some(tokens)
 }
 
 /// Policies that istiod lists for the pod's workload and that labels don't select here. Those that istiod

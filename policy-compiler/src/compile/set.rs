@@ -15,6 +15,7 @@ use super::row::{Docket, Entry, Outcome, RuleId, judge, settle};
 use super::rule::{Judged, Read, Reading};
 use super::scope::{Demand, Strict};
 use super::slot::{Side, Slots};
+use crate::tokens::Tokens;
 
 /// Everything that a policy set depends on; destinations with equal profiles share it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +26,7 @@ pub(crate) enum Profile {
         policies: Vec<usize>,
         strict: Strict,
         own_proxy: bool,
+        tokens: Option<Arc<Tokens>>,
         exempt: BTreeSet<u16>,
         protocols: Protocols,
         /// Set only where a policy asks for it.
@@ -78,6 +80,7 @@ struct Spot<'a> {
     policies: &'a [usize],
     strict: Option<usize>,
     own_proxy: bool,
+    tokens: Option<&'a Arc<Tokens>>,
     port: Option<u16>,
     destination: Option<IpAddr>,
 }
@@ -128,6 +131,7 @@ impl<'a> Sets<'a> {
             policies,
             strict,
             own_proxy,
+            tokens,
             exempt,
             protocols,
             destination,
@@ -151,6 +155,7 @@ impl<'a> Sets<'a> {
                 policies,
                 strict: demand,
                 own_proxy: *own_proxy,
+                tokens: tokens.as_ref(),
                 port,
                 destination: *destination,
             };
@@ -199,7 +204,12 @@ impl<'a> Sets<'a> {
         if !declared.http && !declared.unknown {
             return settle(tcp.to_vec());
         }
-        let http = self.row(spot, Reading::Http, dry);
+        let mut http = self.row(spot, Reading::Http, dry);
+        // A proxy of the pod's own checks tokens itself.
+        if let Some(tokens) = spot.tokens.filter(|_| !spot.own_proxy) {
+            let outcomes = http.iter().cloned();
+            http = Rc::new(outcomes.map(|outcome| outcome.authenticated(tokens)).collect());
+        }
         let bytes_decide = if declared.http {
             http.iter().cloned().map(Outcome::declared_http).collect()
         } else if Rc::ptr_eq(&tcp, &http) {

@@ -11,8 +11,9 @@ use thyra_datapath_abi::tables::PolicyRef;
 
 use super::Destination;
 use super::scope::{Acting, Policies};
-use crate::policy::{AuthorizationPolicy, PeerAuthentication, PolicyAction};
+use crate::policy::{AuthorizationPolicy, PeerAuthentication, PolicyAction, RequestAuthentication};
 use crate::report::{EndpointReport, PolicyKind, PolicyReport, Report};
+use crate::tokens::Keys;
 use crate::world::World;
 
 pub(super) fn report(
@@ -26,6 +27,7 @@ pub(super) fn report(
     let mut lists: FxHashMap<&[usize], Arc<[PolicyRef]>> = FxHashMap::default();
     let mut acting: Vec<Vec<u16>> = vec![Vec::new(); policies.all.len()];
     let mut peers: BTreeMap<&PolicyRef, Vec<u16>> = BTreeMap::new();
+    let mut requests: BTreeMap<&PolicyRef, Vec<u16>> = BTreeMap::new();
     for destination in destinations {
         let id = destination.endpoint.id;
         if destination.enrolment.mode != Mode::Off {
@@ -34,6 +36,9 @@ pub(super) fn report(
             }
             for reference in &destination.scope.peer_authentication {
                 peers.entry(reference).or_default().push(id);
+            }
+            for reference in destination.scope.tokens.iter().flat_map(|t| &t.policies) {
+                requests.entry(reference).or_default().push(id);
             }
         }
         let list = lists.entry(&destination.scope.policies).or_insert_with(|| {
@@ -65,15 +70,51 @@ pub(super) fn report(
         );
     }
     for policy in world.request_authentication.values() {
+        let endpoints = requests.remove(&policy.reference).unwrap_or_default();
+        let status = request_status(policy, endpoints.is_empty(), problems);
         report.policies.insert(
             (PolicyKind::RequestAuthentication, policy.reference.clone()),
-            PolicyReport {
-                endpoints: Vec::new(),
-                status: "not enforced here: tokens need L7".into(),
-            },
+            PolicyReport { endpoints, status },
         );
     }
     report
+}
+
+fn request_status(policy: &RequestAuthentication, nowhere: bool, problems: &mut Vec<String>) -> String {
+    if policy.has_target_refs {
+        return "not enforced here: targetRefs (a waypoint's or gateway's)".into();
+    }
+    if policy.rules.is_empty() && policy.unknown.is_empty() {
+        return "it has no jwtRules: nothing is asked of tokens".into();
+    }
+    let mut refused: Vec<String> = policy
+        .unknown
+        .iter()
+        .map(|term| format!("{} can't be carried out: no token is taken by it", term.0))
+        .collect();
+    for (index, rule) in policy.rules.iter().enumerate() {
+        if let Keys::None(why) = &rule.keys {
+            refused.push(format!(
+                "spec.jwtRules[{index}]: {why}: tokens of issuer `{}` are refused",
+                rule.issuer
+            ));
+        }
+    }
+    problems.extend(
+        refused
+            .iter()
+            .map(|why| format!("RequestAuthentication {}: {why}", policy.reference)),
+    );
+    let mut status = if nowhere {
+        "no enrolled pod of this node".to_owned()
+    } else {
+        "enforced".to_owned()
+    };
+    for why in &refused {
+        status += "; ";
+        status += why;
+    }
+    status
 }
 
 fn endpoint(destination: &Destination<'_>, policies: Arc<[PolicyRef]>) -> EndpointReport {

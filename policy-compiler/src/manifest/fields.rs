@@ -333,7 +333,8 @@ pub(super) const WORKLOAD_ENTRY: &[Field] = &[
     ("status", Any),
 ];
 
-const JWT_RULE: &[Field] = &[
+/// One of `jwtRules`.
+pub(super) const JWT_RULE: &[Field] = &[
     ("issuer", Text),
     ("audiences", TEXTS),
     ("jwksUri", Text),

@@ -2,13 +2,17 @@
 //!
 //! Invariant: without a byte, what both readings don't agree about is left to L7.
 
+use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
 
-use super::destination::{Protocol, is_own_proxy, protocols};
+use super::destination::{Protocol, is_own_proxy, protocols, request_authentications};
 use super::rule::{Facts, Reading};
 use super::source::{self, Origin, Who};
 use super::{Ask, Court, Looked, Ruling};
 use crate::traffic::Traffic;
+
+/// The field that waits for tokens.
+const TOKENS: &str = "jwtRules";
 
 impl Court<'_> {
     /// The stricter of what the Services in front of the port make of it.
@@ -86,14 +90,38 @@ impl Court<'_> {
             (Protocol::Undeclared, Some(Traffic { http: None, .. })) => {
                 self.order(&facts(Reading::Tcp), dry, trace)
             }
-            (Protocol::Http, _) | (Protocol::Undeclared, Some(_)) => {
-                self.order(&facts(Reading::Http), dry, trace)
-            }
+            (Protocol::Http | Protocol::Undeclared, Some(_)) => self.order(&facts(Reading::Http), dry, trace),
+            (Protocol::Http, None) => self.authenticated(self.order(&facts(Reading::Http), dry, trace)),
             (Protocol::Undeclared, None) => {
                 let tcp = self.order(&facts(Reading::Tcp), dry, &mut Vec::new());
-                let http = self.order(&facts(Reading::Http), dry, trace);
+                let http = self.authenticated(self.order(&facts(Reading::Http), dry, trace));
                 self.undeclared(tcp, http)
             }
+        }
+    }
+
+    /// Whatever else allows a request, an invalid token of it is refused: that needs its bytes.
+    fn authenticated(&self, ruling: Ruling) -> Ruling {
+        let asked = request_authentications(self.world, self.endpoint);
+        if is_own_proxy(self.endpoint) || asked.is_empty() || !matches!(ruling.rank(), 0 | 2) {
+            return ruling;
+        }
+        let asks = asked.into_iter().map(|asked| Ask {
+            rule: RuleRef {
+                policy: asked.reference.clone(),
+                rule: None,
+            },
+            field: TOKENS.into(),
+            tried: false,
+        });
+        let reason = if ruling.rank() == 0 {
+            Reason::NeedsL7
+        } else {
+            ruling.reason
+        };
+        Ruling {
+            asks: ruling.asks.into_iter().chain(asks).collect(),
+            ..Ruling::new(Action::Deny, reason, None)
         }
     }
 
@@ -122,6 +150,8 @@ impl Court<'_> {
                 asks.push(ask);
             }
         }
+        // Tokens are named after all rules.
+        asks.sort_by_key(|ask| &*ask.field == TOKENS);
         let custom = [tcp.reason, http.reason].contains(&Reason::NeedsCustom);
         let reason = if custom {
             Reason::NeedsCustom

@@ -4,7 +4,7 @@
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 
-use crate::policy::{AuthorizationPolicy, Labels, MtlsMode, PeerAuthentication};
+use crate::policy::{AuthorizationPolicy, Labels, MtlsMode, PeerAuthentication, RequestAuthentication};
 use crate::world::{AppProtocol, Endpoint, Workload, WorkloadKind, World};
 
 /// The pod's own workload as istiod tells it.
@@ -85,6 +85,29 @@ pub(super) fn applies(world: &World, endpoint: &Endpoint, policy: &Authorization
             .selector
             .as_ref()
             .is_none_or(|wanted| has_labels(endpoint, wanted))
+}
+
+/// The RequestAuthentications that ask something of the pod's requests, root namespace first.
+pub(super) fn request_authentications<'a>(
+    world: &'a World,
+    endpoint: &Endpoint,
+) -> Vec<&'a RequestAuthentication> {
+    let mut all: Vec<&RequestAuthentication> = world
+        .request_authentication
+        .values()
+        .map(|ra| &**ra)
+        .filter(|ra| !ra.has_target_refs)
+        .filter(|ra| !ra.rules.is_empty() || !ra.unknown.is_empty())
+        .filter(|ra| in_scope(world, endpoint, &ra.reference.namespace))
+        .filter(|ra| {
+            ra.selector
+                .as_ref()
+                .is_none_or(|wanted| has_labels(endpoint, wanted))
+        })
+        .collect();
+    let root = &*world.mesh.root_namespace;
+    all.sort_by_key(|ra| (&*ra.reference.namespace != root, &ra.reference));
+    all
 }
 
 fn has_labels(endpoint: &Endpoint, wanted: &Labels) -> bool {

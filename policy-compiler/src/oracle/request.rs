@@ -3,9 +3,11 @@
 
 use ipnet::IpNet;
 use regex::Regex;
+use serde_json::Value;
 
 use super::rule::{Facts, Truth, address, field};
 use crate::policy::{Field, StringMatch};
+use crate::tokens::JwtRule;
 use crate::traffic::{Request, Traffic};
 
 /// What Envoy's templates take for a letter of a segment.
@@ -102,6 +104,26 @@ pub(super) fn key(key: &str, values: &Field<StringMatch>, request: &Request, fac
         ),
     };
     one(&name, values, &found, |value| pattern(value, ".+"))
+}
+
+/// The traffic with its claims as Envoy leaves them: a text that a rule of its issuer names as a list with spaces is
+/// one.
+pub(super) fn with_lists(rules: &[&JwtRule], traffic: &Traffic) -> Traffic {
+    let mut traffic = traffic.clone();
+    let claims = traffic.http.as_mut().and_then(|request| request.claims.as_mut());
+    let Some(claims) = claims else { return traffic };
+    let issuer = claims.get("iss").and_then(Value::as_str).unwrap_or("").to_owned();
+    for rule in rules {
+        if !rule.issuer.is_empty() && rule.issuer != issuer {
+            continue;
+        }
+        for (name, value) in claims.iter_mut() {
+            if let (true, Value::String(text)) = (rule.lists.contains(name), &*value) {
+                *value = text.split(' ').filter(|word| !word.is_empty()).collect();
+            }
+        }
+    }
+    traffic
 }
 
 /// `a][b` is claim `b` inside claim `a`.

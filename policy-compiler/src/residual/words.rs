@@ -7,6 +7,7 @@ use thyra_datapath_abi::tables::RuleRef;
 
 use super::{Answer, Conditions, Residual, Rules, Test};
 use crate::policy::{Field, StringMatch};
+use crate::tokens::Tokens;
 
 impl Residual<RuleRef> {
     /// What an HTTP request gets.
@@ -39,7 +40,25 @@ fn answer(answer_of: &Answer<RuleRef>) -> Vec<String> {
             lines.extend(answer(other).into_iter().map(|line| format!("  {line}")));
             lines
         }
+        Answer::Authenticated(tokens, then) => {
+            let mut lines = vec![checked(tokens)];
+            lines.extend(answer(then));
+            lines
+        }
     }
+}
+
+fn checked(tokens: &Tokens) -> String {
+    let mut issuers: Vec<&str> = tokens.rules.iter().map(|rule| rule.issuer.as_str()).collect();
+    issuers.dedup();
+    let issuers: Vec<String> = issuers
+        .into_iter()
+        .map(|issuer| match issuer {
+            "" => "any issuer".to_owned(),
+            named => format!("`{named}`"),
+        })
+        .collect();
+    format!("401 for a token that is no valid one of {}", issuers.join(" or "))
 }
 
 fn action_word(action: Action) -> &'static str {

@@ -181,6 +181,7 @@ fn is_exact(compiler: &Compiler, cell: &Verdict, traffic: &Traffic) -> bool {
             Answer::Constant(..) => false,
             Answer::Rules(_) => true,
             Answer::Stricter(a, b) => asks(a) && asks(b),
+            Answer::Authenticated(_, then) => asks(then),
         }
     }
     let residual = cell

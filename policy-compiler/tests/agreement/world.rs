@@ -9,8 +9,9 @@ use thyra_datapath_abi::tables::PolicyRef;
 use thyra_policy_compiler::oracle::Connection;
 use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication, PolicyAction,
-    Rule, ServiceAccountRef, Source, StringMatch, Unknown,
+    RequestAuthentication, Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
+use thyra_policy_compiler::tokens::{JwtRule, Keys};
 use thyra_policy_compiler::world::{
     AppProtocol, Bootstrap, Endpoint, Mesh, NodeOptions, Service, ServicePort, Workload, WorkloadKind, World,
 };
@@ -443,7 +444,38 @@ pub(crate) fn world(e: &mut Entropy<'_>) -> World {
             .workloads
             .insert(Arc::clone(&workload.uid), Arc::new(workload));
     }
+    if e.chance(30) {
+        for number in 0..1 + e.below(3) {
+            let policy = request_authentication(e, number);
+            world
+                .request_authentication
+                .insert(policy.reference.clone(), Arc::new(policy));
+        }
+    }
     world
+}
+
+fn request_authentication(e: &mut Entropy<'_>, number: usize) -> RequestAuthentication {
+    let rule = |e: &mut Entropy<'_>| {
+        let rule = JwtRule {
+            issuer: e.pick(&["i", "x/i", "other", ""]).to_owned(),
+            keys: Keys::Inline(r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#.into()),
+            lists: e
+                .some(2, |e| e.pick(&["groups", "azp"]).to_owned())
+                .into_iter()
+                .collect(),
+            ..JwtRule::default()
+        };
+        rule.checked()
+    };
+    RequestAuthentication {
+        reference: reference(e, number),
+        version: String::new(),
+        selector: selector(e),
+        has_target_refs: e.chance(10),
+        rules: e.some(3, rule),
+        unknown: e.some(1, |_| Unknown("spec field 99".into())),
+    }
 }
 
 /// A random connection to one of the world's endpoints, at an address of its own.

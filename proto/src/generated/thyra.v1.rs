@@ -502,6 +502,7 @@ pub struct RequestPair {
     pub destination: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
     pub allowed: u64,
+    /// By policy, or for a token that is not valid.
     #[prost(uint64, tag = "4")]
     pub denied: u64,
     /// By Envoy itself: malformed, say.
@@ -521,7 +522,7 @@ pub struct RequestRule {
     pub policy: ::prost::alloc::string::String,
     #[prost(uint32, optional, tag = "2")]
     pub rule: ::core::option::Option<u32>,
-    /// allow | deny | refused
+    /// allow | deny | unauthenticated | refused
     #[prost(string, tag = "3")]
     pub action: ::prost::alloc::string::String,
     #[prost(uint64, tag = "4")]
