@@ -16,6 +16,7 @@ mod wait;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use thyra_proto::MONITOR_KINDS;
 use thyra_proto::thyra::v1 as api;
 use thyra_proto::thyra::v1::admin_service_server::AdminService;
 use tokio::sync::broadcast::error::RecvError;
@@ -30,7 +31,6 @@ use crate::monitor::{Hub, Namer, Seen};
 use crate::requests::Requests;
 use crate::snapshot::Snapshot;
 use crate::store::{Handle, SharedPlane, lock};
-use crate::word;
 
 /// Events that one slow listener may have waiting.
 const STREAM_DEPTH: usize = 256;
@@ -161,8 +161,8 @@ impl AdminService for Admin {
         request: Request<api::MonitorRequest>,
     ) -> Result<Response<Self::MonitorStream>, Status> {
         let wanted = request.into_inner();
-        if let Some(kind) = wanted.kinds.iter().find(|k| !word::EVENTS.contains(&k.as_str())) {
-            let all = word::EVENTS.join(", ");
+        if let Some(kind) = wanted.kinds.iter().find(|k| !MONITOR_KINDS.contains(&k.as_str())) {
+            let all = MONITOR_KINDS.join(", ");
             return Err(Status::invalid_argument(format!(
                 "no event is of kind `{kind}` (kinds: {all})"
             )));

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use thyra_datapath_abi::tables::Verdict;
 use thyra_datapath_abi::{Action, Event, EventKind, Reason};
-use thyra_node_proxy_bridge::als::{Decision, Record, Records};
+use thyra_node_proxy_bridge::als::{Decision, Record, Records, What};
 use thyra_proto::thyra::v1 as api;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -30,7 +30,7 @@ const BACKLOG: usize = 1024;
 pub enum Seen {
     /// In the kernel.
     Kernel(Arc<Vec<Event>>),
-    /// At Envoy: a request, and milliseconds since the epoch when it was told.
+    /// At Envoy: a request or another stream, and milliseconds since the epoch when it was told.
     Request(u64, Arc<Record>),
     /// In the agent; milliseconds since the epoch and a sentence.
     Agent(u64, Arc<str>),
@@ -149,7 +149,7 @@ impl Namer<'_> {
         }
     }
 
-    /// A request as the admin API tells it.
+    /// A request, or another stream at Envoy, as the admin API tells it.
     #[must_use]
     pub fn request(&self, time_unix_ms: u64, record: &Record) -> api::MonitorEvent {
         let (source, destination) = (record.client.ip(), record.pod.ip());
@@ -157,16 +157,17 @@ impl Namer<'_> {
         let endpoint = self.snapshot.endpoint_of(destination).unwrap_or(0);
         let (action, reason, rule) = match &record.decision {
             Decision::Allowed(Some(rule)) => (Action::Allow, Reason::PolicyAllow, Some(rule)),
+            // Envoy doesn't say by which rule.
+            Decision::Allowed(None) if matches!(record.what, What::Stream { .. }) => {
+                (Action::Allow, Reason::PolicyAllow, None)
+            }
             Decision::Allowed(None) => (Action::Allow, Reason::NoPolicy, None),
             Decision::Denied(Some(rule)) => (Action::Deny, Reason::PolicyDeny, Some(rule)),
             Decision::Denied(None) => (Action::Deny, Reason::Policy, None),
             Decision::BadToken(_) => (Action::Deny, Reason::PolicyDeny, None),
             Decision::Refused => (Action::Deny, Reason::NotHttp, None),
         };
-        let token = match &record.decision {
-            Decision::BadToken(why) => format!(", token refused: {why}"),
-            _ => String::new(),
-        };
+        let (kind, protocol, message) = told(record);
         let verdict = Verdict {
             action,
             reason,
@@ -177,7 +178,7 @@ impl Namer<'_> {
         };
         api::MonitorEvent {
             time_unix_ms,
-            kind: "request".to_owned(),
+            kind: kind.to_owned(),
             endpoint: u32::from(endpoint),
             source: source.to_string(),
             source_port: u32::from(record.client.port()),
@@ -193,15 +194,9 @@ impl Namer<'_> {
                 ..verdict::to_api(&verdict)
             }),
             generation: u64::from(self.snapshot.generation),
-            protocol: "http".to_owned(),
+            protocol: protocol.to_owned(),
             direction: "to_pod".to_owned(),
-            message: format!(
-                "{} {} {} in {:.1} ms{token}",
-                record.method,
-                record.path,
-                record.status,
-                record.took.as_secs_f64() * 1e3
-            ),
+            message,
             ..api::MonitorEvent::default()
         }
     }
@@ -240,6 +235,33 @@ impl Namer<'_> {
         self.snapshot
             .owner(address)
             .map_or_else(String::new, |(namespace, name)| format!("{namespace}/{name}"))
+    }
+}
+
+/// Kind, protocol and words of what Envoy judged.
+fn told(record: &Record) -> (&'static str, &'static str, String) {
+    let took = record.took.as_secs_f64() * 1e3;
+    let token = match &record.decision {
+        Decision::BadToken(why) => format!(", token refused: {why}"),
+        _ => String::new(),
+    };
+    match &record.what {
+        What::Request { method, path, status } => {
+            let message = format!("{method} {path} {status} in {took:.1} ms{token}");
+            ("request", "http", message)
+        }
+        What::Stream {
+            server_name,
+            received,
+            sent,
+        } => {
+            let name = match server_name.as_str() {
+                "" => "no server name",
+                name => name,
+            };
+            let message = format!("{name}, {received} bytes in, {sent} out in {took:.1} ms");
+            ("stream", "tcp", message)
+        }
     }
 }
 

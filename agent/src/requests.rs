@@ -1,4 +1,5 @@
-//! How many requests Envoy judged, by rule and by pair of identities, and how long they took.
+//! How many requests and other streams Envoy judged, by rule; requests by pair of identities too, with how long they
+//! took.
 //!
 //! Invariant: a request is counted once, under the identities that its addresses had when it was told; what went by
 //! uncounted is counted as that.
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use thyra_datapath_abi::tables::RuleRef;
-use thyra_node_proxy_bridge::als::{Decision, Record};
+use thyra_node_proxy_bridge::als::{Decision, Record, What};
 use thyra_proto::thyra::v1 as api;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -71,7 +72,7 @@ pub struct Pair {
 pub struct Counted {
     /// By the principals of source and destination.
     pub pairs: BTreeMap<(Arc<str>, Arc<str>), Pair>,
-    /// By the rule that decided; none where no rule did.
+    /// Requests and streams by the rule that decided; none where no rule did.
     pub rules: BTreeMap<(Option<RuleRef>, Outcome), u64>,
     /// Requests that went by too fast.
     pub missed: u64,
@@ -121,6 +122,10 @@ impl Requests {
         let ends = (principal(record.client.ip()), principal(record.pod.ip()));
         self.with(|counted| {
             *counted.rules.entry((rule, outcome)).or_default() += 1;
+            if matches!(record.what, What::Stream { .. }) {
+                // How long one lasts is its client's affair.
+                return;
+            }
             let known = counted.pairs.contains_key(&ends) || counted.pairs.len() < MAX_PAIRS;
             let ends = if known {
                 ends
@@ -210,9 +215,11 @@ mod tests {
         Record {
             client: end(client, 40_000),
             pod: end(1, 80),
-            method: "GET".to_owned(),
-            path: "/".to_owned(),
-            status: 200,
+            what: What::Request {
+                method: "GET".to_owned(),
+                path: "/".to_owned(),
+                status: 200,
+            },
             took: Duration::from_micros(micros),
             decision,
         }

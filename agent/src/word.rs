@@ -55,15 +55,3 @@ pub const fn number(reason: Reason) -> u8 {
 pub const fn is_refusal(reason: Reason) -> bool {
     number(reason) < number(Reason::NoPolicy)
 }
-
-/// All words of `event`, and `agent`.
-pub const EVENTS: [&str; 8] = [
-    "new",
-    "drop",
-    "revoke",
-    "spoof",
-    "malformed",
-    "audit",
-    "outbound",
-    "agent",
-];

@@ -13,7 +13,7 @@ use crate::output::{Format, GREEN, RED, YELLOW, coloured, no_picture, write};
 use crate::verdict::Verdict;
 
 /// What `-t` takes.
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 11] = [
     "new",
     "drop",
     "revoke",
@@ -22,6 +22,7 @@ const KINDS: [&str; 10] = [
     "audit",
     "outbound",
     "request",
+    "stream",
     "agent",
     "policy-verdict",
 ];
@@ -30,8 +31,8 @@ const KINDS: [&str; 10] = [
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: thyra monitor -t drop --to shop/cart")]
 pub(crate) struct Args {
-    /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, request, agent (may be repeated); all by
-    /// default
+    /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, request, stream, agent (may be repeated);
+    /// all by default
     #[arg(short = 't', long = "type", value_name = "KIND", value_delimiter = ',',
           value_parser = KINDS)]
     kinds: Vec<String>,
@@ -110,7 +111,7 @@ impl Event {
             .as_ref()
             .is_some_and(|verdict| verdict.action == "deny");
         let (mark, colour) = match self.kind.as_str() {
-            "request" if !refused => ("->", GREEN),
+            "request" | "stream" if !refused => ("->", GREEN),
             "new" | "outbound" => ("->", GREEN),
             "audit" | "agent" => ("~~", YELLOW),
             _ => ("xx", RED),
@@ -149,7 +150,7 @@ impl Event {
                 &self.destination_workload
             ),
             self.protocol,
-            if self.kind == "request" {
+            if matches!(self.kind.as_str(), "request" | "stream") {
                 &self.message
             } else {
                 &self.tcp_flags
@@ -204,6 +205,12 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agent_knows_every_kind() {
+        let known = |kind: &&&str| **kind != "policy-verdict";
+        assert!(KINDS.iter().filter(known).eq(&thyra_proto::MONITOR_KINDS));
+    }
 
     #[test]
     fn a_drop_reads_as_peoples_eyes_know_it() {

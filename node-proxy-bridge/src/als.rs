@@ -1,4 +1,4 @@
-//! What Envoy says of each request that went through a listener inside a pod.
+//! What Envoy says of each request, and of each other stream, that went through a listener inside a pod.
 //!
 //! Invariant: a record is Envoy's own word; what it doesn't say is not made up.
 
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{Address, Metadata, address, socket_address};
-use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, HttpAccessLogEntry};
+use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, HttpAccessLogEntry, TcpAccessLogEntry};
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogService;
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
 use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, StreamAccessLogsResponse};
@@ -19,6 +19,12 @@ use tracing::debug;
 
 /// The RBAC filter's metadata.
 const RBAC: &str = "envoy.filters.http.rbac";
+/// The same of streams.
+const NETWORK_RBAC: &str = "envoy.filters.network.rbac";
+/// The tag with a stream's server name.
+pub(crate) const SERVER_NAME: &str = "server_name";
+/// The tag with the reason for a stream's end, where it was refused.
+pub(crate) const ENDED_BY: &str = "ended_by";
 /// What a refusal by RBAC is called, before the policy in brackets.
 const DENIED: &str = "rbac_access_denied_matched_policy";
 /// What a refusal of a token is called, before the cause in braces (`jwt_authn/filter.cc`).
@@ -26,7 +32,7 @@ const BAD_TOKEN: &str = "jwt_authn_access_denied";
 /// Batches that a listener may fall behind.
 const BACKLOG: usize = 1024;
 
-/// What became of a request.
+/// What became of a request or stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It went on to the pod; by this rule, where one was needed.
@@ -39,19 +45,38 @@ pub enum Decision {
     Refused,
 }
 
-/// A request.
+/// What was judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A request.
+    Request {
+        /// `GET`.
+        method: String,
+        /// As the client wrote it, or as it was normalised.
+        path: String,
+        /// The status that the client got; 0 for none.
+        status: u32,
+    },
+    /// Any other stream, when it has ended.
+    Stream {
+        /// The name in its ClientHello; empty where it has none.
+        server_name: String,
+        /// Bytes from the client.
+        received: u64,
+        /// Bytes to the client.
+        sent: u64,
+    },
+}
+
+/// A request, or a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The client's end.
     pub client: SocketAddr,
     /// The pod's.
     pub pod: SocketAddr,
-    /// `GET`.
-    pub method: String,
-    /// As the client wrote it, or as it was normalised.
-    pub path: String,
-    /// The status that the client got; 0 for none.
-    pub status: u32,
+    /// What it was.
+    pub what: What,
     /// From the first byte to the last.
     pub took: Duration,
     /// What became of it.
@@ -84,14 +109,16 @@ impl AccessLogService for Records {
     ) -> Result<Response<StreamAccessLogsResponse>, Status> {
         let mut messages = request.into_inner();
         while let Some(message) = messages.message().await? {
-            let Some(LogEntries::HttpLogs(logs)) = message.log_entries else {
-                continue;
+            let records: Vec<Option<Record>> = match message.log_entries {
+                Some(LogEntries::HttpLogs(logs)) => logs.log_entry.iter().map(request_of).collect(),
+                Some(LogEntries::TcpLogs(logs)) => logs.log_entry.iter().map(stream_of).collect(),
+                None => continue,
             };
-            for entry in logs.log_entry {
-                match record(&entry) {
+            for record in records {
+                match record {
                     // Without a listener there is nobody to tell.
                     Some(record) => drop(self.0.send(Arc::new(record))),
-                    None => debug!("envoy logs a request without addresses"),
+                    None => debug!("envoy logs a request or stream without addresses"),
                 }
             }
         }
@@ -100,14 +127,12 @@ impl AccessLogService for Records {
 }
 
 /// None where the addresses are missing.
-fn record(entry: &HttpAccessLogEntry) -> Option<Record> {
+fn request_of(entry: &HttpAccessLogEntry) -> Option<Record> {
     let common = entry.common_properties.as_ref()?;
     let request = entry.request.as_ref();
     let response = entry.response.as_ref();
     let details = response.map_or("", |response| response.response_code_details.as_str());
-    Some(Record {
-        client: socket(common.downstream_direct_remote_address.as_ref()?)?,
-        pod: socket(common.downstream_local_address.as_ref()?)?,
+    let what = What::Request {
         method: request.map_or_else(String::new, |request| method(request.request_method)),
         path: request.map_or_else(String::new, |request| {
             let original = &request.original_path;
@@ -121,15 +146,38 @@ fn record(entry: &HttpAccessLogEntry) -> Option<Record> {
         status: response
             .and_then(|response| response.response_code)
             .map_or(0, |code| code.value),
+    };
+    record(common, what, decision(common, details, RBAC))
+}
+
+/// The same of a stream.
+fn stream_of(entry: &TcpAccessLogEntry) -> Option<Record> {
+    let common = entry.common_properties.as_ref()?;
+    let tag = |name: &str| common.custom_tags.get(name).map_or("", String::as_str);
+    let bytes = entry.connection_properties.unwrap_or_default();
+    let what = What::Stream {
+        server_name: tag(SERVER_NAME).to_owned(),
+        received: bytes.received_bytes,
+        sent: bytes.sent_bytes,
+    };
+    record(common, what, decision(common, tag(ENDED_BY), NETWORK_RBAC))
+}
+
+fn record(common: &AccessLogCommon, what: What, decision: Decision) -> Option<Record> {
+    Some(Record {
+        client: socket(common.downstream_direct_remote_address.as_ref()?)?,
+        pod: socket(common.downstream_local_address.as_ref()?)?,
+        what,
         took: common.duration.map_or(Duration::ZERO, |took| {
             let seconds = u64::try_from(took.seconds).unwrap_or(0);
             Duration::new(seconds, u32::try_from(took.nanos).unwrap_or(0))
         }),
-        decision: decision(common, details),
+        decision,
     })
 }
 
-fn decision(common: &AccessLogCommon, details: &str) -> Decision {
+/// `rbac`: whose metadata name the rule that let it through.
+fn decision(common: &AccessLogCommon, details: &str, rbac: &str) -> Decision {
     if let Some(policy) = details.strip_prefix(DENIED) {
         let policy = policy.trim_start_matches('[').trim_end_matches(']');
         return Decision::Denied(rule(policy));
@@ -141,13 +189,14 @@ fn decision(common: &AccessLogCommon, details: &str) -> Decision {
     if common.upstream_cluster.is_empty() {
         return Decision::Refused;
     }
-    let named = common.metadata.as_ref().and_then(effective);
+    let named = common.metadata.as_ref();
+    let named = named.and_then(|metadata| effective(metadata, rbac));
     Decision::Allowed(named.and_then(rule))
 }
 
 /// The last rule that let it through.
-fn effective(metadata: &Metadata) -> Option<&str> {
-    let rbac = metadata.filter_metadata.get(RBAC)?;
+fn effective<'a>(metadata: &'a Metadata, rbac: &str) -> Option<&'a str> {
+    let rbac = metadata.filter_metadata.get(rbac)?;
     match rbac.fields.get("enforced_effective_policy_id")?.kind.as_ref()? {
         Kind::StringValue(name) => Some(name),
         _ => None,
@@ -195,9 +244,9 @@ mod tests {
     #[test]
     fn a_refused_token_is_told_with_envoys_reason() {
         let common = AccessLogCommon::default();
-        let decided = decision(&common, "jwt_authn_access_denied{Jwt_is_expired}");
+        let decided = decision(&common, "jwt_authn_access_denied{Jwt_is_expired}", RBAC);
         assert_eq!(decided, Decision::BadToken("Jwt is expired".to_owned()));
-        assert_eq!(decision(&common, "direct_response"), Decision::Refused);
+        assert_eq!(decision(&common, "direct_response", RBAC), Decision::Refused);
     }
 
     #[test]

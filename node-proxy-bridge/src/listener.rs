@@ -10,6 +10,7 @@
 mod http;
 mod inline;
 mod tls;
+mod told;
 
 use std::path::Path;
 

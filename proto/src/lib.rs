@@ -23,6 +23,20 @@ macro_rules! package {
     };
 }
 
+/// What a `MonitorEvent` can be: what the kernel tells, what Envoy judged, what the agent did.
+pub const MONITOR_KINDS: [&str; 10] = [
+    "new",
+    "drop",
+    "revoke",
+    "spoof",
+    "malformed",
+    "audit",
+    "outbound",
+    "request",
+    "stream",
+    "agent",
+];
+
 /// The xDS protocol.
 pub mod envoy {
     /// Package `envoy.config`.

@@ -352,7 +352,7 @@ async fn listeners_hear_what_the_agent_does() {
     let agent = Agent::start(&[("mesh.yaml", MESH)]);
     let mut admin = AdminServiceClient::new(agent.channel().await);
     let kinds = api::MonitorRequest {
-        kinds: vec!["agent".into()],
+        kinds: vec!["agent".into(), "request".into(), "stream".into()],
         ..api::MonitorRequest::default()
     };
     let mut events = admin.monitor(kinds).await.expect("listening").into_inner();

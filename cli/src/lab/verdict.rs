@@ -132,7 +132,8 @@ impl Verdicts {
                 .filter(|event| wanted.kind_fits(event))
         };
         let first = |fits: &dyn Fn(&api::MonitorEvent) -> bool| {
-            let request = young().find(|event| event.kind == "request" && fits(event));
+            let envoys = |event: &&api::MonitorEvent| matches!(event.kind.as_str(), "request" | "stream");
+            let request = young().find(|event| envoys(event) && fits(event));
             request.or_else(|| young().find(|event| fits(event)))
         };
         let own = first(&|event| wanted.is_own(event));

@@ -6,24 +6,18 @@
 
 use std::path::Path;
 
-use envoy_types::pb::envoy::config::accesslog::v3::access_log::ConfigType as LogConfig;
 use envoy_types::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
 use envoy_types::pb::envoy::config::accesslog::v3::{
-    AccessLog, AccessLogFilter, ComparisonFilter, StatusCodeFilter, comparison_filter,
+    AccessLogFilter, ComparisonFilter, StatusCodeFilter, comparison_filter,
 };
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-use envoy_types::pb::envoy::config::core::v3::{
-    ApiVersion, GrpcService, HeaderValue, HeaderValueOption, RuntimeUInt32, grpc_service,
-};
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption, RuntimeUInt32};
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType as NetworkConfig;
 use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener};
 use envoy_types::pb::envoy::config::rbac::v3::Rbac;
 use envoy_types::pb::envoy::config::route::v3::{
     DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
     route_action, route_match,
-};
-use envoy_types::pb::envoy::extensions::access_loggers::grpc::v3::{
-    CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
@@ -37,8 +31,8 @@ use manager_v3::http_filter::ConfigType;
 use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper};
 use thyra_policy_compiler::traffic::PathNormalization;
 
-use super::{discovered, names, on_socket, packed, tokens_name};
-use crate::bootstrap::{BRIDGE, POD};
+use super::{discovered, names, on_socket, packed, tokens_name, told};
+use crate::bootstrap::POD;
 use crate::lower::StepKind;
 
 /// What Envoy's answer says of its reason, when asked to: a response header that never goes to a client.
@@ -47,12 +41,6 @@ pub const REASON_HEADER: &str = "thyra-reason";
 const HEADERS_TIMEOUT: Duration = Duration {
     seconds: 10,
     nanos: 0,
-};
-
-/// How long records may wait for others.
-const FLUSH: Duration = Duration {
-    seconds: 0,
-    nanos: 20_000_000,
 };
 
 /// What every HTTP listener of a node has in common.
@@ -102,7 +90,7 @@ pub(super) fn to_pod(name: &str, shape: &[StepKind], options: &HttpOptions) -> H
     };
     HttpConnectionManager {
         stat_prefix: "pod".to_owned(),
-        access_log: vec![told_to_the_bridge()],
+        access_log: vec![told::requests()],
         // The pod's answer is its own.
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         proxy_100_continue: true,
@@ -119,34 +107,6 @@ pub(super) fn to_pod(name: &str, shape: &[StepKind], options: &HttpOptions) -> H
             ..RouteConfiguration::default()
         })),
         ..asks
-    }
-}
-
-/// Each request, within a moment of its end.
-fn told_to_the_bridge() -> AccessLog {
-    let service = GrpcService {
-        target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(
-            grpc_service::EnvoyGrpc {
-                cluster_name: BRIDGE.to_owned(),
-                ..grpc_service::EnvoyGrpc::default()
-            },
-        )),
-        ..GrpcService::default()
-    };
-    let config = HttpGrpcAccessLogConfig {
-        common_config: Some(CommonGrpcAccessLogConfig {
-            log_name: "requests".to_owned(),
-            grpc_service: Some(service),
-            transport_api_version: ApiVersion::V3.into(),
-            buffer_flush_interval: Some(FLUSH),
-            ..CommonGrpcAccessLogConfig::default()
-        }),
-        ..HttpGrpcAccessLogConfig::default()
-    };
-    AccessLog {
-        name: "envoy.access_loggers.http_grpc".to_owned(),
-        config_type: Some(LogConfig::TypedConfig(packed(&config))),
-        ..AccessLog::default()
     }
 }
 

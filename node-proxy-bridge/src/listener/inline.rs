@@ -23,7 +23,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProx
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use envoy_types::pb::google::protobuf::BoolValue;
 
-use super::{HttpOptions, INSPECTION, http, listener_filter, packed, tls};
+use super::{HttpOptions, INSPECTION, http, listener_filter, packed, tls, told};
 use crate::bootstrap::POD;
 use crate::lower::StepKind;
 
@@ -128,6 +128,7 @@ fn streams(shape: &Shape, steps: &[StepKind]) -> FilterChain {
         config_type: Some(ConfigType::TypedConfig(packed(&TcpProxy {
             stat_prefix: "pod".to_owned(),
             cluster_specifier: Some(ClusterSpecifier::Cluster(POD.to_owned())),
+            access_log: vec![told::streams()],
             ..TcpProxy::default()
         }))),
     });

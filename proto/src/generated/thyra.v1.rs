@@ -530,7 +530,7 @@ pub struct RequestRule {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MonitorRequest {
-    /// new | drop | revoke | spoof | malformed | audit | agent; empty: all
+    /// Those of MonitorEvent; empty: all
     #[prost(string, repeated, tag = "1")]
     pub kinds: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "2")]
@@ -545,7 +545,7 @@ pub struct MonitorEvent {
     /// Milliseconds since the epoch.
     #[prost(uint64, tag = "1")]
     pub time_unix_ms: u64,
-    /// new | drop | revoke | spoof | malformed | audit | outbound | request | agent
+    /// new | drop | revoke | spoof | malformed | audit | outbound | request | stream | agent
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
