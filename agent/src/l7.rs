@@ -16,7 +16,7 @@ use thyra_node_proxy_bridge::ads::{AdsError, AdsServer};
 use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::envoy::{Binary, BinaryError, EnvoyConfig, EnvoyState, Supervisor};
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
-use thyra_node_proxy_bridge::listener::{HttpOptions, Place};
+use thyra_node_proxy_bridge::listener::HttpOptions;
 use thyra_policy_compiler::traffic::PathNormalization;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -84,9 +84,6 @@ pub enum L7Error {
     },
 }
 
-/// What is wanted of Envoy: each cell's name and pod, and the address of its residual.
-type Wants = Vec<(Arc<str>, Place, Arc<str>)>;
-
 /// See the module.
 pub struct L7 {
     inline: Inline,
@@ -94,8 +91,7 @@ pub struct L7 {
     supervisor: Option<Supervisor>,
     cgroup: Cgroup,
     runtime: Handle,
-    wants: Wants,
-    /// The same, as they were last applied.
+    /// What is wanted of Envoy.
     cells: Vec<Cell>,
     keys: Keyring,
     /// Counts Envoy's states.
@@ -141,7 +137,6 @@ impl L7 {
             supervisor: None,
             cgroup,
             runtime: Handle::current(),
-            wants: Vec::new(),
             cells: Vec::new(),
             keys,
             states: watch::Sender::new(0),
@@ -158,15 +153,7 @@ impl L7 {
     /// Tells Envoy what is wanted from now on, beside what the live tables name, and gives it a moment to take it.
     /// Whether something else is wanted than before.
     pub fn prepare(&mut self, cells: &[Cell], paths: PathNormalization) -> bool {
-        let wants = |cell: &Cell| {
-            (
-                Arc::clone(&cell.name),
-                cell.place.clone(),
-                Arc::clone(&cell.address),
-            )
-        };
-        let wants: Wants = cells.iter().map(wants).collect();
-        if wants == self.wants && paths == self.paths {
+        if self.cells == cells && paths == self.paths {
             return false;
         }
         self.inline.set_options(HttpOptions {
@@ -177,10 +164,9 @@ impl L7 {
         self.keys.want(tokens.map(|tokens| &**tokens));
         self.inline.set_keys(self.keys.sets());
         self.inline.apply(cells);
-        self.cells = cells.to_vec();
-        (self.wants, self.paths) = (wants, paths);
+        (self.cells, self.paths) = (cells.to_vec(), paths);
         if self.is_ready() {
-            self.runtime.block_on(self.inline.settled(PATIENCE));
+            self.settle();
         } else if !self.inline.is_empty() {
             self.start();
         }
@@ -192,9 +178,14 @@ impl L7 {
         if self.inline.set_keys(self.keys.sets()) {
             self.inline.apply(&self.cells);
             if self.is_ready() {
-                self.runtime.block_on(self.inline.settled(PATIENCE));
+                self.settle();
             }
         }
+    }
+
+    /// Gives a running Envoy a moment to take what it was told.
+    fn settle(&self) {
+        self.runtime.block_on(self.inline.settled(PATIENCE));
     }
 
     /// Key sets that can't be had, in words.

@@ -8,10 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use thyra_datapath_abi::tables::Verdict;
 use thyra_datapath_abi::{Action, Event, EventKind, Reason};
-use thyra_node_proxy_bridge::als::{Decision, Record, Records, What};
+use thyra_node_proxy_bridge::als::{Decision, Record, What};
 use thyra_proto::thyra::v1 as api;
 use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -69,22 +68,9 @@ impl Hub {
         drop(self.0.send(seen));
     }
 
-    /// Passes on what Envoy says until `stop`.
-    pub async fn pass_on(self, records: Records, stop: CancellationToken) {
-        let mut records = records.listen();
-        loop {
-            let record = tokio::select! {
-                record = records.recv() => record,
-                () = stop.cancelled() => return,
-            };
-            match record {
-                Ok(record) => self.tell(Seen::Request(unix_ms(), record)),
-                Err(RecvError::Lagged(missed)) => {
-                    self.agent(format!("{missed} requests went by too fast to be told"));
-                }
-                Err(RecvError::Closed) => return,
-            }
-        }
+    /// Tells listeners what Envoy judged.
+    pub fn judged(&self, record: Arc<Record>) {
+        self.tell(Seen::Request(unix_ms(), record));
     }
 
     /// Reads the ring until `stop`.

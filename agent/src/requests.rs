@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use thyra_datapath_abi::tables::RuleRef;
-use thyra_node_proxy_bridge::als::{Decision, Record, What};
+use thyra_node_proxy_bridge::als::{Decision, Record, Records, What};
 use thyra_proto::thyra::v1 as api;
-use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::monitor::Hub;
 use crate::snapshot::Snapshot;
 
 /// Upper ends of the histogram's buckets, seconds; one more bucket takes the rest.
@@ -83,13 +83,15 @@ pub struct Counted {
 pub struct Requests(Mutex<Counted>);
 
 impl Requests {
-    /// Counts what Envoy says until `stop`.
-    pub async fn count(
+    /// Counts what Envoy says, and passes it on, until `stop`.
+    pub async fn follow(
         self: Arc<Self>,
-        mut records: Receiver<Arc<Record>>,
+        records: Records,
         snapshot: watch::Receiver<Arc<Snapshot>>,
+        hub: Hub,
         stop: CancellationToken,
     ) {
+        let mut records = records.listen();
         loop {
             let record = tokio::select! {
                 record = records.recv() => record,
@@ -99,8 +101,12 @@ impl Requests {
                 Ok(record) => {
                     let snapshot = Arc::clone(&snapshot.borrow());
                     self.add(&record, &|address| principal(&snapshot, address));
+                    hub.judged(record);
                 }
-                Err(RecvError::Lagged(missed)) => self.with(|counted| counted.missed += missed),
+                Err(RecvError::Lagged(missed)) => {
+                    self.with(|counted| counted.missed += missed);
+                    hub.agent(format!("{missed} requests went by too fast to be told"));
+                }
                 Err(RecvError::Closed) => return,
             }
         }

@@ -176,9 +176,6 @@ pub async fn run_on(
     .await?;
     let news = l7.as_ref().map(L7::changes);
     let records = l7.as_ref().map(L7::records);
-    if let Some(records) = records.clone() {
-        tasks.spawn(hub.clone().pass_on(records, stop.clone()));
-    }
     let (handle, store) = Store::start(Parts {
         plane: plane.clone(),
         state: config.state.clone(),
@@ -189,10 +186,10 @@ pub async fn run_on(
     })?;
     let requests = Arc::new(Requests::default());
     if let Some(records) = records {
-        let counting = requests
+        let follow = requests
             .clone()
-            .count(records.listen(), handle.watch(), stop.clone());
-        tasks.spawn(counting);
+            .follow(records, handle.watch(), hub.clone(), stop.clone());
+        tasks.spawn(follow);
     }
     for news in news.into_iter().flatten() {
         tasks.spawn(tell_of_envoy(news, handle.clone(), stop.clone()));

@@ -5,36 +5,30 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
+use thyra_proto::MONITOR_KINDS;
 use thyra_proto::thyra::v1;
 
 use crate::client::{Agent, refused};
 use crate::output::{Format, GREEN, RED, YELLOW, coloured, no_picture, write};
 use crate::verdict::Verdict;
 
+/// Cilium's word for what happened to a new connection; the others are the agent's own.
+const POLICY_VERDICT: &str = "policy-verdict";
+
 /// What `-t` takes.
-const KINDS: [&str; 11] = [
-    "new",
-    "drop",
-    "revoke",
-    "spoof",
-    "malformed",
-    "audit",
-    "outbound",
-    "request",
-    "stream",
-    "agent",
-    "policy-verdict",
-];
+fn kinds() -> PossibleValuesParser {
+    PossibleValuesParser::new(MONITOR_KINDS.into_iter().chain([POLICY_VERDICT]))
+}
 
 /// `thyra monitor`
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: thyra monitor -t drop --to shop/cart")]
 pub(crate) struct Args {
-    /// Kinds to show: new, drop, revoke, spoof, malformed, audit, outbound, request, stream, agent (may be repeated);
-    /// all by default
+    /// Kinds to show (may be repeated); all by default
     #[arg(short = 't', long = "type", value_name = "KIND", value_delimiter = ',',
-          value_parser = KINDS)]
+          value_parser = kinds())]
     kinds: Vec<String>,
     /// Only from this address or namespace/pod
     #[arg(long)]
@@ -184,9 +178,8 @@ fn socket(address: &str, port: u32, workload: &str) -> String {
 /// Runs the command until the agent or the reader goes away.
 pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<ExitCode> {
     let mut client = agent.connect().await?;
-    // Cilium's word for what happened to a new connection.
     let kinds = args.kinds.iter().flat_map(|kind| match kind.as_str() {
-        "policy-verdict" => vec!["new".to_owned(), "drop".to_owned()],
+        POLICY_VERDICT => vec!["new".to_owned(), "drop".to_owned()],
         other => vec![other.to_owned()],
     });
     let request = v1::MonitorRequest {
@@ -204,12 +197,19 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
 
 #[cfg(test)]
 mod tests {
+    use clap::builder::TypedValueParser as _;
+
     use super::*;
 
     #[test]
     fn the_agent_knows_every_kind() {
-        let known = |kind: &&&str| **kind != "policy-verdict";
-        assert!(KINDS.iter().filter(known).eq(&thyra_proto::MONITOR_KINDS));
+        let taken: Vec<String> = kinds()
+            .possible_values()
+            .expect("a list")
+            .map(|kind| kind.get_name().to_owned())
+            .filter(|kind| kind != POLICY_VERDICT)
+            .collect();
+        assert_eq!(taken, MONITOR_KINDS);
     }
 
     #[test]

@@ -13,7 +13,6 @@ use thyra_datapath_engine::{BankImage, Overflow, Table};
 
 use crate::blocks::Entries;
 use crate::datapath::{Datapath, Deny, HostTraffic, NonTcp};
-use crate::memory::Memory;
 use crate::state_file::StateError;
 use crate::verdict_names::{Assignment, VerdictsFull};
 
@@ -57,32 +56,43 @@ pub enum CommitError {
     Grace(#[source] io::Error),
 }
 
-/// A bank in the shape in which it is compared and written.
-struct Wanted {
-    image: BankImage,
-    blocks4: Entries<4>,
-    blocks6: Entries<16>,
-}
-
 /// What this process last put in force, and what it knows of the banks. Nobody else writes them (`Lock`), except that
 /// an endpoint leaves its set: that table is always looked at.
 #[derive(Default)]
 pub(crate) struct Written {
-    last: Option<(Tables, BankImage)>,
+    /// What the live bank's image was made of.
+    tables: Option<Tables>,
     banks: [Option<BankImage>; 2],
 }
 
 impl Written {
+    fn bank(&self, bank: u32) -> Option<&BankImage> {
+        self.banks[usize::from(bank != 0)].as_ref()
+    }
+
+    /// The tables in force with their image.
+    fn last(&self, live: u32) -> Option<(&Tables, &BankImage)> {
+        self.tables.as_ref().zip(self.bank(live))
+    }
+
     /// Whether `bank` is known to have a table of `image`.
     fn has(&self, bank: u32, image: &BankImage, table: Table) -> bool {
-        let known = self.banks[usize::from(bank != 0)].as_ref();
-        table != Table::EndpointSets && known.is_some_and(|known| known.shares(image, table))
+        table != Table::EndpointSets && self.bank(bank).is_some_and(|known| known.shares(image, table))
     }
 
     /// The same of its blocks.
     fn has_blocks(&self, bank: u32, image: &BankImage) -> bool {
-        let known = self.banks[usize::from(bank != 0)].as_ref();
-        known.is_some_and(|known| known.shares_blocks(image))
+        self.bank(bank).is_some_and(|known| known.shares_blocks(image))
+    }
+
+    /// From now on `bank` is live and holds what was made of `tables`.
+    fn put(&mut self, bank: u32, tables: &Tables, image: BankImage) {
+        self.banks[usize::from(bank != 0)] = Some(image);
+        self.tables = Some(tables.clone());
+    }
+
+    fn forget(&mut self, bank: u32) {
+        self.banks[usize::from(bank != 0)] = None;
     }
 }
 
@@ -95,13 +105,12 @@ impl Datapath {
         let assignment = self.names.assign(&tables.verdicts)?;
         // `build` asks for indices of `tables.verdicts` only; 0 is no verdict and refused there.
         let id = |index: usize| assignment.ids.get(index).copied().unwrap_or(0);
-        let last = self.written.last.as_ref().map(|(tables, image)| (tables, image));
-        let wanted = Wanted::new(BankImage::build_after(last, tables, &id)?);
         let live = self.memory.control().bank();
-        let flags = self.flags(&wanted.image);
+        let wanted = BankImage::build_after(self.written.last(live), tables, &id)?;
+        let flags = self.flags(&wanted);
         if assignment.fresh.is_empty() && self.is_live(&wanted, live)? {
             self.memory.set_control(Control::new(generation, live, flags));
-            self.written.last = Some((tables.clone(), wanted.image));
+            self.written.put(live, tables, wanted);
             return Ok(self.accept(assignment, 0, Duration::ZERO));
         }
         if !assignment.fresh.is_empty() {
@@ -116,8 +125,7 @@ impl Datapath {
         let dead = 1 - live;
         let written = self.write_bank(&wanted, dead)?;
         self.memory.set_control(Control::new(generation, dead, flags));
-        self.written.banks[usize::from(dead != 0)] = Some(wanted.image.clone());
-        self.written.last = Some((tables.clone(), wanted.image));
+        self.written.put(dead, tables, wanted);
         self.grace.start();
         Ok(self.accept(assignment, written, waited))
     }
@@ -150,49 +158,55 @@ impl Datapath {
     }
 
     /// Whether the live bank is what is wanted already.
-    fn is_live(&self, wanted: &Wanted, live: u32) -> Result<bool, CommitError> {
+    fn is_live(&self, wanted: &BankImage, live: u32) -> Result<bool, CommitError> {
         let holds = |table| {
-            self.written.has(live, &wanted.image, table)
-                || self.memory.holds(table, live, wanted.image.words(table))
+            self.written.has(live, wanted, table) || self.memory.holds(table, live, wanted.words(table))
         };
         if self.memory.control().generation() == 0 || !Table::ALL.into_iter().all(holds) {
             return Ok(false);
         }
-        if self.written.has_blocks(live, &wanted.image) {
+        if self.written.has_blocks(live, wanted) {
             return Ok(true);
         }
-        let Memory { blocks4, blocks6, .. } = &self.memory;
-        let same4 = blocks4.read(live).map_err(|source| CommitError::Map {
-            map: maps::BLOCKS4,
-            source,
-        })?;
-        let same6 = blocks6.read(live).map_err(|source| CommitError::Map {
-            map: maps::BLOCKS6,
-            source,
-        })?;
-        Ok(same4 == wanted.blocks4 && same6 == wanted.blocks6)
+        let held4 = self
+            .memory
+            .blocks4
+            .read(live)
+            .map_err(|source| CommitError::Map {
+                map: maps::BLOCKS4,
+                source,
+            })?;
+        let held6 = self
+            .memory
+            .blocks6
+            .read(live)
+            .map_err(|source| CommitError::Map {
+                map: maps::BLOCKS6,
+                source,
+            })?;
+        Ok(held4 == blocks4(wanted) && held6 == blocks6(wanted))
     }
 
     /// Makes a bank that no program reads hold what is wanted. Returns how many words and entries changed.
-    fn write_bank(&mut self, wanted: &Wanted, bank: u32) -> Result<usize, CommitError> {
+    fn write_bank(&mut self, wanted: &BankImage, bank: u32) -> Result<usize, CommitError> {
         let mut written = 0;
         for table in Table::ALL {
-            if !self.written.has(bank, &wanted.image, table) {
-                written += self.memory.write(table, bank, wanted.image.words(table));
+            if !self.written.has(bank, wanted, table) {
+                written += self.memory.write(table, bank, wanted.words(table));
             }
         }
-        if self.written.has_blocks(bank, &wanted.image) {
+        if self.written.has_blocks(bank, wanted) {
             return Ok(written);
         }
         // What fails on the way leaves something between.
-        self.written.banks[usize::from(bank != 0)] = None;
-        let blocks4 = self.memory.blocks4.write(bank, &wanted.blocks4);
-        written += blocks4.map_err(|source| CommitError::Map {
+        self.written.forget(bank);
+        let changed = self.memory.blocks4.write(bank, &blocks4(wanted));
+        written += changed.map_err(|source| CommitError::Map {
             map: maps::BLOCKS4,
             source,
         })?;
-        let blocks6 = self.memory.blocks6.write(bank, &wanted.blocks6);
-        written += blocks6.map_err(|source| CommitError::Map {
+        let changed = self.memory.blocks6.write(bank, &blocks6(wanted));
+        written += changed.map_err(|source| CommitError::Map {
             map: maps::BLOCKS6,
             source,
         })?;
@@ -200,20 +214,16 @@ impl Datapath {
     }
 }
 
-impl Wanted {
-    fn new(image: BankImage) -> Self {
-        let blocks4 = image
-            .blocks4(0)
-            .map(|(key, class)| ((key.prefix_len, key.address), class))
-            .collect();
-        let blocks6 = image
-            .blocks6(0)
-            .map(|(key, class)| ((key.prefix_len, key.address), class))
-            .collect();
-        Self {
-            image,
-            blocks4,
-            blocks6,
-        }
-    }
+fn blocks4(image: &BankImage) -> Entries<4> {
+    let blocks = image.blocks4(0);
+    blocks
+        .map(|(key, class)| ((key.prefix_len, key.address), class))
+        .collect()
+}
+
+fn blocks6(image: &BankImage) -> Entries<16> {
+    let blocks = image.blocks6(0);
+    blocks
+        .map(|(key, class)| ((key.prefix_len, key.address), class))
+        .collect()
 }

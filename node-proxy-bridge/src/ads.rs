@@ -7,5 +7,6 @@ mod catalog;
 mod conversation;
 mod server;
 
+pub(crate) use self::catalog::hex;
 pub use self::catalog::{Catalog, Kind, Name, Outcome, Resource};
 pub use self::server::{AdsError, AdsServer};

@@ -17,7 +17,7 @@ use thyra_policy_compiler::tokens::Tokens;
 use tokio::sync::watch;
 use tracing::{debug, info};
 
-use crate::ads::{AdsServer, Kind, Name, Outcome, Resource};
+use crate::ads::{AdsServer, Kind, Name, Outcome, Resource, hex};
 use crate::als::Records;
 use crate::listener::{self, HttpOptions, Place, Reading, Shape};
 use crate::lower::{self, Chain, KeySets, NotExpressible};
@@ -33,6 +33,13 @@ pub struct Cell {
     pub address: Arc<str>,
     /// What decides.
     pub residual: Arc<Residual<RuleRef>>,
+}
+
+/// The address stands for the residual.
+impl PartialEq for Cell {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.name, &self.place, &self.address) == (&other.name, &other.place, &other.address)
+    }
 }
 
 /// Why a residual has no listener.
@@ -385,9 +392,7 @@ fn version(residual: &Arc<str>, tokens: &Tokens, keys: &KeySets) -> Arc<str> {
         digest.update(text.len().to_be_bytes());
         digest.update(text);
     }
-    let digest = digest.finalize();
-    let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{residual}-{hex}").into()
+    format!("{residual}-{}", hex(&digest.finalize()[..8])).into()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use thyra_datapath_abi::FlowState;
 use thyra_datapath_abi::datagram::{DATAGRAM_KEYS, DATAGRAM_SLOTS, FRESH_TICKS, INBOUND, KIND, NEEDED};
 use thyra_datapath_abi::limits::DATAGRAM_BUCKETS;
 
-use crate::flow_table::Bucket;
+use crate::flow_table::{Bucket, hash, holds, write};
 use crate::tables::number;
 
 const EACH: u32 = number(DATAGRAM_BUCKETS);
@@ -69,14 +69,7 @@ impl<const W: usize> Key<W> {
     #[must_use]
     #[inline(always)]
     pub fn new(words: [u64; W], endpoint: u16, seed: u64) -> Self {
-        let mut hash = seed;
-        for word in words {
-            hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            hash ^= hash >> 32;
-        }
-        hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        hash ^= hash >> 32;
-        let [a, b, c, d, ..] = hash.to_le_bytes();
+        let [a, b, c, d, ..] = hash(words, seed).to_le_bytes();
         let [endpoint, _] = endpoint.to_le_bytes();
         Self {
             words,
@@ -101,7 +94,10 @@ pub fn recall<M: DatagramMemory, const W: usize>(
         // The mask is for the verifier.
         let at = slot & MASK;
         let state = FlowState(bucket.load(at));
-        if is_of(state, key.tag, kind) && is_fresh(state, now) && holds(bucket, at, &key.words) {
+        if is_of(state, key.tag, kind)
+            && is_fresh(state, now)
+            && holds(bucket, DATAGRAM_KEYS + at * W, &key.words)
+        {
             // Its place may have gone to another since.
             let state = FlowState(bucket.load(at));
             if !is_of(state, key.tag, kind) {
@@ -176,11 +172,7 @@ fn replace<B: Bucket, const W: usize>(
     if !bucket.exchange(slot, before.0, claimed) {
         return false;
     }
-    let mut at = 0;
-    while at < W {
-        bucket.store(DATAGRAM_KEYS + slot * W + at, key.words[at]);
-        at += 1;
-    }
+    write(bucket, DATAGRAM_KEYS + slot * W, &key.words);
     bucket.exchange(slot, claimed, state.0)
 }
 
@@ -215,16 +207,4 @@ fn is_of(state: FlowState, tag: u64, kind: u32) -> bool {
 fn is_fresh(state: FlowState, now: u64) -> bool {
     let age = state.age(now).wrapping_add(SLACK_TICKS) & 0xffff_ffff;
     age < FRESH_TICKS + SLACK_TICKS
-}
-
-#[inline(always)]
-fn holds<B: Bucket, const W: usize>(bucket: B, slot: usize, words: &[u64; W]) -> bool {
-    let mut at = 0;
-    while at < W {
-        if bucket.load(DATAGRAM_KEYS + slot * W + at) != words[at] {
-            return false;
-        }
-        at += 1;
-    }
-    true
 }

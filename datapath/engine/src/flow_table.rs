@@ -80,18 +80,23 @@ impl Key<5> {
     }
 }
 
+/// A tuple's words in a table with this seed.
+#[inline(always)]
+pub(crate) fn hash<const W: usize>(words: [u64; W], seed: u64) -> u64 {
+    let mut hash = seed;
+    for word in words {
+        hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 32;
+    }
+    // Tuples often differ in a port alone, which one round does not spread over all bits.
+    hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash ^ hash >> 32
+}
+
 impl<const W: usize> Key<W> {
     #[inline(always)]
     fn new(words: [u64; W], endpoint: u16, seed: u64) -> Self {
-        let mut hash = seed;
-        for word in words {
-            hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            hash ^= hash >> 32;
-        }
-        // Tuples often differ in a port alone, which one round does not spread over all bits.
-        hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        hash ^= hash >> 32;
-        let [a, b, c, d, e, f, ..] = hash.to_le_bytes();
+        let [a, b, c, d, e, f, ..] = hash(words, seed).to_le_bytes();
         Self {
             words,
             first: u32::from_le_bytes([a, b, 0, 0]),
@@ -189,7 +194,7 @@ fn locate<B: Bucket, const W: usize>(bucket: B, key: &Key<W>) -> Option<(usize, 
     let mut slot = 0;
     while slot < FLOW_SLOTS {
         let state = FlowState(bucket.load(FLOW_STATES + slot));
-        if state.may_be(key.tag) && holds(bucket, slot, &key.words) {
+        if state.may_be(key.tag) && holds(bucket, FLOW_KEYS + slot * W, &key.words) {
             return Some((slot, state));
         }
         slot += 1;
@@ -197,16 +202,27 @@ fn locate<B: Bucket, const W: usize>(bucket: B, key: &Key<W>) -> Option<(usize, 
     None
 }
 
+/// Whether a bucket has these words from `first` on.
 #[inline(always)]
-fn holds<B: Bucket, const W: usize>(bucket: B, slot: usize, words: &[u64; W]) -> bool {
+pub(crate) fn holds<B: Bucket, const W: usize>(bucket: B, first: usize, words: &[u64; W]) -> bool {
     let mut at = 0;
     while at < W {
-        if bucket.load(FLOW_KEYS + slot * W + at) != words[at] {
+        if bucket.load(first + at) != words[at] {
             return false;
         }
         at += 1;
     }
     true
+}
+
+/// Writes these words from `first` on.
+#[inline(always)]
+pub(crate) fn write<B: Bucket, const W: usize>(bucket: B, first: usize, words: &[u64; W]) {
+    let mut at = 0;
+    while at < W {
+        bucket.store(first + at, words[at]);
+        at += 1;
+    }
 }
 
 /// Adds `mark` to a state. None when the slot went to another connection since it was read.
@@ -241,11 +257,7 @@ fn occupy<B: Bucket, const W: usize>(bucket: B, key: &Key<W>, state: FlowState) 
     while slot < FLOW_SLOTS {
         let word = FLOW_STATES + slot;
         if bucket.load(word) == FlowState::FREE.0 && bucket.exchange(word, FlowState::FREE.0, claimed) {
-            let mut at = 0;
-            while at < W {
-                bucket.store(FLOW_KEYS + slot * W + at, key.words[at]);
-                at += 1;
-            }
+            write(bucket, FLOW_KEYS + slot * W, &key.words);
             return bucket.exchange(word, claimed, state.0);
         }
         slot += 1;

@@ -65,9 +65,8 @@ impl Resource {
     pub fn listener(listener: Listener, needs: Vec<Name>) -> Self {
         let body = pack_any(listener);
         let digest = Sha256::digest(&body.value);
-        let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Self {
-            version: hex.into(),
+            version: hex(&digest[..16]).into(),
             body,
             needs,
         }
@@ -85,6 +84,11 @@ impl Resource {
         };
         (name, resource)
     }
+}
+
+/// Bytes as hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What Envoy made of a resource's wanted version.

@@ -4,6 +4,7 @@
 //! nobody. How Istio builds the same: `pilot/pkg/security/authn/policy_applier.go` (`convertToEnvoyJwtConfig`), istio
 //! at 86c9f01.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -76,6 +77,21 @@ fn requirement(requires_type: RequiresType) -> JwtRequirement {
     }
 }
 
+/// The rule as Envoy gets it. What one without keys was refused for must not reach Envoy, which may refuse all of the
+/// filter over it.
+fn readable(rule: &JwtRule) -> Cow<'_, JwtRule> {
+    if !matches!(rule.keys, Keys::None(_)) {
+        return Cow::Borrowed(rule);
+    }
+    Cow::Owned(JwtRule {
+        issuer: rule.issuer.clone(),
+        keys: rule.keys.clone(),
+        forward: rule.forward,
+        lists: rule.lists.clone(),
+        ..JwtRule::default()
+    })
+}
+
 fn provider(rule: &JwtRule, fetched: &KeySets) -> JwtProvider {
     let JwtRule {
         issuer,
@@ -89,16 +105,21 @@ fn provider(rule: &JwtRule, fetched: &KeySets) -> JwtProvider {
         forward,
         timeout: _,
         lists,
-    } = rule;
-    // What a rule without keys was refused for must not reach Envoy, which may refuse all of it.
-    let refusing = matches!(keys, Keys::None(_));
+    } = &*readable(rule);
     let text = match keys {
         Keys::Inline(text) => Some(text),
         Keys::Uri(_) | Keys::Discovery(_) => fetched.get(keys),
         Keys::None(_) => None,
     };
-    let headers = from_headers.iter().filter(|_| !refusing);
-    let claims = claim_headers.iter().filter(|_| !refusing);
+    let headers = from_headers.iter().map(|header| JwtHeader {
+        name: header.name.clone(),
+        value_prefix: header.prefix.clone(),
+    });
+    let claims = claim_headers.iter().map(|claim| JwtClaimToHeader {
+        header_name: claim.header.clone(),
+        claim_name: claim.claim.clone(),
+        ..JwtClaimToHeader::default()
+    });
     let mut spaced: Vec<String> = LISTS.map(str::to_owned).into();
     spaced.extend(
         lists
@@ -108,32 +129,13 @@ fn provider(rule: &JwtRule, fetched: &KeySets) -> JwtProvider {
     );
     JwtProvider {
         issuer: issuer.clone(),
-        audiences: if refusing { Vec::new() } else { audiences.clone() },
+        audiences: audiences.clone(),
         forward: *forward,
-        forward_payload_header: if refusing {
-            String::new()
-        } else {
-            payload_header.clone()
-        },
-        from_headers: headers
-            .map(|header| JwtHeader {
-                name: header.name.clone(),
-                value_prefix: header.prefix.clone(),
-            })
-            .collect(),
-        from_params: if refusing { Vec::new() } else { from_params.clone() },
-        from_cookies: if refusing {
-            Vec::new()
-        } else {
-            from_cookies.clone()
-        },
-        claim_to_headers: claims
-            .map(|claim| JwtClaimToHeader {
-                header_name: claim.header.clone(),
-                claim_name: claim.claim.clone(),
-                ..JwtClaimToHeader::default()
-            })
-            .collect(),
+        forward_payload_header: payload_header.clone(),
+        from_headers: headers.collect(),
+        from_params: from_params.clone(),
+        from_cookies: from_cookies.clone(),
+        claim_to_headers: claims.collect(),
         payload_in_metadata: PAYLOAD.to_owned(),
         normalize_payload_in_metadata: Some(NormalizePayload {
             space_delimited_claims: spaced,

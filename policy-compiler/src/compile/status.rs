@@ -105,11 +105,7 @@ fn request_status(policy: &RequestAuthentication, nowhere: bool, problems: &mut 
             .iter()
             .map(|why| format!("RequestAuthentication {}: {why}", policy.reference)),
     );
-    let mut status = if nowhere {
-        "no enrolled pod of this node".to_owned()
-    } else {
-        "enforced".to_owned()
-    };
+    let mut status = standing(nowhere, "enforced").to_owned();
     for why in &refused {
         status += "; ";
         status += why;
@@ -147,13 +143,7 @@ fn authorization_status(
             unknown.join(", ")
         ));
     }
-    let mut status = if nowhere {
-        "no enrolled pod of this node".to_owned()
-    } else if policy.dry_run {
-        "dry-run".to_owned()
-    } else {
-        "enforced".to_owned()
-    };
+    let mut status = standing(nowhere, if policy.dry_run { "dry-run" } else { "enforced" }).to_owned();
     if policy.action == PolicyAction::Custom {
         let provider = policy.provider.as_deref().unwrap_or("");
         status.push_str("; custom authorization is not supported: what it may match is denied");
@@ -194,9 +184,16 @@ fn peer_status(policy: &PeerAuthentication, world: &World, nowhere: bool) -> Str
     let selects = policy.selector.as_ref().is_some_and(|labels| !labels.is_empty());
     if of_root && selects {
         "not enforced: a selector in the root namespace has no effect in Istio".into()
-    } else if nowhere {
-        "no enrolled pod of this node".into()
     } else {
-        "enforced".into()
+        standing(nowhere, "enforced").into()
+    }
+}
+
+/// What is `somewhere` where it applies to a pod.
+fn standing(nowhere: bool, somewhere: &str) -> &str {
+    if nowhere {
+        "no enrolled pod of this node"
+    } else {
+        somewhere
     }
 }

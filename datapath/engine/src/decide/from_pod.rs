@@ -27,6 +27,19 @@ pub fn from_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     outcome.flags(Event::FROM_POD)
 }
 
+/// Whether the pod sends from its own address, or from another one that it may send this from; none where it may not.
+#[inline(always)]
+pub(super) fn speaks_as<F: Family>(record: &EndpointRecord, parsed: &Parsed<F>) -> Option<bool> {
+    let source = parsed.packet.source;
+    // An endpoint without an address of this family has the zero address, which `may_send` alone admits.
+    let own = F::own(record);
+    let is_own_address = source == own && own != F::Address::default();
+    if !is_own_address && !F::may_send(source, parsed.protocol, parsed.ports()) {
+        return None;
+    }
+    Some(is_own_address)
+}
+
 #[inline(always)]
 fn known<F: Family, N: Tables + Flows + Steered + ?Sized>(
     node: &N,
@@ -37,11 +50,7 @@ fn known<F: Family, N: Tables + Flows + Steered + ?Sized>(
     if matches!(parsed.kind, Kind::Invalid | Kind::Unsupported) {
         return Outcome::drop(endpoint, parsed.reason()).event(EventKind::Malformed);
     }
-    let source = parsed.packet.source;
-    // An endpoint without an address of this family has the zero address, which `may_send` alone admits.
-    let own = F::own(record);
-    let is_own_address = source == own && own != F::Address::default();
-    if !is_own_address && !F::may_send(source, parsed.protocol, parsed.ports()) {
+    if speaks_as(record, parsed).is_none() {
         return Outcome::drop(endpoint, Reason::InvalidSourceIp).event(EventKind::Spoof);
     }
     let control = node.control();
@@ -62,7 +71,7 @@ fn known<F: Family, N: Tables + Flows + Steered + ?Sized>(
         return Outcome::drop(endpoint, Reason::EndpointUnknown);
     }
     let key = packet.flow_from_pod(endpoint);
-    if packet.destination == own {
+    if packet.destination == F::own(record) {
         track(node, packet, &key, Side::Pod);
         return Outcome::pass(endpoint)
             .because(Reason::SelfTraffic)

@@ -17,7 +17,8 @@ use thyra_datapath_abi::{
     Action, Cell, Control, EndpointRecord, EndpointSets, Event, EventKind, FlowState, Mode, Reason,
 };
 
-use super::to_pod::{came_from, is_own_interface};
+use super::from_pod::speaks_as;
+use super::to_pod::{is_own_interface, is_spoofed};
 use super::tuple::{NO_PORT, Tuple};
 use super::{Act, Arrival, Outcome, unjudged};
 use crate::datagram_table::Touch;
@@ -115,12 +116,7 @@ fn admitted<'a, F: Family, N: Tables + Flows + ?Sized>(
             .flags(Event::SELF));
     }
     let source = F::source(node, packet.source);
-    let spoofed = if source.exact {
-        source.local != 0 && !came_from(node, arrival, source.local)
-    } else {
-        F::is_never_source(packet.source)
-    };
-    if spoofed {
+    if is_spoofed::<F, N>(node, arrival, packet.source, &source) {
         return Err(Outcome::drop(endpoint, Reason::InvalidSourceIp).event(EventKind::Spoof));
     }
     Ok((
@@ -204,11 +200,9 @@ fn sent<F: Family, N: Tables + Flows + Datagrams + ?Sized>(
     other: &NonTcp<F>,
 ) -> Outcome {
     let packet = &other.parsed.packet;
-    let own = F::own(record);
-    let is_own_address = packet.source == own && own != F::Address::default();
-    if !is_own_address && !F::may_send(packet.source, other.parsed.protocol, other.parsed.ports()) {
+    let Some(is_own_address) = speaks_as(record, &other.parsed) else {
         return Outcome::drop(endpoint, Reason::InvalidSourceIp).event(EventKind::Spoof);
-    }
+    };
     let sets = node.sets(endpoint);
     match other.shape {
         // Whatever `may_send` lets out beside it opens nothing: no answer comes to such an address.
@@ -217,7 +211,7 @@ fn sent<F: Family, N: Tables + Flows + Datagrams + ?Sized>(
         Shape::Cut => return Outcome::drop(endpoint, Reason::InvalidPacket).event(EventKind::Malformed),
         // Nothing that comes back is let in by them.
         Shape::Error | Shape::Unknown => return Outcome::pass(endpoint).because(Reason::OwnConnection),
-        _ if packet.destination == own => {
+        _ if packet.destination == F::own(record) => {
             return Outcome::pass(endpoint)
                 .because(Reason::SelfTraffic)
                 .flags(Event::SELF);

@@ -6,7 +6,7 @@ use super::l7;
 use super::{Act, Arrival, Outcome, Side, is_own, revocation, track, unjudged};
 use crate::Family;
 use crate::flows::{FlowTable, Flows};
-use crate::lookup;
+use crate::lookup::{self, Source};
 use crate::packet::{ACK, Kind, Packet, Parsed, RST};
 use crate::steered::Steered;
 use crate::tables::{Tables, endpoint_at};
@@ -47,12 +47,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
             .flags(Event::SELF);
     }
     let source = F::source(node, packet.source);
-    let spoofed = if source.exact {
-        source.local != 0 && !came_from(node, arrival, source.local)
-    } else {
-        F::is_never_source(packet.source)
-    };
-    if spoofed {
+    if is_spoofed::<F, N>(node, arrival, packet.source, &source) {
         return Outcome::drop(endpoint, Reason::InvalidSourceIp).event(EventKind::Spoof);
     }
     if packet.is_syn() && !arrival.is_from_node() {
@@ -150,9 +145,24 @@ pub(super) fn is_own_interface<F: Family>(
         || (ingress != 0 && ingress == record.bridge_ifindex && packet.source == F::own(record))
 }
 
+/// Whether the packet's source address is another's: a local pod's that it doesn't come from, or one that nobody has.
+#[inline(always)]
+pub(super) fn is_spoofed<F: Family, N: Tables + ?Sized>(
+    node: &N,
+    arrival: &Arrival,
+    address: F::Address,
+    source: &Source,
+) -> bool {
+    if source.exact {
+        source.local != 0 && !came_from(node, arrival, source.local)
+    } else {
+        F::is_never_source(address)
+    }
+}
+
 /// Whether the packet came in by the interface of the endpoint that owns its source address.
 #[inline(always)]
-pub(super) fn came_from<N: Tables + ?Sized>(node: &N, arrival: &Arrival, owner: u16) -> bool {
+fn came_from<N: Tables + ?Sized>(node: &N, arrival: &Arrival, owner: u16) -> bool {
     let ingress = arrival.ingress_ifindex;
     let record = node.record(owner);
     ingress != 0 && (ingress == record.ifindex || ingress == record.bridge_ifindex)

@@ -5,7 +5,7 @@
 
 use thyra_datapath_abi::{Action, EndpointRecord, EndpointSets, Mode, Reason};
 
-use super::to_pod::{came_from, is_own_interface};
+use super::to_pod::{is_own_interface, is_spoofed};
 use super::{Arrival, Side, is_own};
 use crate::account::{Counters, Direction};
 use crate::flows::Flows;
@@ -32,12 +32,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
         return false;
     }
     let source = F::source(node, packet.source);
-    let honest = if source.exact {
-        source.local == 0 || came_from(node, arrival, source.local)
-    } else {
-        !F::is_never_source(packet.source)
-    };
-    if !honest {
+    if is_spoofed::<F, N>(node, arrival, packet.source, &source) {
         return false;
     }
     let cell = lookup::cell(node, F::set(sets), source.class, packet.destination_port);

@@ -69,20 +69,7 @@ pub fn unusual<L: Load>(load: &L, l3: u32) -> Parsed<V6> {
     if load.far8(l3) >> 4 != 6 || end == 0 {
         return Parsed::empty(Kind::Invalid);
     }
-    let source = Address6 {
-        high: load.far64(l3 + 8),
-        low: load.far64(l3 + 16),
-    };
-    let destination = Address6 {
-        high: load.far64(l3 + 24),
-        low: load.far64(l3 + 32),
-    };
-    let chain = Chain {
-        protocol: load.far8(l3 + 6),
-        l4: l3 + HEADER,
-        fragmented: false,
-    };
-    let chain = load.walk(chain, end);
+    let (source, destination, chain) = headers(load, l3, end);
     if !chain.fragmented && is_extension(chain.protocol) {
         // Cut short: by the end of the packet, or by the bound.
         let kind = if chain.l4 + 8 > end {
@@ -130,8 +117,9 @@ pub(super) fn embedded<L: Load>(load: &L, l3: u32, end: u32) -> Ip<V6> {
     }
 }
 
+/// Source, destination, and where the walk over the extension headers ends.
 #[inline(always)]
-fn ip<L: Load>(load: &L, l3: u32, end: u32) -> Ip<V6> {
+fn headers<L: Load>(load: &L, l3: u32, end: u32) -> (Address6, Address6, Chain) {
     let source = Address6 {
         high: load.far64(l3 + 8),
         low: load.far64(l3 + 16),
@@ -145,7 +133,12 @@ fn ip<L: Load>(load: &L, l3: u32, end: u32) -> Ip<V6> {
         l4: l3 + HEADER,
         fragmented: false,
     };
-    let chain = load.walk(chain, end);
+    (source, destination, load.walk(chain, end))
+}
+
+#[inline(always)]
+fn ip<L: Load>(load: &L, l3: u32, end: u32) -> Ip<V6> {
+    let (source, destination, chain) = headers(load, l3, end);
     // The walk ends at the fragment header of a piece.
     let (l4, field, id) = if chain.fragmented {
         (chain.l4 + 8, load.far16(chain.l4 + 2), load.far32(chain.l4 + 4))
