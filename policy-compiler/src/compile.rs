@@ -18,6 +18,7 @@ mod assemble;
 mod bits;
 mod block;
 mod class;
+mod destination;
 mod enrol;
 mod identity;
 mod kept;
@@ -39,7 +40,6 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
-use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::limits::MAX_ENDPOINTS;
 use thyra_datapath_abi::tables::{EndpointTables, PolicyRef, RuleRef, Tables};
 
@@ -47,21 +47,21 @@ pub use self::assemble::Residuals;
 use self::assemble::{Legend, Placed, assemble};
 use self::block::Blocks;
 use self::class::{Classes, Sources, derived};
-use self::enrol::{Enrolment, enrol};
+use self::destination::Destination;
+use self::enrol::enrol;
 use self::identity::Identities;
 use self::kept::{Ground, Kept};
 use self::lend::{Lending, Moved};
 pub use self::limits::Limits;
 use self::prepared::PreparedPolicy;
 use self::protocol::{Protocols, protocols};
-use self::row::Outcome;
 pub(crate) use self::scope::selects;
-use self::scope::{Acting, Policies, Scope, cross_check, scope};
+use self::scope::{Acting, Policies, cross_check, scope};
 use self::set::{Profile, Set, Sets};
 use self::slot::{Slots, TestId, Tests};
 use crate::policy::{AuthorizationPolicy, PolicyAction};
 use crate::report::Report;
-use crate::world::{Bootstrap, Endpoint, Mesh, World};
+use crate::world::{Mesh, World};
 
 mod status;
 
@@ -115,14 +115,6 @@ pub struct Compiler {
     naming: bool,
     limits: Limits,
     kept: Option<Kept>,
-}
-
-/// An endpoint with everything that decides over it but the sources.
-struct Destination<'a> {
-    endpoint: &'a Endpoint,
-    enrolment: Enrolment,
-    scope: Scope,
-    protocols: Protocols,
 }
 
 impl Compiler {
@@ -370,49 +362,6 @@ impl Compiler {
             limits: self.limits,
             ..Self::default()
         };
-    }
-}
-
-impl Destination<'_> {
-    fn name(&self) -> String {
-        format!("{}/{}", self.endpoint.namespace, self.endpoint.name)
-    }
-
-    fn is_judged(&self, world: &World) -> bool {
-        world.synced && self.enrolment.mode != Mode::Off
-    }
-
-    fn profile(
-        &self,
-        world: &World,
-        prepared: &[Option<Arc<PreparedPolicy>>],
-        family: fn(&IpAddr) -> bool,
-    ) -> Profile {
-        if self.enrolment.mode == Mode::Off {
-            return Profile::Constant(Outcome::NotEnforced);
-        }
-        if !world.synced {
-            return Profile::Constant(match world.node.bootstrap {
-                Bootstrap::Deny => Outcome::Bootstrap,
-                Bootstrap::Allow => Outcome::BootstrapAllow,
-            });
-        }
-        let asks = self
-            .scope
-            .policies
-            .iter()
-            .filter_map(|at| prepared[*at].as_ref())
-            .any(|policy| policy.asks_destination());
-        let address = || self.endpoint.addresses.iter().find(|address| family(address));
-        Profile::Judged {
-            policies: self.scope.policies.clone(),
-            strict: self.scope.strict.clone(),
-            own_proxy: self.enrolment.own_proxy,
-            tokens: self.scope.tokens.clone(),
-            exempt: self.enrolment.exempt.clone(),
-            protocols: self.protocols.clone(),
-            destination: if asks { address().copied() } else { None },
-        }
     }
 }
 

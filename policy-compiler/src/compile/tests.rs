@@ -1,5 +1,7 @@
 //! What the compiler keeps from one compile to the next, and what it drops.
 
+use thyra_datapath_abi::Mode;
+
 use super::*;
 use crate::manifest;
 use crate::world::{NodeOptions, Workload};
