@@ -13,7 +13,7 @@ use thyra_datapath::abi::limits::L7_FIRST_PORT;
 use thyra_datapath::abi::tables::{SourceAddress, Tables, Verdict};
 use thyra_datapath::abi::{Action, Mode, Reason};
 
-use crate::node::{Fate, Pod, chain, echoes, on_a_node, open, run};
+use crate::node::{Fate, Pod, chain, eventually, on_a_node, open, run};
 use crate::policy::{Policy, rule};
 use crate::{FRIEND, PORT, SERVER, STRANGER, families, pods};
 
@@ -308,10 +308,10 @@ fn without_the_link_no_byte_reaches_the_app() {
         assert_eq!(reached(STRANGER), [At::Envoy; 2]);
         run(&format!("rm /run/bpf/thyra/*/steer-{id}"));
         // The kernel lets go of it after a grace period.
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        for address in families(SERVER) {
-            let stream = STRANGER.connect(address, PORT);
-            assert!(!stream.is_ok_and(|stream| echoes(&stream)), "{address}");
-        }
+        eventually("nothing answers any more", || {
+            let at = reached(STRANGER);
+            assert!(!at.contains(&At::App), "{at:?}");
+            (at == [At::Nowhere; 2]).then_some(())
+        });
     });
 }
