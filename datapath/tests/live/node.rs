@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use thyra_datapath::abi::limits::L7_BUDGET;
 use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic, NonTcp, Order};
 
 /// Says to a process that it is the child, inside the namespaces.
@@ -157,6 +158,7 @@ pub(crate) fn config() -> Config {
         deny: Deny::Reset,
         host_traffic: HostTraffic::Allow,
         non_tcp: NonTcp::Pass,
+        l7_connections: L7_BUDGET,
         report_new: true,
         hook: Some(hook()),
         order: Order::First,

@@ -8,12 +8,12 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use thyra_datapath::Datapath;
 use thyra_datapath::abi::limits::L7_FIRST_PORT;
 use thyra_datapath::abi::tables::{SourceAddress, Tables, Verdict};
 use thyra_datapath::abi::{Action, Mode, Reason};
+use thyra_datapath::{Config, Datapath};
 
-use crate::node::{Fate, Pod, chain, eventually, on_a_node, open, run};
+use crate::node::{Fate, Pod, chain, config, eventually, on_a_node, open, run};
 use crate::policy::{Policy, rule};
 use crate::{FRIEND, PORT, SERVER, STRANGER, families, pods};
 
@@ -260,6 +260,44 @@ fn an_open_connection_is_cut_when_its_listener_no_longer_judges_it() {
         datapath.set_listeners(listeners(&[("r3", OTHER)])).unwrap();
         assert_eq!(all(&streams), [At::Nowhere; 2], "what was cut stays cut");
         assert_eq!(reached(STRANGER), [At::Envoy; 2]);
+    });
+}
+
+#[test]
+fn a_pod_has_so_many_connections_with_envoy_and_those_that_end_make_room() {
+    let name = "steered::a_pod_has_so_many_connections_with_envoy_and_those_that_end_make_room";
+    on_a_node(name, || {
+        let (_cgroup, datapath, _) = at_work(needs_l7("r1"));
+        drop(datapath);
+        let two = Config {
+            l7_connections: 2,
+            ..config()
+        };
+        let mut datapath = Datapath::open(two).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        datapath.set_listeners(listeners(&[("r1", FIRST)])).unwrap();
+        let full = || {
+            let streams = families(SERVER).map(|address| STRANGER.connect(address, PORT).unwrap());
+            assert_eq!(streams.each_ref().map(speaks), [At::Envoy; 2]);
+            for address in families(SERVER) {
+                assert_eq!(STRANGER.try_connect(address, PORT), Fate::Refused);
+            }
+            assert_eq!(streams.each_ref().map(speaks), [At::Envoy; 2]);
+            streams
+        };
+        drop(full());
+        let minute = 61_000_000_000;
+        // The other end may take a moment to close its own.
+        eventually("both are collected", || {
+            datapath.collect(Datapath::now_ns() + minute).unwrap();
+            let left = datapath.status().fill;
+            let used = left.iter().filter(|fill| fill.table.starts_with("L7_FLOWS"));
+            used.map(|fill| fill.used).eq([0, 0]).then_some(())
+        });
+        let streams = full();
+        datapath.set_listeners(BTreeMap::new()).unwrap();
+        assert_eq!(streams.each_ref().map(speaks), [At::Nowhere; 2]);
+        datapath.set_listeners(listeners(&[("r1", FIRST)])).unwrap();
+        full();
     });
 }
 
