@@ -47,8 +47,8 @@ impl<const K: usize> HostFlows<K> {
         self.entries
     }
 
-    /// Looks at up to about `budget` entries, from where the last call stopped, and removes finished ones; `gone` hears of
-    /// the endpoint of each.
+    /// Looks at up to about `budget` entries, from where the last call stopped, and removes finished ones; `gone` hears
+    /// of the endpoint of each.
     pub(crate) fn sweep(&mut self, now_ns: u64, budget: usize, gone: impl Fn(u16)) -> io::Result<Swept> {
         let mut swept = Swept::default();
         while swept.looked_at < budget {
