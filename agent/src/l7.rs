@@ -3,6 +3,7 @@
 //! Invariant: the kernel is told of a port only once Envoy judges that residual on it; an Envoy that is missing, starts
 //! or is gone refuses what needs it and nothing else. It isn't started before something needs it.
 
+mod authorizers;
 mod cells;
 mod cgroup;
 
@@ -18,6 +19,7 @@ use thyra_node_proxy_bridge::envoy::{Binary, BinaryError, EnvoyConfig, EnvoyStat
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
 use thyra_node_proxy_bridge::listener::HttpOptions;
 use thyra_policy_compiler::traffic::PathNormalization;
+use thyra_policy_compiler::world::World;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -94,6 +96,7 @@ pub struct L7 {
     /// What is wanted of Envoy.
     cells: Vec<Cell>,
     keys: Keyring,
+    missing_authorizers: Vec<String>,
     /// Counts Envoy's states.
     states: watch::Sender<u64>,
     paths: PathNormalization,
@@ -139,6 +142,7 @@ impl L7 {
             runtime: Handle::current(),
             cells: Vec::new(),
             keys,
+            missing_authorizers: Vec::new(),
             states: watch::Sender::new(0),
             paths: PathNormalization::default(),
         }))
@@ -152,8 +156,13 @@ impl L7 {
 
     /// Tells Envoy what is wanted from now on, beside what the live tables name, and gives it a moment to take it.
     /// Whether something else is wanted than before.
-    pub fn prepare(&mut self, cells: &[Cell], paths: PathNormalization) -> bool {
-        if self.cells == cells && paths == self.paths {
+    pub fn prepare(&mut self, cells: &[Cell], world: &World) -> bool {
+        let paths = world.mesh.path_normalization;
+        let residuals = cells.iter().map(|cell| &*cell.residual);
+        let (places, missing) = authorizers::places(world, residuals);
+        self.missing_authorizers = missing;
+        let moved = self.inline.set_places(places);
+        if self.cells == cells && paths == self.paths && !moved {
             return false;
         }
         self.inline.set_options(HttpOptions {
@@ -192,6 +201,12 @@ impl L7 {
     #[must_use]
     pub fn missing_keys(&self) -> Vec<String> {
         self.keys.failures()
+    }
+
+    /// Authorizers that can't be asked, in words.
+    #[must_use]
+    pub fn missing_authorizers(&self) -> &[String] {
+        &self.missing_authorizers
     }
 
     /// The live tables name what is wanted and nothing else.

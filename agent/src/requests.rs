@@ -39,6 +39,10 @@ pub enum Outcome {
     Denied,
     /// Its token is not valid.
     Unauthenticated,
+    /// An external authorizer refused it.
+    Unauthorized,
+    /// No external authorizer could be asked about it.
+    Unchecked,
     /// Envoy refused it by itself.
     Refused,
 }
@@ -51,6 +55,8 @@ impl Outcome {
             Self::Allowed => "allow",
             Self::Denied => "deny",
             Self::Unauthenticated => "unauthenticated",
+            Self::Unauthorized => "unauthorized",
+            Self::Unchecked => "unchecked",
             Self::Refused => "refused",
         }
     }
@@ -123,6 +129,8 @@ impl Requests {
             Decision::Allowed(rule) => (Outcome::Allowed, rule.clone()),
             Decision::Denied(rule) => (Outcome::Denied, rule.clone()),
             Decision::BadToken(_) => (Outcome::Unauthenticated, None),
+            Decision::Unauthorized(rule) => (Outcome::Unauthorized, rule.clone()),
+            Decision::Unchecked(rule) => (Outcome::Unchecked, rule.clone()),
             Decision::Refused => (Outcome::Refused, None),
         };
         let ends = (principal(record.client.ip()), principal(record.pod.ip()));

@@ -1,6 +1,7 @@
 //! What Envoy is started with: where its administration is and whom it asks for everything else.
 //!
-//! Invariant: no TCP port is opened and nothing is sent anywhere but to the bridge's socket.
+//! Invariant: no TCP port is opened, and nothing is sent anywhere but to the bridge's socket, to the pods that its
+//! listeners are in, and to the authorizers that the bridge names.
 
 use std::path::Path;
 
@@ -33,6 +34,7 @@ pub fn bootstrap(node: &str, xds: &Path, admin: &Path) -> Value {
                 "set_node_on_first_message_only": true,
                 "grpc_services": [grpc],
             },
+            "cds_config": {"ads": {}, "resource_api_version": "V3"},
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
         "static_resources": {"clusters": [bridge(xds), pod()]},

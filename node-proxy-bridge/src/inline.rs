@@ -19,8 +19,9 @@ use tracing::{debug, info};
 
 use crate::ads::{AdsServer, Kind, Name, Outcome, Resource, hex};
 use crate::als::Records;
+use crate::authorizer;
 use crate::listener::{self, HttpOptions, Place, Reading, Shape};
-use crate::lower::{self, Chain, KeySets, NotExpressible};
+use crate::lower::{self, Chain, KeySets, NotExpressible, Places};
 
 /// A cell of the tables that needs a listener in a pod.
 #[derive(Clone, Debug)]
@@ -63,12 +64,37 @@ struct Slot {
     /// What it judged before, until that is retired.
     former: Option<Arc<str>>,
     port: u16,
-    /// Whether tokens are checked there: where that changes the port does too, so that no connection of before goes on
-    /// unchecked.
-    tokens: bool,
+    guards: Guards,
     rules: Vec<Name>,
+    /// Authorizers, which other slots may ask too.
+    clusters: Vec<Name>,
     listeners: Vec<Name>,
     cells: BTreeSet<Arc<str>>,
+}
+
+/// The filters of a listener: where they change the port does too, so that no connection of before goes on without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Guards {
+    http: lower::Guards,
+    other: Option<lower::Guards>,
+}
+
+impl Guards {
+    fn of(asked: &Asked) -> Self {
+        Self {
+            http: asked.http.guards(),
+            other: asked.other.as_ref().map(Chain::guards),
+        }
+    }
+
+    /// A reading that there wasn't before has no connections.
+    fn fit(&self, later: &Self) -> bool {
+        let other = match (&self.other, &later.other) {
+            (Some(before), Some(after)) => before == after,
+            _ => true,
+        };
+        self.http == later.http && other
+    }
 }
 
 /// A residual with the cells that ask it.
@@ -85,9 +111,12 @@ pub struct Inline {
     server: AdsServer,
     options: HttpOptions,
     keys: KeySets,
+    places: Places,
     slots: Vec<Slot>,
     /// Wanted no more, but not retired.
     lingering: Vec<Slot>,
+    /// Authorizers that a listener asked before its last change.
+    unused: Vec<Name>,
     refused: BTreeMap<Arc<str>, Refusal>,
     /// The port to try next: one that was freed is taken again as late as can be.
     next: u16,
@@ -101,8 +130,10 @@ impl Inline {
             server,
             options,
             keys: KeySets::new(),
+            places: Places::new(),
             slots: Vec::new(),
             lingering: Vec::new(),
+            unused: Vec::new(),
             refused: BTreeMap::new(),
             next: 0,
         }
@@ -120,9 +151,17 @@ impl Inline {
         changed
     }
 
+    /// Where authorizers are, from the next `apply` on; whether they are elsewhere than before.
+    pub fn set_places(&mut self, places: Places) -> bool {
+        let changed = self.places != places;
+        self.places = places;
+        changed
+    }
+
     /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere.
     pub fn apply(&mut self, wanted: &[Cell]) {
         let asked = self.lowered(wanted);
+        self.put_clusters(&asked);
         let before = std::mem::take(&mut self.slots);
         let (mut same, mut free): (Vec<Slot>, Vec<Slot>) = before
             .into_iter()
@@ -130,14 +169,14 @@ impl Inline {
         let mut changed = Vec::new();
         for (residual, asked) in asked {
             let found = same.iter().position(|slot| slot.residual == residual);
-            let tokens = asked.http.tokens.is_some();
-            let fits = |slot: &Slot| slot.tokens == tokens && !slot.cells.is_disjoint(&asked.cells);
+            let guards = Guards::of(&asked);
+            let fits = |slot: &Slot| slot.guards.fit(&guards) && !slot.cells.is_disjoint(&asked.cells);
             let heir = || free.iter().position(fits);
             let slot = match found.map(|at| same.swap_remove(at)) {
                 Some(slot) => Some(slot),
                 None => heir().map(|at| free.swap_remove(at)).or_else(|| {
                     let port = self.free_port(&[&same, &free, &changed])?;
-                    Some(Slot::new(port, tokens))
+                    Some(Slot::new(port, guards.clone()))
                 }),
             };
             match slot {
@@ -167,6 +206,24 @@ impl Inline {
             {
                 catalog.remove(name);
             }
+            let held = |name: &Name| self.slots.iter().any(|slot| slot.clusters.contains(name));
+            for name in gone.iter().flat_map(|slot| &slot.clusters).chain(&self.unused) {
+                if !held(name) {
+                    catalog.remove(name);
+                }
+            }
+        });
+        self.unused.clear();
+    }
+
+    /// The authorizers of all listeners, before the listeners that ask them.
+    fn put_clusters(&self, asked: &BTreeMap<Arc<str>, Asked>) {
+        let chains = asked.values().flat_map(Asked::chains);
+        let clusters = authorizer::clusters(chains, &self.places);
+        self.server.with(|catalog| {
+            for (name, resource) in clusters {
+                catalog.put(name, resource);
+            }
         });
     }
 
@@ -177,7 +234,7 @@ impl Inline {
         self.server.read(|catalog| {
             let taken = |name: &Name| catalog.outcome(name) == Some(&Outcome::Accepted);
             for slot in self.lingering.iter().chain(&self.slots) {
-                if slot.rules.iter().all(taken) && slot.listeners.iter().any(taken) {
+                if slot.needs().all(taken) && slot.listeners.iter().any(taken) {
                     let names = slot.former.iter().chain([&slot.residual]);
                     ports.extend(names.map(|name| (Arc::clone(name), slot.port)));
                 }
@@ -196,7 +253,7 @@ impl Inline {
                     Some(Outcome::Refused(words)) => Some(Arc::clone(words)),
                     _ => None,
                 };
-                if let Some(words) = slot.rules.iter().chain(&slot.listeners).find_map(words) {
+                if let Some(words) = slot.needs().chain(&slot.listeners).find_map(words) {
                     refused.insert(Arc::clone(&slot.residual), Refusal::Rejected(words));
                 }
             }
@@ -212,7 +269,7 @@ impl Inline {
             let mut names = self
                 .slots
                 .iter()
-                .flat_map(|slot| slot.rules.iter().chain(&slot.listeners));
+                .flat_map(|slot| slot.needs().chain(&slot.listeners));
             !names.any(awaited)
         })
     }
@@ -300,15 +357,17 @@ impl Inline {
     }
 
     /// Sends what the slot is to have, and takes away what it had besides.
-    fn filled(&self, slot: Slot, residual: Arc<str>, asked: Asked) -> Slot {
+    fn filled(&mut self, slot: Slot, residual: Arc<str>, asked: Asked) -> Slot {
         let shape = Shape {
             name: format!("p{}", slot.port),
             port: slot.port,
             http: asked.http.shape(),
             other: asked.other.as_ref().map(Chain::shape),
         };
-        let rules = rules(&shape, &asked, &residual, &self.keys);
-        let needs: Vec<Name> = rules.iter().map(|(name, _)| name.clone()).collect();
+        let rules = rules(&shape, &asked, &residual, &self.keys, &self.places);
+        let own: Vec<Name> = rules.iter().map(|(name, _)| name.clone()).collect();
+        let clusters = authorizer::names(asked.chains());
+        let needs: Vec<Name> = own.iter().chain(&clusters).cloned().collect();
         let listeners: Vec<(Name, Resource)> = asked
             .places
             .iter()
@@ -321,7 +380,7 @@ impl Inline {
         let names = listeners.iter().map(|(name, _)| name.clone()).collect();
         let had = slot.rules.iter().chain(&slot.listeners);
         let gone: Vec<&Name> = had
-            .filter(|name| !needs.contains(name) && !listeners.iter().any(|(kept, _)| kept == *name))
+            .filter(|name| !own.contains(name) && !listeners.iter().any(|(kept, _)| kept == *name))
             .collect();
         debug!(port = slot.port, residual = &*residual, "listener");
         self.server.with(|catalog| {
@@ -332,27 +391,41 @@ impl Inline {
                 catalog.put(name, resource);
             }
         });
+        self.unused.extend(slot.clusters);
         let former = (slot.residual != residual && !slot.residual.is_empty()).then_some(slot.residual);
         Slot {
             former: former.or(slot.former),
             residual,
             port: slot.port,
-            tokens: slot.tokens,
-            rules: needs,
+            guards: Guards::of(&asked),
+            rules: own,
+            clusters,
             listeners: names,
             cells: asked.cells,
         }
     }
 }
 
+impl Asked {
+    fn chains(&self) -> impl Iterator<Item = &Chain> {
+        [&self.http].into_iter().chain(&self.other)
+    }
+}
+
 impl Slot {
-    fn new(port: u16, tokens: bool) -> Self {
+    /// All that its listeners can't do without.
+    fn needs(&self) -> impl Iterator<Item = &Name> {
+        self.rules.iter().chain(&self.clusters)
+    }
+
+    fn new(port: u16, guards: Guards) -> Self {
         Self {
             residual: "".into(),
             former: None,
             port,
-            tokens,
+            guards,
             rules: Vec::new(),
+            clusters: Vec::new(),
             listeners: Vec::new(),
             cells: BTreeSet::new(),
         }
@@ -371,17 +444,30 @@ fn chains(residual: &Residual<RuleRef>) -> Result<(Chain, Option<Chain>), Refusa
     Ok((http, other))
 }
 
-fn rules(shape: &Shape, asked: &Asked, residual: &Arc<str>, keys: &KeySets) -> Vec<(Name, Resource)> {
+fn rules(
+    shape: &Shape,
+    asked: &Asked,
+    residual: &Arc<str>,
+    keys: &KeySets,
+    places: &Places,
+) -> Vec<(Name, Resource)> {
     let mut all = listener::rules(&shape.http_name(), Reading::Http, &asked.http);
+    let mut asking = listener::authorizers(&shape.http_name(), Reading::Http, &asked.http, places);
     if let Some(other) = &asked.other {
         all.extend(listener::rules(&shape.other_name(), Reading::Stream, other));
+        let streams = listener::authorizers(&shape.other_name(), Reading::Stream, other, places);
+        asking.extend(streams);
     }
+    // Whether a service is known changes where the residual doesn't.
+    let asking = asking
+        .into_iter()
+        .map(|(filter, known)| Resource::rules(filter, &format!("{residual}-{known}").into()));
     let all = all.into_iter().map(|rules| Resource::rules(rules, residual));
     let tokens = asked.http.tokens.iter().map(|tokens| {
         let filter = listener::tokens(&shape.http_name(), tokens, keys);
         Resource::rules(filter, &version(residual, tokens, keys))
     });
-    all.chain(tokens).collect()
+    all.chain(tokens).chain(asking).collect()
 }
 
 /// Keys change where the residual doesn't.

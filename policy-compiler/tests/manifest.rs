@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use thyra_policy_compiler::authorizer::Check;
 use thyra_policy_compiler::manifest::{self, Body, Manifests, Object};
 use thyra_policy_compiler::policy::{AuthorizationPolicy, Condition, MtlsMode, PolicyAction, StringMatch};
 use thyra_policy_compiler::world::{AppProtocol, NodeOptions, WorkloadKind};
@@ -438,7 +439,12 @@ fn a_world_is_what_istiod_would_tell() {
     let world = manifest::world(&manifests, NodeOptions::default()).expect("a world");
     assert_eq!(world.mesh.trust_domain, "corp.example");
     assert_eq!(world.mesh.root_namespace, "istio-config");
-    assert!(world.mesh.extension_providers.contains("opa"));
+    let opa = world.mesh.provider("opa");
+    let asked = opa.authorizer.as_ref().expect("it can be asked");
+    assert_eq!(
+        (asked.target.to_string(), &asked.check),
+        ("opa:9191".into(), &Check::Grpc)
+    );
     let front = &world.workloads["Kubernetes//Pod/shop/front"];
     let addresses: Vec<String> = front.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(

@@ -317,6 +317,7 @@ fn stand_in(world: &mut World, from: &str) -> Result<()> {
         service_account: account.into(),
         node: String::new(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: std::collections::BTreeMap::new(),
         authorization_policies: Vec::new(),

@@ -40,10 +40,10 @@ impl Subscription {
     fn gone(&self, kind: Kind, catalog: &Catalog) -> Vec<Arc<str>> {
         let lacks = |name: &&Arc<str>| catalog.offer(&(kind, Arc::clone(name))).is_none();
         match kind {
-            Kind::Listener => self.has.keys().filter(lacks).cloned().collect(),
+            Kind::Cluster | Kind::Listener => self.has.keys().filter(lacks).cloned().collect(),
             // What Envoy has it keeps: its listener goes first, and one that still drains keeps its rules. What it
             // never had it must be told of, or it waits for it.
-            Kind::Extension => {
+            Kind::Endpoints | Kind::Extension => {
                 let never = |name: &&Arc<str>| !self.has.contains_key(*name);
                 let untold = |name: &&Arc<str>| !self.absent.contains(*name);
                 let names = self.names.iter().filter(never).filter(untold);
@@ -93,7 +93,7 @@ impl Conversation {
         self.news(catalog)
     }
 
-    /// Sends what differs from what Envoy has: listeners first, since they ask for the others.
+    /// Sends what differs from what Envoy has: clusters first, then listeners, since they ask for the others.
     pub(super) fn news(&mut self, catalog: &Catalog) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for kind in Kind::ALL {
@@ -116,7 +116,7 @@ impl Conversation {
         let subscription = self.of_kind.entry(kind).or_default();
         let first = !std::mem::replace(&mut subscription.asked, true);
         if first {
-            subscription.all = kind == Kind::Listener && request.resource_names_subscribe.is_empty();
+            subscription.all = kind.is_whole() && request.resource_names_subscribe.is_empty();
             for (name, version) in &request.initial_resource_versions {
                 subscription
                     .has
@@ -161,7 +161,7 @@ impl Conversation {
         for name in &gone {
             subscription.has.remove(name);
         }
-        if kind == Kind::Extension {
+        if !kind.is_whole() {
             subscription.absent.extend(gone.iter().cloned());
         }
         for (name, resource) in &sending {
@@ -170,7 +170,7 @@ impl Conversation {
                 .insert(Arc::clone(name), Arc::clone(&resource.version));
             subscription.absent.remove(name);
         }
-        let empty = kind == Kind::Listener && !subscription.answered;
+        let empty = kind.is_whole() && !subscription.answered;
         subscription.answered = true;
         if !gone.is_empty() || (empty && sending.is_empty()) {
             let removed = gone.iter().map(|name| name.as_ref().to_owned()).collect();

@@ -17,9 +17,10 @@ use tempfile::TempDir;
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
 use thyra_node_proxy_bridge::ads::{AdsServer, Kind, Name, Outcome, Resource};
+use thyra_node_proxy_bridge::authorizer;
 use thyra_node_proxy_bridge::envoy::{EnvoyConfig, Supervisor};
-use thyra_node_proxy_bridge::listener::{HttpOptions, Place, Reading, Shape, inline, rules};
-use thyra_node_proxy_bridge::lower::{self, Chain};
+use thyra_node_proxy_bridge::listener::{HttpOptions, Place, Reading, Shape, authorizers, inline, rules};
+use thyra_node_proxy_bridge::lower::{self, Chain, Places};
 use thyra_policy_compiler::residual::{Answer, Residual};
 use thyra_policy_compiler::traffic::PathNormalization;
 
@@ -51,6 +52,8 @@ pub(super) struct Node {
     supervisor: Supervisor,
     namespace: Namespace,
     doors: u16,
+    /// Where authorizers are.
+    pub(super) places: Places,
     _folder: TempDir,
 }
 
@@ -86,6 +89,7 @@ impl Node {
             supervisor: Supervisor::start(config).unwrap(),
             namespace: Namespace::new(),
             doors: 0,
+            places: Places::new(),
             _folder: folder,
         })
     }
@@ -141,11 +145,20 @@ impl Node {
             all.extend(rules(&shape.other_name(), Reading::Stream, other));
         }
         let residual = "1".into();
+        let places = self.places.clone();
+        let asked = [&http].into_iter().chain(&other);
+        let clusters = authorizer::clusters(asked.clone(), &places);
+        all.extend(
+            authorizers(&shape.http_name(), Reading::Http, &http, &places)
+                .into_iter()
+                .map(|one| one.0),
+        );
         let mut resources: Vec<_> = all
             .into_iter()
             .map(|one| Resource::rules(one, &residual))
             .collect();
         let needs = resources.iter().map(|(name, _)| name.clone()).collect();
+        resources.extend(clusters);
         let name: Name = (Kind::Listener, listener.name.as_str().into());
         resources.push((name, Resource::listener(listener, needs)));
         let names: Vec<Name> = resources.iter().map(|(name, _)| name.clone()).collect();
@@ -229,6 +242,7 @@ fn chains(residual: &Residual<RuleRef>, guard: Guard) -> (Chain, Option<Chain>) 
         for step in &mut http.steps {
             step.rules = None;
         }
+        http.asks.clear();
     }
     (http, other)
 }
