@@ -270,6 +270,8 @@ fn method(number: i32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use envoy_types::pb::google::protobuf::{Struct, Value};
+
     use super::*;
 
     #[test]
@@ -278,6 +280,39 @@ mod tests {
         let decided = decision(&common, "jwt_authn_access_denied{Jwt_is_expired}", HTTP_RBAC);
         assert_eq!(decided, Decision::BadToken("Jwt is expired".to_owned()));
         assert_eq!(decision(&common, "direct_response", HTTP_RBAC), Decision::Refused);
+    }
+
+    #[test]
+    fn a_refusal_by_an_authorizer_names_the_rule_that_had_it_asked_last() {
+        let field = |text: &str| Value {
+            kind: Some(Kind::StringValue(text.to_owned())),
+        };
+        let asked = Struct {
+            fields: [
+                ("custom2_shadow_effective_policy_id", "00000:shop/two#1"),
+                ("custom10_shadow_effective_policy_id", "00001:shop/ten#0"),
+                ("custom10_shadow_engine_result", "denied"),
+                ("enforced_effective_policy_id", "00000:shop/read#0"),
+            ]
+            .map(|(name, text)| (name.to_owned(), field(text)))
+            .into(),
+        };
+        let common = AccessLogCommon {
+            metadata: Some(Metadata {
+                filter_metadata: [(HTTP_RBAC.to_owned(), asked)].into(),
+                ..Metadata::default()
+            }),
+            ..AccessLogCommon::default()
+        };
+        let named = rule("00001:shop/ten#0");
+        assert_eq!(
+            decision(&common, "ext_authz_denied", HTTP_RBAC),
+            Decision::Unauthorized(named.clone())
+        );
+        assert_eq!(
+            decision(&common, "ext_authz_error", HTTP_RBAC),
+            Decision::Unchecked(named)
+        );
     }
 
     #[test]

@@ -131,3 +131,58 @@ fn kind(provider: &Kind) -> &'static str {
         Kind::Sds(_) => "sds",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn provider(name: &str, provider: Option<Kind>) -> wire::ExtensionProvider {
+        wire::ExtensionProvider {
+            name: name.to_owned(),
+            provider,
+        }
+    }
+
+    #[test]
+    fn providers_are_read_whole_or_can_not_be_asked() {
+        let settings = EnvoyExternalAuthorizationHttpProvider {
+            service: "foo/ext.foo.svc.cluster.local".to_owned(),
+            port: 8000,
+            fail_open: true,
+            status_on_error: "503".to_owned(),
+            include_headers_in_check: vec!["x-old".to_owned()],
+            timeout: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 500_000_000,
+            }),
+            ..EnvoyExternalAuthorizationHttpProvider::default()
+        };
+        let broken = EnvoyExternalAuthorizationGrpcProvider {
+            service: "ext".to_owned(),
+            ..EnvoyExternalAuthorizationGrpcProvider::default()
+        };
+        let held = providers(vec![
+            provider("web", Some(Kind::EnvoyExtAuthzHttp(settings))),
+            provider("portless", Some(Kind::EnvoyExtAuthzGrpc(broken))),
+            provider("traces", Some(Kind::Zipkin(wire::extension_provider::Unread {}))),
+            provider("", None),
+            provider("newer", None),
+        ]);
+        let web = held["web"].authorizer.as_ref().expect("it can be asked");
+        assert_eq!(web.target.to_string(), "foo/ext.foo.svc.cluster.local:8000");
+        assert_eq!(
+            (web.timeout.as_millis(), web.status_on_error, web.fail_open),
+            (1500, 503, true)
+        );
+        assert!(matches!(&web.check, Check::Http(check) if check.request_headers == ["x-old"]));
+        for (name, why) in [
+            ("portless", "port"),
+            ("traces", "zipkin"),
+            ("newer", "none that is known"),
+        ] {
+            let told = held[name].authorizer.as_ref().expect_err(name);
+            assert!(told.contains(why), "{name}: {told}");
+        }
+        assert_eq!(held.len(), 4);
+    }
+}
