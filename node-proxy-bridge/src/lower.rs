@@ -1,9 +1,9 @@
 //! A residual to Envoy's RBAC: the conditions of its rules, exactly or not at all.
 //!
 //! Invariant: a chain answers what `Residual::end` answers for every request, and its filters stand in the order
-//! in which a sidecar has them: tokens, CUSTOM, DENY, ALLOW. What Envoy can't express is an error that names the rule and
-//! the field, before anything is sent. How Istio lowers the same fields: `pilot/pkg/security/authz/model` (model.go,
-//! generator.go) and `authz/matcher`, istio at 86c9f01.
+//! in which a sidecar has them: tokens, CUSTOM, DENY, ALLOW. What Envoy can't express is an error that names the rule
+//! and the field, before anything is sent. How Istio lowers the same fields: `pilot/pkg/security/authz/model`
+//! (model.go, generator.go) and `authz/matcher`, istio at 86c9f01.
 
 mod claim;
 pub(crate) mod custom;

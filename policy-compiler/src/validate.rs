@@ -119,8 +119,8 @@ impl Check<'_> {
             self.find("spec.provider", Code::NoProvider, text);
         } else if named.is_none() {
             let text = format!(
-                "the MeshConfig has no extension provider `{provider}`: every request that the policy matches is denied; add it to \
-                 `extensionProviders`"
+                "the MeshConfig has no extension provider `{provider}`: every request that the policy matches is \
+                 denied; add it to `extensionProviders`"
             );
             self.find("spec.provider", Code::NoProvider, text);
         }

@@ -451,7 +451,8 @@ fn a_provider_is_read_as_istio_writes_it() {
         "envoyExtAuthzHttp: {service: foo/ext.foo.svc.cluster.local, port: \"8000\", timeout: 0.5s, failOpen: true, \
          statusOnError: \"503\", pathPrefix: /check, includeRequestHeadersInCheck: [x-a, \"x-b*\"], \
          includeAdditionalHeadersInCheck: {x-c: d}, headersToUpstreamOnAllow: [x-e], headersToDownstreamOnDeny: [x-f], \
-         headersToDownstreamOnAllow: [x-g], includeRequestBodyInCheck: {maxRequestBytes: 4096, allowPartialMessage: true}}",
+         headersToDownstreamOnAllow: [x-g], \
+         includeRequestBodyInCheck: {maxRequestBytes: 4096, allowPartialMessage: true}}",
     );
     let whole = whole.expect("a provider");
     let asked = whole.authorizer.as_ref().expect("it can be asked");

@@ -1,3 +1,5 @@
+//! What a change does to listeners, filters and authorizers, by the versions of what is offered.
+
 use thyra_datapath_abi::tables::PolicyRef;
 use thyra_policy_compiler::authorizer::{
     self as asked, Authorizer, CHECK_TIMEOUT, Check, Provider, STATUS_ON_ERROR,

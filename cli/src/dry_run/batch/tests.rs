@@ -240,9 +240,10 @@ spec:
              data:\n  mesh: |\n    trustDomain: cluster.local\n    accessLogFile: /dev/stdout\n{providers}"
         )
     };
-    let known = "    extensionProviders:\n    - name: ext\n      envoyExtAuthzGrpc: {service: ext.shop, port: 9000}\n";
-    let other = "    extensionProviders:\n    - name: other\n      envoyExtAuthzGrpc: {service: ext.shop, port: 9000}\n";
-    // The ALLOW policy lets nobody else in.
+    let named = |name: &str| {
+        let settings = "envoyExtAuthzGrpc: {service: ext.shop, port: 9000}";
+        format!("    extensionProviders:\n    - name: {name}\n      {settings}\n")
+    };
     let line = json!({"from": "shop/front", "to": "shop/cart", "port": 9090});
     let allow_all = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
                      metadata: {name: all, namespace: shop}\nspec: {rules: [{}]}\n";
@@ -253,12 +254,12 @@ spec:
             "needs an external authorizer",
         ),
         (
-            format!("{}{allow_all}", mesh(known)),
+            format!("{}{allow_all}", mesh(&named("ext"))),
             "custom",
             "needs an external authorizer",
         ),
         (
-            format!("{}{allow_all}", mesh(other)),
+            format!("{}{allow_all}", mesh(&named("other"))),
             "deny",
             "no authorizer can be asked",
         ),

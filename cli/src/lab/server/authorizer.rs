@@ -1,7 +1,7 @@
 //! External authorizers, over HTTP and over gRPC: they say yes to `x-ext-authz: allow`, as Istio's sample does.
 //!
-//! Invariant: only what says so is let through. `x-ext-authz: error` and `hang` make them fail. A stream that is not HTTP
-//! has no header: it passes to an even port.
+//! Invariant: only what says so is let through. `x-ext-authz: error` and `hang` make them fail. A stream that is not
+//! HTTP has no header: it passes to an even port.
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -47,7 +47,8 @@ async fn what_an_authorizer_refuses_never_reaches_the_pod() {
     // One that it lets pass, and one behind it on the same connection.
     let head = "Host: shop\r\nx-user: admin\r\n";
     let both = format!(
-        "GET /admin/1 HTTP/1.1\r\n{head}x-answer-web: yes\r\n\r\nGET /admin/2 HTTP/1.1\r\n{head}x-answer-web: no\r\n\r\n"
+        "GET /admin/1 HTTP/1.1\r\n{head}x-answer-web: yes\r\n\r\n\
+         GET /admin/2 HTTP/1.1\r\n{head}x-answer-web: no\r\n\r\n"
     );
     assert_eq!(ask(&mut node.connect(&door), both.as_bytes(), 2), [200, 403]);
     assert_eq!(web.asked().len(), FORGED.len() + 2);
