@@ -7,6 +7,7 @@ pub mod authorization;
 pub mod mesh;
 pub mod peer;
 pub mod policy;
+pub mod providers;
 pub mod workload;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 //! Invariant: the kernel is told of a port only once Envoy judges that residual on it; an Envoy that is missing, starts
 //! or is gone refuses what needs it and nothing else. It isn't started before something needs it.
 
+mod authorizers;
 mod cells;
 mod cgroup;
 
@@ -21,7 +22,7 @@ use thyra_node_proxy_bridge::envoy::{
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
 use thyra_node_proxy_bridge::listener::HttpOptions;
 use thyra_node_proxy_bridge::listener::budget::REQUESTS_AT_ONCE;
-use thyra_policy_compiler::traffic::PathNormalization;
+use thyra_policy_compiler::world::World;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -121,6 +122,7 @@ pub struct L7 {
     /// What is wanted of Envoy.
     cells: Vec<Cell>,
     keys: Keyring,
+    missing_authorizers: Vec<String>,
     /// Counts Envoy's states.
     states: watch::Sender<u64>,
     /// What its listeners have in common.
@@ -174,6 +176,7 @@ impl L7 {
             runtime: Handle::current(),
             cells: Vec::new(),
             keys,
+            missing_authorizers: Vec::new(),
             states: watch::Sender::new(0),
         }))
     }
@@ -186,8 +189,13 @@ impl L7 {
 
     /// Tells Envoy what is wanted from now on, beside what the live tables name, and gives it a moment to take it.
     /// Whether something else is wanted than before.
-    pub fn prepare(&mut self, cells: &[Cell], paths: PathNormalization) -> bool {
-        if self.cells == cells && paths == self.http.paths {
+    pub fn prepare(&mut self, cells: &[Cell], world: &World) -> bool {
+        let paths = world.mesh.path_normalization;
+        let residuals = cells.iter().map(|cell| &*cell.residual);
+        let (places, missing) = authorizers::places(world, residuals);
+        self.missing_authorizers = missing;
+        let moved = self.inline.set_places(places);
+        if self.cells == cells && paths == self.http.paths && !moved {
             return false;
         }
         self.http.paths = paths;
@@ -224,6 +232,12 @@ impl L7 {
     #[must_use]
     pub fn missing_keys(&self) -> Vec<String> {
         self.keys.failures()
+    }
+
+    /// Authorizers that can't be asked, in words.
+    #[must_use]
+    pub fn missing_authorizers(&self) -> &[String] {
+        &self.missing_authorizers
     }
 
     /// The live tables name what is wanted and nothing else.

@@ -151,6 +151,9 @@ impl Namer<'_> {
             Decision::Denied(Some(rule)) => (Action::Deny, Reason::PolicyDeny, Some(rule)),
             Decision::Denied(None) => (Action::Deny, Reason::Policy, None),
             Decision::BadToken(_) => (Action::Deny, Reason::PolicyDeny, None),
+            Decision::Unauthorized(rule) | Decision::Unchecked(rule) => {
+                (Action::Deny, Reason::Unauthorized, rule.as_ref())
+            }
             Decision::Refused => (Action::Deny, Reason::NotHttp, None),
         };
         let (kind, protocol, message) = told(record);
@@ -227,13 +230,15 @@ impl Namer<'_> {
 /// Kind, protocol and words of what Envoy judged.
 fn told(record: &Record) -> (&'static str, &'static str, String) {
     let took = record.took.as_secs_f64() * 1e3;
-    let token = match &record.decision {
+    let why = match &record.decision {
         Decision::BadToken(why) => format!(", token refused: {why}"),
+        Decision::Unauthorized(_) => ", refused by the authorizer".to_owned(),
+        Decision::Unchecked(_) => ", the authorizer gave no answer".to_owned(),
         _ => String::new(),
     };
     match &record.what {
         What::Request { method, path, status } => {
-            let message = format!("{method} {path} {status} in {took:.1} ms{token}");
+            let message = format!("{method} {path} {status} in {took:.1} ms{why}");
             ("request", "http", message)
         }
         What::Stream {
@@ -245,7 +250,7 @@ fn told(record: &Record) -> (&'static str, &'static str, String) {
                 "" => "no server name",
                 name => name,
             };
-            let message = format!("{name}, {received} bytes in, {sent} out in {took:.1} ms");
+            let message = format!("{name}, {received} bytes in, {sent} out in {took:.1} ms{why}");
             ("stream", "tcp", message)
         }
     }

@@ -27,6 +27,13 @@ pub const BOUNDS: [f64; 14] = [
 const MAX_PAIRS: usize = 1024;
 /// What stands for the pairs beyond.
 const OTHERS: &str = "others";
+/// What counts as denied where one number says it.
+const DENIED: [Outcome; 4] = [
+    Outcome::Denied,
+    Outcome::Unauthenticated,
+    Outcome::Unauthorized,
+    Outcome::Unchecked,
+];
 /// A source or destination without identity.
 const UNKNOWN: &str = "unknown";
 
@@ -39,6 +46,10 @@ pub enum Outcome {
     Denied,
     /// Its token is not valid.
     Unauthenticated,
+    /// An external authorizer refused it.
+    Unauthorized,
+    /// No external authorizer could be asked about it.
+    Unchecked,
     /// Envoy refused it by itself.
     Refused,
 }
@@ -51,6 +62,8 @@ impl Outcome {
             Self::Allowed => "allow",
             Self::Denied => "deny",
             Self::Unauthenticated => "unauthenticated",
+            Self::Unauthorized => "unauthorized",
+            Self::Unchecked => "unchecked",
             Self::Refused => "refused",
         }
     }
@@ -123,6 +136,8 @@ impl Requests {
             Decision::Allowed(rule) => (Outcome::Allowed, rule.clone()),
             Decision::Denied(rule) => (Outcome::Denied, rule.clone()),
             Decision::BadToken(_) => (Outcome::Unauthenticated, None),
+            Decision::Unauthorized(rule) => (Outcome::Unauthorized, rule.clone()),
+            Decision::Unchecked(rule) => (Outcome::Unchecked, rule.clone()),
             Decision::Refused => (Outcome::Refused, None),
         };
         let ends = (principal(record.client.ip()), principal(record.pod.ip()));
@@ -182,7 +197,7 @@ impl Counted {
             source: source.to_string(),
             destination: destination.to_string(),
             allowed: pair.of(Outcome::Allowed),
-            denied: pair.of(Outcome::Denied) + pair.of(Outcome::Unauthenticated),
+            denied: DENIED.iter().map(|outcome| pair.of(*outcome)).sum(),
             refused: pair.of(Outcome::Refused),
             buckets: pair.buckets.to_vec(),
             seconds: pair.took.as_secs_f64(),
@@ -242,6 +257,8 @@ mod tests {
             (250, Decision::Allowed(None)),
             (251, Decision::Denied(None)),
             (1_000, Decision::BadToken("Jwt is expired".into())),
+            (1_000, Decision::Unauthorized(None)),
+            (1_000, Decision::Unchecked(None)),
             (9_000_000, Decision::Refused),
         ] {
             requests.add(&record(2, micros, decision), &by_address);
@@ -250,12 +267,12 @@ mod tests {
         let pair = &counted.pairs[&("10.0.0.2".into(), "10.0.0.1".into())];
         assert_eq!((pair.buckets[0], pair.buckets[1]), (1, 1), "bounds are inclusive");
         assert_eq!(pair.buckets[BOUNDS.len()], 1, "and the rest");
-        assert_eq!(pair.total(), 4);
-        assert_eq!(pair.took, Duration::from_micros(9_001_501));
+        assert_eq!(pair.total(), 6);
+        assert_eq!(pair.took, Duration::from_micros(9_003_501));
         assert_eq!(counted.rules[&(None, Outcome::Denied)], 1);
         let told = counted.to_api();
         let pair = &told.pairs[0];
-        assert_eq!((pair.allowed, pair.denied, pair.refused), (1, 2, 1));
+        assert_eq!((pair.allowed, pair.denied, pair.refused), (1, 4, 1));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct L7Standing {
     pub problem: Option<String>,
     /// Key sets that can't be had.
     pub missing_keys: Vec<String>,
+    /// External authorizers that can't be asked.
+    pub missing_authorizers: Vec<String>,
 }
 
 /// See the module.

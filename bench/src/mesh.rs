@@ -113,6 +113,7 @@ fn workload(i: u32, address: Ipv4Addr) -> Workload {
         service_account: format!("sa-{i}"),
         node: "bench".into(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: BTreeMap::new(),
         authorization_policies: Vec::new(),

@@ -17,18 +17,22 @@ use tokio::sync::broadcast;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
-/// The RBAC filter's metadata.
-const RBAC: &str = "envoy.filters.http.rbac";
-/// The same of streams.
-const NETWORK_RBAC: &str = "envoy.filters.network.rbac";
+use crate::lower::custom::{HTTP_RBAC, NETWORK_RBAC, index_of};
+
 /// The tag with a stream's server name.
 pub(crate) const SERVER_NAME: &str = "server_name";
 /// The tag with the reason for a stream's end, where it was refused.
 pub(crate) const ENDED_BY: &str = "ended_by";
+/// The tag with the same where an authorizer refused it.
+pub(crate) const DETAILS: &str = "details";
 /// What a refusal by RBAC is called, before the policy in brackets.
 const DENIED: &str = "rbac_access_denied_matched_policy";
 /// What a refusal of a token is called, before the cause in braces (`jwt_authn/filter.cc`).
 const BAD_TOKEN: &str = "jwt_authn_access_denied";
+/// What a refusal by an authorizer is called (`ext_authz/ext_authz.h`).
+const UNAUTHORIZED: &str = "ext_authz_denied";
+/// What the failure of a check is called that lets nobody pass.
+const UNCHECKED: &str = "ext_authz_error";
 /// Batches that a listener may fall behind.
 const BACKLOG: usize = 1024;
 
@@ -41,6 +45,10 @@ pub enum Decision {
     Denied(Option<RuleRef>),
     /// Its token was not taken, in Envoy's words; 401.
     BadToken(String),
+    /// The authorizer of a CUSTOM rule refused it.
+    Unauthorized(Option<RuleRef>),
+    /// The authorizer of a CUSTOM rule could not be asked, or gave no answer.
+    Unchecked(Option<RuleRef>),
     /// Envoy answered it by itself: malformed, say.
     Refused,
 }
@@ -147,7 +155,7 @@ fn request_of(entry: &HttpAccessLogEntry) -> Option<Record> {
             .and_then(|response| response.response_code)
             .map_or(0, |code| code.value),
     };
-    record(common, what, decision(common, details, RBAC))
+    record(common, what, decision(common, details, HTTP_RBAC))
 }
 
 /// The same of a stream.
@@ -160,7 +168,11 @@ fn stream_of(entry: &TcpAccessLogEntry) -> Option<Record> {
         received: bytes.received_bytes,
         sent: bytes.sent_bytes,
     };
-    record(common, what, decision(common, tag(ENDED_BY), NETWORK_RBAC))
+    let details = match tag(DETAILS) {
+        told if told.starts_with(UNAUTHORIZED) || told.starts_with(UNCHECKED) => told,
+        _ => tag(ENDED_BY),
+    };
+    record(common, what, decision(common, details, NETWORK_RBAC))
 }
 
 fn record(common: &AccessLogCommon, what: What, decision: Decision) -> Option<Record> {
@@ -186,12 +198,31 @@ fn decision(common: &AccessLogCommon, details: &str, rbac: &str) -> Decision {
         let why = why.trim_start_matches('{').trim_end_matches('}');
         return Decision::BadToken(why.replace('_', " "));
     }
+    if details.starts_with(UNAUTHORIZED) {
+        return Decision::Unauthorized(asking(common, rbac));
+    }
+    if details.starts_with(UNCHECKED) {
+        return Decision::Unchecked(asking(common, rbac));
+    }
     if common.upstream_cluster.is_empty() {
         return Decision::Refused;
     }
     let named = common.metadata.as_ref();
     let named = named.and_then(|metadata| effective(metadata, rbac));
     Decision::Allowed(named.and_then(rule))
+}
+
+/// The rule that made the last authorizer be asked: it is the one that refused.
+fn asking(common: &AccessLogCommon, rbac: &str) -> Option<RuleRef> {
+    let fields = &common.metadata.as_ref()?.filter_metadata.get(rbac)?.fields;
+    let asked = fields
+        .iter()
+        .filter_map(|(name, value)| Some((index_of(name)?, value)));
+    let (_, value) = asked.max_by_key(|(index, _)| *index)?;
+    match value.kind.as_ref()? {
+        Kind::StringValue(name) => rule(name),
+        _ => None,
+    }
 }
 
 /// The last rule that let it through.
@@ -239,14 +270,49 @@ fn method(number: i32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use envoy_types::pb::google::protobuf::{Struct, Value};
+
     use super::*;
 
     #[test]
     fn a_refused_token_is_told_with_envoys_reason() {
         let common = AccessLogCommon::default();
-        let decided = decision(&common, "jwt_authn_access_denied{Jwt_is_expired}", RBAC);
+        let decided = decision(&common, "jwt_authn_access_denied{Jwt_is_expired}", HTTP_RBAC);
         assert_eq!(decided, Decision::BadToken("Jwt is expired".to_owned()));
-        assert_eq!(decision(&common, "direct_response", RBAC), Decision::Refused);
+        assert_eq!(decision(&common, "direct_response", HTTP_RBAC), Decision::Refused);
+    }
+
+    #[test]
+    fn a_refusal_by_an_authorizer_names_the_rule_that_had_it_asked_last() {
+        let field = |text: &str| Value {
+            kind: Some(Kind::StringValue(text.to_owned())),
+        };
+        let asked = Struct {
+            fields: [
+                ("custom2_shadow_effective_policy_id", "00000:shop/two#1"),
+                ("custom10_shadow_effective_policy_id", "00001:shop/ten#0"),
+                ("custom10_shadow_engine_result", "denied"),
+                ("enforced_effective_policy_id", "00000:shop/read#0"),
+            ]
+            .map(|(name, text)| (name.to_owned(), field(text)))
+            .into(),
+        };
+        let common = AccessLogCommon {
+            metadata: Some(Metadata {
+                filter_metadata: [(HTTP_RBAC.to_owned(), asked)].into(),
+                ..Metadata::default()
+            }),
+            ..AccessLogCommon::default()
+        };
+        let named = rule("00001:shop/ten#0");
+        assert_eq!(
+            decision(&common, "ext_authz_denied", HTTP_RBAC),
+            Decision::Unauthorized(named.clone())
+        );
+        assert_eq!(
+            decision(&common, "ext_authz_error", HTTP_RBAC),
+            Decision::Unchecked(named)
+        );
     }
 
     #[test]

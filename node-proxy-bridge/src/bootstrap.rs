@@ -1,6 +1,7 @@
 //! What Envoy is started with: where its administration is and whom it asks for everything else.
 //!
-//! Invariant: no TCP port is opened and nothing is sent anywhere but to the bridge's socket.
+//! Invariant: no TCP port is opened, and nothing is sent anywhere but to the bridge's socket, to the pods that its
+//! listeners are in, and to the authorizers that the bridge names.
 
 use std::path::Path;
 

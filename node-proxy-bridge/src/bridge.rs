@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use tracing::{debug, info};
 
 use crate::ads::{AdsError, AdsServer, Kind, Name, Outcome, Resource};
+use crate::authorizer;
 use crate::listener::{self, HttpOptions, Reading};
-use crate::lower::{self, Chain, KeySets, NotExpressible};
+use crate::lower::{self, Chain, KeySets, NotExpressible, Places};
 
 /// Most listeners at a time; the residuals beyond are refused by name.
 pub const MAX_LISTENERS: usize = 1024;
@@ -91,6 +92,7 @@ type Filled = (Slot, Vec<(Name, Resource)>);
 pub struct Bridge {
     config: BridgeConfig,
     server: AdsServer,
+    places: Places,
     slots: Vec<Slot>,
     refused: BTreeMap<Question, Refusal>,
     /// Names are never used twice: a listener that still drains keeps its own.
@@ -113,10 +115,16 @@ impl Bridge {
         Ok(Self {
             config,
             server,
+            places: Places::new(),
             slots: Vec::new(),
             refused: BTreeMap::new(),
             next: 0,
         })
+    }
+
+    /// Where authorizers are, from the next `apply` on.
+    pub fn set_places(&mut self, places: Places) {
+        self.places = places;
     }
 
     /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere; all else goes out
@@ -281,7 +289,18 @@ impl Bridge {
             let fetched = KeySets::new();
             Resource::rules(listener::tokens(&name, tokens, &fetched), address)
         }));
-        let needs = resources.iter().map(|(name, _)| name.clone()).collect();
+        for (filter, known) in listener::authorizers(&name, *reading, &chain, &self.places) {
+            resources.push(Resource::rules(filter, &format!("{address}-{known}").into()));
+        }
+        // Names of listeners are never used twice, those of clusters may be: oracles keep theirs.
+        let clusters = authorizer::clusters([&chain].into_iter(), &self.places);
+        self.server.with(|catalog| {
+            for (name, resource) in clusters {
+                catalog.put(name, resource);
+            }
+        });
+        let mut needs: Vec<Name> = resources.iter().map(|(name, _)| name.clone()).collect();
+        needs.extend(authorizer::names([&chain].into_iter()));
         resources.push((
             (Kind::Listener, Arc::clone(&name)),
             Resource::listener(listener, needs),

@@ -19,9 +19,9 @@ use tracing::{debug, info};
 
 use crate::ads::{AdsServer, Kind, Name, Outcome, Resource, hex};
 use crate::als::Records;
-use crate::cluster;
 use crate::listener::{self, HttpOptions, Place, Reading, Shape};
-use crate::lower::{self, Chain, KeySets, NotExpressible};
+use crate::lower::{self, Chain, KeySets, NotExpressible, Places};
+use crate::{authorizer, cluster};
 
 /// A cell of the tables that needs a listener in a pod.
 #[derive(Clone, Debug)]
@@ -64,12 +64,37 @@ struct Slot {
     /// What it judged before, until that is retired.
     former: Option<Arc<str>>,
     port: u16,
-    /// Whether tokens are checked there: where that changes the port does too, so that no connection of before goes on
-    /// unchecked.
-    tokens: bool,
+    guards: Guards,
     rules: Vec<Name>,
+    /// Authorizers, which other slots may ask too.
+    clusters: Vec<Name>,
     listeners: Vec<Name>,
     cells: BTreeSet<Arc<str>>,
+}
+
+/// The filters of a listener: where they change the port does too, so that no connection of before goes on without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Guards {
+    http: lower::Guards,
+    other: Option<lower::Guards>,
+}
+
+impl Guards {
+    fn of(asked: &Asked) -> Self {
+        Self {
+            http: asked.http.guards(),
+            other: asked.other.as_ref().map(Chain::guards),
+        }
+    }
+
+    /// A reading that there wasn't before has no connections.
+    fn fit(&self, later: &Self) -> bool {
+        let other = match (&self.other, &later.other) {
+            (Some(before), Some(after)) => before == after,
+            _ => true,
+        };
+        self.http == later.http && other
+    }
 }
 
 /// A residual with the cells that ask it.
@@ -86,11 +111,12 @@ pub struct Inline {
     server: AdsServer,
     options: HttpOptions,
     keys: KeySets,
+    places: Places,
     slots: Vec<Slot>,
     /// Wanted no more, but not retired.
     lingering: Vec<Slot>,
     refused: BTreeMap<Arc<str>, Refusal>,
-    /// The clusters of the pods that are wanted, and of those that were before.
+    /// The clusters that are wanted, and those that were before.
     clusters: BTreeSet<Name>,
     former_clusters: BTreeSet<Name>,
     /// The port to try next: one that was freed is taken again as late as can be.
@@ -105,6 +131,7 @@ impl Inline {
             server,
             options,
             keys: KeySets::new(),
+            places: Places::new(),
             slots: Vec::new(),
             lingering: Vec::new(),
             refused: BTreeMap::new(),
@@ -126,10 +153,17 @@ impl Inline {
         changed
     }
 
+    /// Where authorizers are, from the next `apply` on; whether they are elsewhere than before.
+    pub fn set_places(&mut self, places: Places) -> bool {
+        let changed = self.places != places;
+        self.places = places;
+        changed
+    }
+
     /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere.
     pub fn apply(&mut self, wanted: &[Cell]) {
         let asked = self.lowered(wanted);
-        self.lead_to(asked.values().flat_map(|asked| &asked.places));
+        self.put_clusters(&asked);
         let before = std::mem::take(&mut self.slots);
         let (mut same, mut free): (Vec<Slot>, Vec<Slot>) = before
             .into_iter()
@@ -137,14 +171,14 @@ impl Inline {
         let mut changed = Vec::new();
         for (residual, asked) in asked {
             let found = same.iter().position(|slot| slot.residual == residual);
-            let tokens = asked.http.tokens.is_some();
-            let fits = |slot: &Slot| slot.tokens == tokens && !slot.cells.is_disjoint(&asked.cells);
+            let guards = Guards::of(&asked);
+            let fits = |slot: &Slot| slot.guards.fit(&guards) && !slot.cells.is_disjoint(&asked.cells);
             let heir = || free.iter().position(fits);
             let slot = match found.map(|at| same.swap_remove(at)) {
                 Some(slot) => Some(slot),
                 None => heir().map(|at| free.swap_remove(at)).or_else(|| {
                     let port = self.free_port(&[&same, &free, &changed])?;
-                    Some(Slot::new(port, tokens))
+                    Some(Slot::new(port, guards.clone()))
                 }),
             };
             match slot {
@@ -179,6 +213,26 @@ impl Inline {
         });
     }
 
+    /// What all listeners lead to, before the listeners: authorizers, and the pods.
+    fn put_clusters(&mut self, asked: &BTreeMap<Arc<str>, Asked>) {
+        let chains = asked.values().flat_map(Asked::chains);
+        let mut clusters = authorizer::clusters(chains, &self.places);
+        let places: BTreeSet<&Place> = asked.values().flat_map(|asked| &asked.places).collect();
+        clusters.extend(places.into_iter().map(|place| {
+            let name = (Kind::Cluster, cluster::name(place).into());
+            let cluster = cluster::cluster(place, self.options.requests_at_once);
+            (name, Resource::cluster(cluster))
+        }));
+        let names = clusters.keys().cloned().collect();
+        let mut before = std::mem::replace(&mut self.clusters, names);
+        self.former_clusters.append(&mut before);
+        self.server.with(|catalog| {
+            for (name, resource) in clusters {
+                catalog.put(name, resource);
+            }
+        });
+    }
+
     /// The port of each residual that Envoy has taken, in at least one pod.
     #[must_use]
     pub fn ports(&self) -> BTreeMap<Arc<str>, u16> {
@@ -186,7 +240,7 @@ impl Inline {
         self.server.read(|catalog| {
             let taken = |name: &Name| catalog.outcome(name) == Some(&Outcome::Accepted);
             for slot in self.lingering.iter().chain(&self.slots) {
-                if slot.rules.iter().all(taken) && slot.listeners.iter().any(taken) {
+                if slot.needs().all(taken) && slot.listeners.iter().any(taken) {
                     let names = slot.former.iter().chain([&slot.residual]);
                     ports.extend(names.map(|name| (Arc::clone(name), slot.port)));
                 }
@@ -205,7 +259,7 @@ impl Inline {
                     Some(Outcome::Refused(words)) => Some(Arc::clone(words)),
                     _ => None,
                 };
-                if let Some(words) = slot.rules.iter().chain(&slot.listeners).find_map(words) {
+                if let Some(words) = slot.needs().chain(&slot.listeners).find_map(words) {
                     refused.insert(Arc::clone(&slot.residual), Refusal::Rejected(words));
                 }
             }
@@ -221,7 +275,7 @@ impl Inline {
             let mut names = self
                 .slots
                 .iter()
-                .flat_map(|slot| slot.rules.iter().chain(&slot.listeners));
+                .flat_map(|slot| slot.needs().chain(&slot.listeners));
             !names.any(awaited)
         })
     }
@@ -291,23 +345,6 @@ impl Inline {
         asked
     }
 
-    /// Wants a way to each of these pods.
-    fn lead_to<'a>(&mut self, places: impl Iterator<Item = &'a Place>) {
-        let places: BTreeSet<&Place> = places.collect();
-        let clusters: Vec<(Name, Resource)> = places
-            .into_iter()
-            .map(|place| Resource::cluster(cluster::cluster(place, self.options.requests_at_once)))
-            .collect();
-        let names = clusters.iter().map(|(name, _)| name.clone()).collect();
-        let mut before = std::mem::replace(&mut self.clusters, names);
-        self.former_clusters.append(&mut before);
-        self.server.with(|catalog| {
-            for (name, resource) in clusters {
-                catalog.put(name, resource);
-            }
-        });
-    }
-
     fn free_port(&mut self, taken: &[&[Slot]]) -> Option<u16> {
         let taken: BTreeSet<u16> = taken
             .iter()
@@ -326,15 +363,17 @@ impl Inline {
     }
 
     /// Sends what the slot is to have, and takes away what it had besides.
-    fn filled(&self, slot: Slot, residual: Arc<str>, asked: Asked) -> Slot {
+    fn filled(&mut self, slot: Slot, residual: Arc<str>, asked: Asked) -> Slot {
         let shape = Shape {
             name: format!("p{}", slot.port),
             port: slot.port,
             http: asked.http.shape(),
             other: asked.other.as_ref().map(Chain::shape),
         };
-        let rules = rules(&shape, &asked, &residual, &self.keys);
-        let needs: Vec<Name> = rules.iter().map(|(name, _)| name.clone()).collect();
+        let rules = rules(&shape, &asked, &residual, &self.keys, &self.places);
+        let own: Vec<Name> = rules.iter().map(|(name, _)| name.clone()).collect();
+        let clusters = authorizer::names(asked.chains());
+        let needs: Vec<Name> = own.iter().chain(&clusters).cloned().collect();
         let listeners: Vec<(Name, Resource)> = asked
             .places
             .iter()
@@ -349,7 +388,7 @@ impl Inline {
         let names = listeners.iter().map(|(name, _)| name.clone()).collect();
         let had = slot.rules.iter().chain(&slot.listeners);
         let gone: Vec<&Name> = had
-            .filter(|name| !needs.contains(name) && !listeners.iter().any(|(kept, _)| kept == *name))
+            .filter(|name| !own.contains(name) && !listeners.iter().any(|(kept, _)| kept == *name))
             .collect();
         debug!(port = slot.port, residual = &*residual, "listener");
         self.server.with(|catalog| {
@@ -365,22 +404,35 @@ impl Inline {
             former: former.or(slot.former),
             residual,
             port: slot.port,
-            tokens: slot.tokens,
-            rules: needs,
+            guards: Guards::of(&asked),
+            rules: own,
+            clusters,
             listeners: names,
             cells: asked.cells,
         }
     }
 }
 
+impl Asked {
+    fn chains(&self) -> impl Iterator<Item = &Chain> {
+        [&self.http].into_iter().chain(&self.other)
+    }
+}
+
 impl Slot {
-    fn new(port: u16, tokens: bool) -> Self {
+    /// All that its listeners can't do without.
+    fn needs(&self) -> impl Iterator<Item = &Name> {
+        self.rules.iter().chain(&self.clusters)
+    }
+
+    fn new(port: u16, guards: Guards) -> Self {
         Self {
             residual: "".into(),
             former: None,
             port,
-            tokens,
+            guards,
             rules: Vec::new(),
+            clusters: Vec::new(),
             listeners: Vec::new(),
             cells: BTreeSet::new(),
         }
@@ -399,17 +451,30 @@ fn chains(residual: &Residual<RuleRef>) -> Result<(Chain, Option<Chain>), Refusa
     Ok((http, other))
 }
 
-fn rules(shape: &Shape, asked: &Asked, residual: &Arc<str>, keys: &KeySets) -> Vec<(Name, Resource)> {
+fn rules(
+    shape: &Shape,
+    asked: &Asked,
+    residual: &Arc<str>,
+    keys: &KeySets,
+    places: &Places,
+) -> Vec<(Name, Resource)> {
     let mut all = listener::rules(&shape.http_name(), Reading::Http, &asked.http);
+    let mut asking = listener::authorizers(&shape.http_name(), Reading::Http, &asked.http, places);
     if let Some(other) = &asked.other {
         all.extend(listener::rules(&shape.other_name(), Reading::Stream, other));
+        let streams = listener::authorizers(&shape.other_name(), Reading::Stream, other, places);
+        asking.extend(streams);
     }
+    // Whether a service is known changes where the residual doesn't.
+    let asking = asking
+        .into_iter()
+        .map(|(filter, known)| Resource::rules(filter, &format!("{residual}-{known}").into()));
     let all = all.into_iter().map(|rules| Resource::rules(rules, residual));
     let tokens = asked.http.tokens.iter().map(|tokens| {
         let filter = listener::tokens(&shape.http_name(), tokens, keys);
         Resource::rules(filter, &version(residual, tokens, keys))
     });
-    all.chain(tokens).collect()
+    all.chain(tokens).chain(asking).collect()
 }
 
 /// Keys change where the residual doesn't.
@@ -424,71 +489,4 @@ fn version(residual: &Arc<str>, tokens: &Tokens, keys: &KeySets) -> Arc<str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use thyra_policy_compiler::tokens::{JwtRule, Keys};
-
-    use super::*;
-
-    fn cell(http: Answer<RuleRef>) -> Cell {
-        let residual = Residual {
-            http,
-            other: Answer::Constant(Action::Deny, Reason::NotHttp, None),
-        };
-        Cell {
-            name: "cell".into(),
-            place: Place {
-                pod: "pod".to_owned(),
-                netns: "/run/netns/pod".to_owned(),
-            },
-            address: residual.address(),
-            residual: Arc::new(residual),
-        }
-    }
-
-    fn inline(folder: &tempfile::TempDir) -> Inline {
-        let server = AdsServer::start(&folder.path().join("xds.sock"), None).expect("a socket");
-        Inline::new(server, HttpOptions::default())
-    }
-
-    /// Each resource with its version.
-    fn versions(inline: &Inline) -> BTreeMap<Name, Arc<str>> {
-        inline.server.read(|catalog| {
-            let slots = inline.slots.iter().chain(&inline.lingering);
-            let names = slots.flat_map(|slot| slot.rules.iter().chain(&slot.listeners));
-            let offered = names.filter_map(|name| Some((name.clone(), catalog.offer(name)?.version.clone())));
-            offered.collect()
-        })
-    }
-
-    #[tokio::test]
-    async fn other_keys_change_the_filter_for_tokens_and_nothing_else() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut inline = inline(&folder);
-        let keys = Keys::Uri("https://keys.example/jwks".into());
-        let rule = JwtRule {
-            keys: keys.clone(),
-            ..JwtRule::default()
-        };
-        let tokens = Tokens::of(Vec::new(), vec![rule]).expect("a rule");
-        let always = Answer::Constant(Action::Allow, Reason::NoPolicy, None);
-        let cells = [cell(Answer::Authenticated(
-            Arc::new(tokens),
-            Arc::new(always.clone()),
-        ))];
-        inline.apply(&cells);
-        let before = versions(&inline);
-        assert!(inline.set_keys(KeySets::from([(keys.clone(), "{}".into())])));
-        assert!(!inline.set_keys(KeySets::from([(keys, "{}".into())])));
-        inline.apply(&cells);
-        let after = versions(&inline);
-        let changed = after
-            .iter()
-            .filter(|(name, version)| before.get(*name) != Some(version));
-        let changed: Vec<&str> = changed.map(|((_, name), _)| &**name).collect();
-        assert_eq!(changed, ["p21001/http/tokens"]);
-        assert_eq!(before.len(), after.len());
-        // Where tokens are no longer asked for, or are from now on, the listener is another one.
-        inline.apply(&[cell(always)]);
-        assert_eq!(inline.slots[0].port, L7_FIRST_PORT + 1);
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 
 pub mod ads;
 pub mod als;
+pub mod authorizer;
 pub mod bootstrap;
 pub mod bridge;
 pub mod cluster;

@@ -31,7 +31,7 @@ use thyra_policy_compiler::tokens::Tokens;
 pub use self::http::{HttpOptions, REASON_HEADER, http};
 pub use self::inline::{Place, Shape, inline};
 pub use self::tls::tls;
-use crate::lower::{self, Chain, KeySets, StepKind};
+use crate::lower::{self, Chain, KeySets, Places, StepKind, custom};
 
 /// Only the owner connects: Envoy's user, and root.
 const SOCKET_MODE: u32 = 0o600;
@@ -44,15 +44,46 @@ const RULES_TIMEOUT: Duration = Duration { seconds: 2, nanos: 0 };
 #[must_use]
 pub fn rules(listener: &str, reading: Reading, chain: &Chain) -> Vec<TypedExtensionConfig> {
     let steps = chain.steps.iter().enumerate();
-    steps
-        .map(|(index, step)| TypedExtensionConfig {
-            name: rules_name(listener, index),
+    let steps = steps.map(|(index, step)| TypedExtensionConfig {
+        name: rules_name(listener, index),
+        typed_config: Some(match reading {
+            Reading::Http => http::filter(step.rules.clone()),
+            Reading::Stream => tls::filter(step.rules.clone()),
+        }),
+    });
+    let matching = chain.asks.iter().enumerate();
+    let matching = matching.map(|(index, asks)| TypedExtensionConfig {
+        name: matching_name(listener, index),
+        typed_config: Some(match reading {
+            Reading::Http => packed(&custom::requests(index, asks)),
+            Reading::Stream => packed(&custom::streams(index, asks)),
+        }),
+    });
+    steps.chain(matching).collect()
+}
+
+/// The filters that ask authorizers, each with whether its service is known.
+#[must_use]
+pub fn authorizers(
+    listener: &str,
+    reading: Reading,
+    chain: &Chain,
+    places: &Places,
+) -> Vec<(TypedExtensionConfig, bool)> {
+    let asks = chain.asks.iter().enumerate();
+    asks.map(|(index, asks)| {
+        let authorizer = &asks.authorizer;
+        let known = places.contains_key(&authorizer.target);
+        let filter = TypedExtensionConfig {
+            name: authorizer_name(listener, index),
             typed_config: Some(match reading {
-                Reading::Http => http::filter(step.rules.clone()),
-                Reading::Stream => tls::filter(step.rules.clone()),
+                Reading::Http => packed(&custom::of_requests(index, authorizer, known)),
+                Reading::Stream => packed(&custom::of_streams(index, authorizer, known)),
             }),
-        })
-        .collect()
+        };
+        (filter, known)
+    })
+    .collect()
 }
 
 /// The filter for tokens, by name.
@@ -85,26 +116,64 @@ pub fn tokens_name(listener: &str) -> String {
     format!("{listener}/tokens")
 }
 
+/// Name of the filter that finds what the authorizer at `index` is asked of.
+#[must_use]
+pub fn matching_name(listener: &str, index: usize) -> String {
+    format!("{listener}/custom/{index}/rules")
+}
+
+/// Name of the filter that asks the authorizer at `index`.
+#[must_use]
+pub fn authorizer_name(listener: &str, index: usize) -> String {
+    format!("{listener}/custom/{index}/authorizer")
+}
+
 /// Where a filter's rules come from: asked for by name over the same stream as the listeners.
 fn discovered<T: Name>() -> ExtensionConfigSource {
     ExtensionConfigSource {
-        config_source: Some(ConfigSource {
-            resource_api_version: ApiVersion::V3.into(),
-            initial_fetch_timeout: Some(RULES_TIMEOUT),
-            config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
-            ..ConfigSource::default()
-        }),
+        config_source: Some(ads()),
         type_urls: vec![T::type_url()],
         ..ExtensionConfigSource::default()
     }
 }
 
-/// Names of the rules of the filters that have some.
-fn names(listener: &str, shape: &[StepKind]) -> Vec<String> {
-    let rules = shape.iter().filter(|kind| **kind != StepKind::Tokens);
-    (0..rules.count())
-        .map(|index| rules_name(listener, index))
-        .collect()
+/// By the same stream as everything else.
+pub(crate) fn ads() -> ConfigSource {
+    ConfigSource {
+        resource_api_version: ApiVersion::V3.into(),
+        initial_fetch_timeout: Some(RULES_TIMEOUT),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        ..ConfigSource::default()
+    }
+}
+
+/// What a filter is, to Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FilterKind {
+    Tokens,
+    Rules,
+    Authorizer,
+}
+
+/// Names and kinds of the filters in the order in which they ask.
+fn filters(listener: &str, shape: &[StepKind]) -> Vec<(String, FilterKind)> {
+    let (mut asks, mut steps) = (0, 0);
+    let mut filters = Vec::new();
+    for kind in shape {
+        match kind {
+            StepKind::Tokens => filters.push((tokens_name(listener), FilterKind::Tokens)),
+            StepKind::Ask => {
+                filters.push((matching_name(listener, asks), FilterKind::Rules));
+                filters.push((authorizer_name(listener, asks), FilterKind::Authorizer));
+                asks += 1;
+            }
+            StepKind::Deny | StepKind::Allow => {
+                filters.push((rules_name(listener, steps), FilterKind::Rules));
+                steps += 1;
+            }
+        }
+    }
+    filters
 }
 
 fn on_socket(name: &str, socket: &Path, filters: Vec<ListenerFilter>, chain: FilterChain) -> Listener {

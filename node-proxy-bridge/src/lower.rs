@@ -1,11 +1,12 @@
 //! A residual to Envoy's RBAC: the conditions of its rules, exactly or not at all.
 //!
 //! Invariant: a chain answers what `Residual::end` answers for every request, and its filters stand in the order
-//! in which a sidecar has them: DENY before ALLOW. What Envoy can't express is an error that names the rule and
-//! the field, before anything is sent. How Istio lowers the same fields: `pilot/pkg/security/authz/model` (model.go,
-//! generator.go) and `authz/matcher`, istio at 86c9f01.
+//! in which a sidecar has them: tokens, CUSTOM, DENY, ALLOW. What Envoy can't express is an error that names the rule
+//! and the field, before anything is sent. How Istio lowers the same fields: `pilot/pkg/security/authz/model`
+//! (model.go, generator.go) and `authz/matcher`, istio at 86c9f01.
 
 mod claim;
+pub(crate) mod custom;
 mod matcher;
 mod permission;
 mod principal;
@@ -18,9 +19,10 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac, rbac};
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
-use thyra_policy_compiler::residual::{Answer, Conditions, Residual, Rules, Test};
+use thyra_policy_compiler::residual::{Answer, Ask, Conditions, Residual, Rules, Test};
 use thyra_policy_compiler::tokens::{JWT_RULES, Tokens};
 
+pub use self::custom::{Asks, Places};
 use self::permission::permission;
 use self::principal::principal;
 pub use self::tokens::{KeySets, tokens};
@@ -30,6 +32,8 @@ use self::tree::Tree;
 pub const MAX_VALUES: usize = 10_000;
 /// Most filters of one chain: each pair of Services that disagree about a port doubles it.
 pub const MAX_STEPS: usize = 16;
+/// Most providers that one pod's rules ask; each adds two filters.
+pub const MAX_PROVIDERS: usize = 16;
 /// Most rules that ask about the tokens of one pod; Envoy tries each of them for every request.
 pub const MAX_JWT_RULES: usize = 64;
 /// Longest template, with `*` for `{*}` (`uri_template_match.proto`).
@@ -42,6 +46,8 @@ const MAPPED_BITS: u8 = 96;
 pub enum StepKind {
     /// Refuses invalid tokens, and leaves the claims of valid ones to those after it.
     Tokens,
+    /// Asks an authorizer of what a rule matches: two filters.
+    Ask,
     /// Refuses what a rule matches.
     Deny,
     /// Refuses what no rule matches.
@@ -62,9 +68,14 @@ pub struct Step {
 pub struct Chain {
     /// What is asked of tokens, before all else.
     pub tokens: Option<Arc<Tokens>>,
+    /// Whom it asks next, and of what.
+    pub asks: Vec<Asks>,
     /// In the order in which they ask.
     pub steps: Vec<Step>,
 }
+
+/// Kinds of a chain's filters, and the providers that they ask.
+pub type Guards = (Vec<StepKind>, Vec<Arc<str>>);
 
 /// What Envoy can't be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,8 +92,8 @@ pub struct NotExpressible {
 /// Why a field has no form in Envoy's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Why {
-    /// CUSTOM asks a provider; there is no way to one yet.
-    #[error("external authorizers are not asked yet")]
+    /// That a provider is to be asked is said by the rules that ask it.
+    #[error("it asks an authorizer that no rule names")]
     Custom,
     /// A source whose identity is awaited is held in the kernel, before there is a request.
     #[error("a source whose identity is awaited is held back in the kernel")]
@@ -137,7 +148,17 @@ impl Chain {
     #[must_use]
     pub fn shape(&self) -> Vec<StepKind> {
         let tokens = self.tokens.iter().map(|_| StepKind::Tokens);
-        tokens.chain(self.steps.iter().map(|step| step.kind)).collect()
+        let asks = self.asks.iter().map(|_| StepKind::Ask);
+        let steps = self.steps.iter().map(|step| step.kind);
+        tokens.chain(asks).chain(steps).collect()
+    }
+
+    /// What a listener must be made anew for, and get another port, so that no connection of before goes on without
+    /// one of its filters: their kinds, and whom they ask.
+    #[must_use]
+    pub fn guards(&self) -> Guards {
+        let asked = self.asks.iter().map(|asks| Arc::clone(&asks.name));
+        (self.shape(), asked.collect())
     }
 }
 
@@ -178,6 +199,25 @@ pub fn rule_of(policy: &str) -> Option<&str> {
 fn chain(answer: &Answer<RuleRef>) -> Result<Chain, NotExpressible> {
     let mut chain = Chain::default();
     append(answer, &mut chain)?;
+    let mut asking = Vec::new();
+    collect(answer, &mut asking);
+    let (asks, mute) = custom::sorted(asking.into_iter())?;
+    chain.asks = asks;
+    // Behind all other rules, which are named before it.
+    if !mute.is_empty() {
+        chain.steps.push(Step {
+            kind: StepKind::Deny,
+            rules: Some(rbac(rbac::Action::Deny, &mute)?),
+        });
+    }
+    if chain.asks.len() > MAX_PROVIDERS {
+        let why = Why::TooMany {
+            what: "providers",
+            count: chain.asks.len(),
+            limit: MAX_PROVIDERS,
+        };
+        return Err(why.of(None, "provider"));
+    }
     let tokens = chain.tokens.as_ref();
     if let Some(tokens) = tokens.filter(|tokens| tokens.rules.len() > MAX_JWT_RULES) {
         let why = Why::TooMany {
@@ -196,6 +236,19 @@ fn chain(answer: &Answer<RuleRef>) -> Result<Chain, NotExpressible> {
         return Err(why.of(None, "services"));
     }
     Ok(chain)
+}
+
+/// All that asks a provider.
+fn collect<'a>(answer: &'a Answer<RuleRef>, asking: &mut Vec<&'a Ask<RuleRef>>) {
+    match answer {
+        Answer::Constant(..) => {}
+        Answer::Rules(rules) => asking.extend(&rules.custom),
+        Answer::Stricter(a, b) => {
+            collect(a, asking);
+            collect(b, asking);
+        }
+        Answer::Authenticated(_, then) => collect(then, asking),
+    }
 }
 
 fn append(answer: &Answer<RuleRef>, chain: &mut Chain) -> Result<(), NotExpressible> {
@@ -226,7 +279,7 @@ fn constant(action: Action, reason: Reason, rule: Option<&RuleRef>) -> Result<Op
         Action::Hold => Err(Why::Hold.of(rule, "source")),
         Action::Proxy => Err(Why::Custom.of(rule, "action: CUSTOM")),
         Action::Deny | Action::Missing => Ok(Some(match rule {
-            Some(rule) if reason == Reason::PolicyDeny => {
+            Some(rule) if matches!(reason, Reason::PolicyDeny | Reason::NoAuthorizer) => {
                 let always = (rule.clone(), Arc::new(Conditions::default()));
                 Step {
                     kind: StepKind::Deny,
@@ -249,10 +302,13 @@ fn rules(rules: &Rules<RuleRef>) -> Result<[Step; 2], NotExpressible> {
         allow,
         default_deny,
     } = rules;
-    if let Some((rule, _)) = custom.first() {
-        return Err(Why::Custom.of(Some(rule), "action: CUSTOM"));
-    }
-    let count: usize = deny.iter().chain(allow).map(|(_, c)| values(c)).sum();
+    let of_custom = custom.iter().map(|ask| values(&ask.conditions));
+    let count: usize = deny
+        .iter()
+        .chain(allow)
+        .map(|(_, c)| values(c))
+        .chain(of_custom)
+        .sum();
     if count > MAX_VALUES {
         let why = Why::TooMany {
             what: "values",

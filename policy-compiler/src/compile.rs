@@ -59,6 +59,7 @@ pub(crate) use self::scope::selects;
 use self::scope::{Acting, Policies, cross_check, scope};
 use self::set::{Profile, Set, Sets};
 use self::slot::{Slots, TestId, Tests};
+use crate::authorizer::Provider;
 use crate::policy::{AuthorizationPolicy, PolicyAction};
 use crate::report::Report;
 use crate::world::{Mesh, World};
@@ -414,20 +415,14 @@ fn source_blocks(prepared: &[Option<Arc<PreparedPolicy>>]) -> HashSet<IpNet> {
         .collect()
 }
 
-/// What a CUSTOM policy asks, by policy index.
-fn providers(policies: &Policies, world: &World) -> HashMap<usize, Arc<str>> {
+/// Whom a CUSTOM policy asks, by policy index.
+fn providers(policies: &Policies, world: &World) -> HashMap<usize, Arc<Provider>> {
     let mut providers = HashMap::new();
     for (at, acting) in policies.all.iter().enumerate() {
         let Acting::Policy(policy) = acting else { continue };
         if policy.action == PolicyAction::Custom {
             let name = policy.provider.as_deref().unwrap_or("");
-            let known = world.mesh.extension_providers.contains(name);
-            let field = if known {
-                format!("provider {name}")
-            } else {
-                format!("provider {name} (not in the mesh config)")
-            };
-            providers.insert(at, field.into());
+            providers.insert(at, world.mesh.provider(name));
         }
     }
     providers

@@ -3,6 +3,7 @@
 //!
 //! Invariant: a table cell says what the oracle says for every connection that falls into it.
 
+pub mod authorizer;
 pub mod compile;
 pub mod diff;
 pub mod explain;

@@ -17,6 +17,7 @@ mod node;
 pub mod object;
 mod places;
 mod pod;
+mod providers;
 mod reader;
 mod scalar;
 mod service;

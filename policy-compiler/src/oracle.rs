@@ -5,6 +5,7 @@
 //! as a difference.
 
 mod bytes;
+mod custom;
 mod destination;
 mod request;
 mod rule;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use thyra_datapath_abi::tables::{PolicyRef, RuleRef, Verdict, Would};
 use thyra_datapath_abi::{Action, Mode, Reason};
 
+use self::custom::Custom;
 use self::destination::{Demand, applies, demand, is_own_proxy, mode, request_authentications};
 use self::rule::{Facts, Truth};
 pub use self::trace::Looked;
@@ -250,7 +252,7 @@ impl Court<'_> {
             return refuse_unknown(demand);
         }
         let parties = self.parties(dry, trace);
-        let (mut custom_asks, mut deny_asks) = (Vec::new(), Vec::new());
+        let (mut custom, mut deny_asks) = (Custom::default(), Vec::new());
         let mut denied = None;
         for (party, action) in &parties {
             if *action == PolicyAction::Allow {
@@ -261,9 +263,7 @@ impl Court<'_> {
                 let truth = truth(party, &rule, facts, true);
                 note(trace, &rule, &truth);
                 if *action == PolicyAction::Custom {
-                    if !matches!(truth, Truth::No(_)) {
-                        custom_asks.push(ask(party, &rule, provider(self.world, party)));
-                    }
+                    custom.hear(self, party, &rule, &truth, facts);
                     continue;
                 }
                 match truth {
@@ -291,7 +291,10 @@ impl Court<'_> {
         if ruling.rank() == 3 {
             return ruling;
         }
-        let reason = if !custom_asks.is_empty() {
+        if let Some((reason, rule)) = custom.refusal() {
+            return Ruling::new(Action::Deny, reason, Some(rule));
+        }
+        let reason = if !custom.asks.is_empty() {
             Reason::NeedsCustom
         } else if !deny_asks.is_empty() || !allow_asks.is_empty() {
             Reason::NeedsL7
@@ -299,7 +302,7 @@ impl Court<'_> {
             return ruling;
         };
         ruling = Ruling::new(Action::Deny, reason, None);
-        for ask in custom_asks.into_iter().chain(deny_asks).chain(allow_asks) {
+        for ask in custom.asks.into_iter().chain(deny_asks).chain(allow_asks) {
             if !ruling.asks.contains(&ask) {
                 ruling.asks.push(ask);
             }
@@ -469,17 +472,5 @@ fn ask(party: &Party<'_>, rule: &Named<'_>, field: Arc<str>) -> Ask {
         rule: rule.reference.clone(),
         field,
         tried: party.body.is_some_and(|policy| policy.dry_run),
-    }
-}
-
-fn provider(world: &World, party: &Party<'_>) -> Arc<str> {
-    let name = party
-        .body
-        .and_then(|policy| policy.provider.clone())
-        .unwrap_or_default();
-    if world.mesh.extension_providers.contains(&name) {
-        format!("provider {name}").into()
-    } else {
-        format!("provider {name} (not in the mesh config)").into()
     }
 }

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use thyra_datapath_abi::tables::{RuleRef, Verdict};
 use thyra_datapath_abi::{Action, Reason};
 
+use crate::authorizer::Provider;
 use crate::compile::Residuals;
 use crate::policy::{Field, PolicyAction, StringMatch};
 use crate::tokens::Tokens;
@@ -55,11 +56,22 @@ pub struct Conditions {
     pub when: Vec<Test>,
 }
 
+/// A rule of CUSTOM: whom it asks, of what.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ask<R> {
+    /// The rule.
+    pub rule: R,
+    /// What it asks of.
+    pub conditions: Arc<Conditions>,
+    /// Who is asked.
+    pub provider: Arc<Provider>,
+}
+
 /// What is left of the policies of a destination under one reading of the stream; `R` names a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rules<R> {
     /// Asked only where the verdict would be allow otherwise.
-    pub custom: Vec<(R, Arc<Conditions>)>,
+    pub custom: Vec<Ask<R>>,
     /// One that holds denies.
     pub deny: Vec<(R, Arc<Conditions>)>,
     /// One must hold, if `default_deny`.
@@ -270,8 +282,8 @@ impl<R: Clone> Rules<R> {
         if self.default_deny && allowed.is_none() {
             return ending(Action::Deny, Reason::Policy, None);
         }
-        if let Some(rule) = first(&self.custom) {
-            return ending(Action::Proxy, Reason::NeedsCustom, Some(rule));
+        if let Some((action, reason, rule)) = self.authorized(context) {
+            return ending(action, reason, Some(rule));
         }
         let reason = if self.default_deny {
             Reason::PolicyAllow
@@ -281,6 +293,28 @@ impl<R: Clone> Rules<R> {
         ending(Action::Allow, reason, allowed)
     }
 
+    /// What keeps an allowed request from passing: a provider that can't be asked, one that says no, one whose
+    /// answer isn't known.
+    fn authorized(&self, context: &Context<'_>) -> Option<(Action, Reason, R)> {
+        let mut worst: Option<(u8, Action, Reason, R)> = None;
+        for ask in &self.custom {
+            if !matching::hold(&ask.conditions, context) {
+                continue;
+            }
+            let answer = context.traffic.answers.get(&*ask.provider.name);
+            let (rank, action, reason) = match (&ask.provider.authorizer, answer) {
+                (Err(_), _) => (3, Action::Deny, Reason::NoAuthorizer),
+                (Ok(_), Some(false)) => (2, Action::Deny, Reason::Unauthorized),
+                (Ok(_), None) => (1, Action::Proxy, Reason::NeedsCustom),
+                (Ok(_), Some(true)) => continue,
+            };
+            if worst.as_ref().is_none_or(|known| rank > known.0) {
+                worst = Some((rank, action, reason, ask.rule.clone()));
+            }
+        }
+        worst.map(|(_, action, reason, rule)| (action, reason, rule))
+    }
+
     fn named<S>(&self, name: &impl Fn(&R) -> S) -> Rules<S> {
         let all = |rules: &[(R, Arc<Conditions>)]| {
             let named = rules
@@ -288,8 +322,13 @@ impl<R: Clone> Rules<R> {
                 .map(|(rule, conditions)| (name(rule), Arc::clone(conditions)));
             named.collect()
         };
+        let asks = self.custom.iter().map(|ask| Ask {
+            rule: name(&ask.rule),
+            conditions: Arc::clone(&ask.conditions),
+            provider: Arc::clone(&ask.provider),
+        });
         Rules {
-            custom: all(&self.custom),
+            custom: asks.collect(),
             deny: all(&self.deny),
             allow: all(&self.allow),
             default_deny: self.default_deny,

@@ -6,6 +6,7 @@
 mod header;
 mod path;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde_json::{Map, Value};
@@ -17,6 +18,8 @@ pub struct Traffic {
     pub sni: Option<String>,
     /// The request; none where the stream is not HTTP.
     pub http: Option<Request>,
+    /// What authorizers say of it, by provider; nothing is known of the others' answers.
+    pub answers: BTreeMap<String, bool>,
 }
 
 /// An HTTP request.

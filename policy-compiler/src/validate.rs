@@ -111,10 +111,16 @@ impl Check<'_> {
                 .insert("extension providers: no MeshConfig (ConfigMap istio-system/istio) among the files");
             return;
         };
-        if !mesh.extension_providers.contains(provider) {
+        let named = mesh.extension_providers.get(provider);
+        if let Some(Err(why)) = named.map(|named| &named.authorizer) {
             let text = format!(
-                "the MeshConfig has no extension provider `{provider}`: every request is denied; add it to \
-                 `extensionProviders`"
+                "the extension provider `{provider}` can't be asked, so what the policy matches is denied: {why}"
+            );
+            self.find("spec.provider", Code::NoProvider, text);
+        } else if named.is_none() {
+            let text = format!(
+                "the MeshConfig has no extension provider `{provider}`: every request that the policy matches is \
+                 denied; add it to `extensionProviders`"
             );
             self.find("spec.provider", Code::NoProvider, text);
         }

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 
+use crate::authorizer::{Provider, Providers};
 use crate::policy::{AuthorizationPolicy, Labels, PeerAuthentication, RequestAuthentication};
 use crate::shared_map::SharedMap;
 use crate::traffic::PathNormalization;
@@ -61,12 +62,21 @@ pub struct Mesh {
     pub trust_domain: String,
     /// `trustDomainAliases`.
     pub trust_domain_aliases: Vec<String>,
-    /// Names of `extensionProviders`.
-    pub extension_providers: BTreeSet<String>,
+    /// `extensionProviders`.
+    pub extension_providers: Providers,
     /// `pathNormalization`.
     pub path_normalization: PathNormalization,
     /// `metadata.resourceVersion` of the ConfigMap, where known.
     pub version: String,
+}
+
+impl Mesh {
+    /// The provider of this name, or one that says that there is none.
+    #[must_use]
+    pub fn provider(&self, name: &str) -> Arc<Provider> {
+        let known = self.extension_providers.get(name);
+        known.map_or_else(|| Arc::new(Provider::absent(name)), Arc::clone)
+    }
 }
 
 impl Default for Mesh {
@@ -75,7 +85,7 @@ impl Default for Mesh {
             root_namespace: "istio-system".into(),
             trust_domain: "cluster.local".into(),
             trust_domain_aliases: Vec::new(),
-            extension_providers: BTreeSet::new(),
+            extension_providers: Providers::new(),
             path_normalization: PathNormalization::default(),
             version: String::new(),
         }
@@ -164,6 +174,8 @@ pub struct Workload {
     pub node: String,
     /// Shares the node's addresses: lends no identity.
     pub host_network: bool,
+    /// istiod says that it takes connections: a pod that is ready.
+    pub healthy: bool,
     /// Carries traffic by HBONE (ambient).
     pub hbone: bool,
     /// Ports of each service it backs, by `namespace/hostname`.

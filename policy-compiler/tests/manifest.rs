@@ -1,7 +1,9 @@
 //! What the manifest reader accepts, what it refuses and how it says so.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use thyra_policy_compiler::authorizer::{Check, Provider};
 use thyra_policy_compiler::manifest::{self, Body, Manifests, Object};
 use thyra_policy_compiler::policy::{AuthorizationPolicy, Condition, MtlsMode, PolicyAction, StringMatch};
 use thyra_policy_compiler::world::{AppProtocol, NodeOptions, WorkloadKind};
@@ -432,13 +434,98 @@ data:
       envoyExtAuthzGrpc: {service: opa, port: 9191}
 ";
 
+/// A MeshConfig with this provider, as a user writes it.
+fn provided(provider: &str) -> Result<Arc<Provider>, String> {
+    let text = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    \
+         extensionProviders:\n    - name: ext\n      {provider}\n"
+    );
+    let found = manifest::read_str("mesh.yaml", &text).map_err(|errors| errors[0].to_string())?;
+    let world = manifest::world(&found, NodeOptions::default()).map_err(|error| error.to_string())?;
+    Ok(world.mesh.provider("ext"))
+}
+
+#[test]
+fn a_provider_is_read_as_istio_writes_it() {
+    let whole = provided(
+        "envoyExtAuthzHttp: {service: foo/ext.foo.svc.cluster.local, port: \"8000\", timeout: 0.5s, failOpen: true, \
+         statusOnError: \"503\", pathPrefix: /check, includeRequestHeadersInCheck: [x-a, \"x-b*\"], \
+         includeAdditionalHeadersInCheck: {x-c: d}, headersToUpstreamOnAllow: [x-e], headersToDownstreamOnDeny: [x-f], \
+         headersToDownstreamOnAllow: [x-g], \
+         includeRequestBodyInCheck: {maxRequestBytes: 4096, allowPartialMessage: true}}",
+    );
+    let whole = whole.expect("a provider");
+    let asked = whole.authorizer.as_ref().expect("it can be asked");
+    assert_eq!(asked.target.to_string(), "foo/ext.foo.svc.cluster.local:8000");
+    assert_eq!(
+        (asked.timeout.as_millis(), asked.fail_open, asked.status_on_error),
+        (500, true, 503)
+    );
+    assert_eq!(
+        asked
+            .body
+            .map(|body| (body.max_bytes, body.partial, body.as_bytes)),
+        Some((4096, true, false))
+    );
+    let Check::Http(check) = &asked.check else {
+        panic!("{asked:?}")
+    };
+    assert_eq!(
+        (check.path_prefix.as_str(), &check.request_headers[..]),
+        ("/check", &["x-a".to_owned(), "x-b*".to_owned()][..])
+    );
+    assert_eq!(check.added_headers["x-c"], "d");
+    for (provider, why) in [
+        (
+            "envoyExtAuthzGrpc: {service: ext, port: 9000, statusOnError: teapot}",
+            "statusOnError",
+        ),
+        (
+            "envoyExtAuthzGrpc: {service: ext, port: 9000, timeout: soon}",
+            "timeout",
+        ),
+        ("envoyExtAuthzGrpc: {service: ext}", "port"),
+        ("envoyExtAuthzGrpc: {port: 9000}", "service"),
+        ("zipkin: {service: ext, port: 9411}", "zipkin"),
+    ] {
+        let told = provided(provider).expect("a mesh config");
+        let told = told.authorizer.as_ref().expect_err(provider);
+        assert!(told.contains(why), "{provider}: {told}");
+    }
+    for (provider, why) in [
+        (
+            "envoyExtAuthzGrpc: {servise: ext, port: 9000}",
+            "did you mean `service`?",
+        ),
+        (
+            "envoyExtAuthzHttp: {service: ext, port: [1]}",
+            "port` must be a whole number",
+        ),
+        (
+            "envoyExtAuthzGrpc: {service: ext, port: 1, pathPrefix: /}",
+            "pathPrefix",
+        ),
+    ] {
+        let told = provided(provider).expect_err(provider);
+        assert!(
+            told.contains("mesh.yaml:8") && told.contains(why),
+            "{provider}: {told}"
+        );
+    }
+}
+
 #[test]
 fn a_world_is_what_istiod_would_tell() {
     let manifests = read(SHOP);
     let world = manifest::world(&manifests, NodeOptions::default()).expect("a world");
     assert_eq!(world.mesh.trust_domain, "corp.example");
     assert_eq!(world.mesh.root_namespace, "istio-config");
-    assert!(world.mesh.extension_providers.contains("opa"));
+    let opa = world.mesh.provider("opa");
+    let asked = opa.authorizer.as_ref().expect("it can be asked");
+    assert_eq!(
+        (asked.target.to_string(), &asked.check),
+        ("opa:9191".into(), &Check::Grpc)
+    );
     let front = &world.workloads["Kubernetes//Pod/shop/front"];
     let addresses: Vec<String> = front.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(

@@ -119,7 +119,7 @@ fn every_policy_has_a_status_that_says_what_it_does_here() {
         (
             "shop",
             "ask",
-            "enforced; custom authorization is not supported: what it may match is denied",
+            "enforced; provider `` can't be asked, what it matches is denied: not in the mesh config",
             &[1],
         ),
         ("shop", "odd", "enforced; not expressible: spec field 99", &[1]),

@@ -29,6 +29,7 @@ fn workload(number: u32) -> Workload {
         service_account: format!("sa-{number}"),
         node: String::new(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: BTreeMap::new(),
         authorization_policies: Vec::new(),

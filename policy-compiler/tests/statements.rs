@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use thyra_datapath_abi::tables::{PolicyRef, RuleRef, Tables, Verdict};
 use thyra_datapath_abi::{Action, Mode, Reason};
+use thyra_policy_compiler::authorizer::{
+    self, Authorizer, CHECK_TIMEOUT, Check, HttpCheck, Provider, STATUS_ON_ERROR,
+};
 use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::oracle::{Connection, judge, judge_traffic};
 use thyra_policy_compiler::parse;
@@ -15,7 +18,7 @@ use thyra_policy_compiler::policy::{
     Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
 use thyra_policy_compiler::residual::{self, Context};
-use thyra_policy_compiler::traffic::Traffic;
+use thyra_policy_compiler::traffic::{Request, Traffic};
 use thyra_policy_compiler::world::{
     AppProtocol, Endpoint, Service, ServicePort, Workload, WorkloadKind, World,
 };
@@ -81,6 +84,7 @@ fn pod(world: &mut World, name: &str, account: &str, address: &str) {
         service_account: account.into(),
         node: "n1".into(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: BTreeMap::new(),
         authorization_policies: Vec::new(),
@@ -708,7 +712,7 @@ fn s16_what_one_service_holds_back_the_other_does_not_let_speak() {
     let newcomer = connection("10.244.9.9", 5432);
     let traffic = Traffic {
         sni: Some("a.example".into()),
-        http: None,
+        ..Traffic::default()
     };
     let wanted = judge_traffic(&world, &newcomer, &traffic, &mut Vec::new());
     let mut compiler = Compiler::new();
@@ -977,10 +981,66 @@ fn custom_fails_closed_where_its_answer_would_count() {
         ..policy("shop/ask", PolicyAction::Custom, vec![from(principal(FRONT_ID))])
     };
     put(&mut world, custom);
-    assert_eq!(reason(&world, FRONT, 80), Reason::NeedsCustom);
+    // Not in the mesh config.
+    assert_eq!(reason(&world, FRONT, 80), Reason::NoAuthorizer);
     assert_eq!(reason(&world, CART, 80), Reason::NoPolicy);
     put(&mut world, deny("shop/lock", vec![to(ports(&[81]))]));
     assert_eq!(reason(&world, FRONT, 81), Reason::PolicyDeny);
+    provide(&mut world, Provider::of_kind("ext", "zipkin"));
+    assert_eq!(reason(&world, FRONT, 80), Reason::NoAuthorizer);
+    provide(&mut world, asked_by(Check::Grpc));
+    assert_eq!(reason(&world, FRONT, 80), Reason::NeedsCustom);
+    assert_eq!(reason(&world, FRONT, 81), Reason::PolicyDeny);
+}
+
+/// In the place of all others.
+fn provide(world: &mut World, provider: Provider) {
+    world.mesh.extension_providers.clear();
+    authorizer::insert(&mut world.mesh.extension_providers, provider);
+}
+
+fn asked_by(check: Check) -> Provider {
+    let authorizer = Authorizer {
+        target: authorizer::target("ext.shop.svc.cluster.local", 9000).unwrap(),
+        check,
+        timeout: CHECK_TIMEOUT,
+        fail_open: true,
+        status_on_error: STATUS_ON_ERROR,
+        body: None,
+    };
+    Provider::new("ext", Ok(authorizer))
+}
+
+#[test]
+fn an_authorizer_that_speaks_http_is_asked_of_nothing_else() {
+    let mut world = shop();
+    let custom = AuthorizationPolicy {
+        provider: Some("ext".into()),
+        ..policy("shop/ask", PolicyAction::Custom, vec![any()])
+    };
+    put(&mut world, custom);
+    provide(&mut world, asked_by(Check::Http(HttpCheck::default())));
+    assert_eq!(reason(&world, FRONT, 80), Reason::NeedsCustom);
+    let http = |path: &str| Traffic {
+        http: Some(Request {
+            target: path.into(),
+            ..Request::default()
+        }),
+        ..Traffic::default()
+    };
+    let word = |traffic: &Traffic| {
+        let ending = judge_traffic(&world, &connection(FRONT, 80), traffic, &mut Vec::new());
+        (ending.action, ending.reason)
+    };
+    assert_eq!(word(&http("/")), (Action::Proxy, Reason::NeedsCustom));
+    assert_eq!(word(&Traffic::default()), (Action::Deny, Reason::NoAuthorizer));
+    for (answer, wanted) in [
+        (true, (Action::Allow, Reason::NoPolicy)),
+        (false, (Action::Deny, Reason::Unauthorized)),
+    ] {
+        let answers = [("ext".to_owned(), answer)].into();
+        assert_eq!(word(&Traffic { answers, ..http("/") }), wanted);
+    }
 }
 
 #[test]

@@ -54,6 +54,7 @@ fn shop(containers: &[&str]) -> World {
         service_account: "target".into(),
         node: "n1".into(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: BTreeMap::from([("shop/target".into(), ports)]),
         authorization_policies: Vec::new(),

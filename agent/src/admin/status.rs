@@ -112,7 +112,7 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
         .tables
         .verdicts
         .iter()
-        .filter(|v| v.reason == Reason::NeedsL7)
+        .filter(|v| matches!(v.reason, Reason::NeedsL7 | Reason::NeedsCustom))
         .count();
     if l7 > 0 && !snapshot.l7.available {
         problems.push(L7Unavailable { verdicts: l7 }.to_string());
@@ -120,6 +120,7 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
     problems.extend(snapshot.l7.problem.clone().filter(|_| l7 > 0));
     problems.extend(snapshot.l7.refused.values().map(|why| format!("needs L7: {why}")));
     problems.extend(snapshot.l7.missing_keys.iter().cloned());
+    problems.extend(snapshot.l7.missing_authorizers.iter().cloned());
     for (id, why) in &snapshot.l7.unsteered {
         problems.push(format!("endpoint {id}: what needs L7 is refused: {why}"));
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use thyra_datapath_abi::tables::PolicyRef;
+use thyra_policy_compiler::authorizer::fingerprint;
 use thyra_policy_compiler::report::PolicyKind;
 use thyra_proto::thyra::v1 as api;
 use tonic::Status;
@@ -144,7 +145,8 @@ fn mesh(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<Strin
     let mesh = &snapshot.held.world.mesh;
     if object.deleted {
         // Without the object Istio's defaults hold, but for what flags say.
-        let default = mesh.trust_domain_aliases.is_empty() && mesh.extension_providers.is_empty();
+        let default =
+            mesh.trust_domain_aliases.is_empty() && fingerprint(&mesh.extension_providers).is_empty();
         return Ok((!default).then(|| "its settings are still held".into()));
     }
     if !mesh.version.is_empty() && older(&object.version, &mesh.version).is_none() {
@@ -157,7 +159,8 @@ fn mesh(snapshot: &Snapshot, object: &api::ObjectVersion) -> Result<Option<Strin
     let differs = |key: &str, held: Value| content.get(key).is_some_and(|wanted| *wanted != held);
     let differs = differs("trustDomain", mesh.trust_domain.clone().into())
         || differs("rootNamespace", mesh.root_namespace.clone().into())
-        || differs("trustDomainAliases", mesh.trust_domain_aliases.clone().into());
+        || differs("trustDomainAliases", mesh.trust_domain_aliases.clone().into())
+        || differs("authorizers", fingerprint(&mesh.extension_providers).into());
     Ok(differs.then(|| "held settings differ".into()))
 }
 

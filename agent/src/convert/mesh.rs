@@ -30,7 +30,7 @@ pub fn mesh(message: wire::MeshConfig, version: String) -> Mesh {
             trust_domain
         },
         trust_domain_aliases,
-        extension_providers: extension_providers.into_iter().map(|p| p.name).collect(),
+        extension_providers: super::providers::providers(extension_providers),
         path_normalization: path_normalization.map_or_else(PathNormalization::default, |paths| {
             normalization(paths.normalization())
         }),

@@ -35,13 +35,13 @@ pub fn workload(message: wire::Workload) -> Result<Workload, ConvertError> {
         services,
         network_mode,
         native_tunnel,
+        status,
         // None of these can change an L4 verdict on the node that the pod is on.
         waypoint: _,
         canonical_name: _,
         canonical_revision: _,
         workload_type: _,
         workload_name: _,
-        status: _,
         cluster_id: _,
         network_gateway: _,
         hostname: _,
@@ -69,6 +69,7 @@ pub fn workload(message: wire::Workload) -> Result<Workload, ConvertError> {
         node,
         // Only STANDARD is known to own its address; any other mode lends no identity.
         host_network: wire::NetworkMode::try_from(network_mode) != Ok(wire::NetworkMode::Standard),
+        healthy: wire::WorkloadStatus::try_from(status) == Ok(wire::WorkloadStatus::Healthy),
         hbone: native_tunnel
             || wire::TunnelProtocol::try_from(tunnel_protocol) == Ok(wire::TunnelProtocol::Hbone),
         services,

@@ -41,6 +41,7 @@ fn workload(uid: &str, address: &str, policies: &[&str]) -> Arc<Workload> {
         service_account: "front".into(),
         node: String::new(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: BTreeMap::new(),
         authorization_policies: policies.iter().map(|p| (*p).to_owned()).collect(),

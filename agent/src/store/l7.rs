@@ -35,7 +35,7 @@ impl Store {
         };
         let registrations = &self.held.registrations;
         let cells = l7::cells(tables, self.compiler.residuals(), registrations);
-        let changed = l7.prepare(&cells, self.held.world.mesh.path_normalization);
+        let changed = l7.prepare(&cells, &self.held.world);
         let pods: BTreeSet<&str> = cells.iter().map(|cell| cell.place.pod.as_str()).collect();
         let needy = registrations
             .iter()
@@ -121,6 +121,7 @@ impl Store {
             unsteered: self.unsteered.clone(),
             problem: l7.problem(),
             missing_keys: l7.missing_keys(),
+            missing_authorizers: l7.missing_authorizers().to_vec(),
         }
     }
 }

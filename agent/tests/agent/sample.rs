@@ -138,6 +138,7 @@ pub(crate) fn workload(name: &str, address: &str) -> Change {
         service_account: name.into(),
         node: "n0".into(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: std::collections::BTreeMap::new(),
         authorization_policies: Vec::new(),

@@ -195,6 +195,7 @@ pub(super) fn traffic(
     Ok(Traffic {
         sni: sni.map(str::to_owned),
         http: http.map(request).transpose()?,
+        ..Traffic::default()
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: the tables are looked up as the kernel does; what they leave open the residuals answer.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use thyra_datapath_abi::{Action, Mode};
 use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::host::HostNode;
 use thyra_datapath_engine::{BankImage, lookup};
+use thyra_policy_compiler::authorizer::{self, Authorizer, CHECK_TIMEOUT, Check, Provider, STATUS_ON_ERROR};
 use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::compile::protocol::{Declared, Protocols};
 use thyra_policy_compiler::manifest::{self, Manifests};
@@ -19,7 +20,7 @@ use thyra_policy_compiler::oracle::Connection;
 use thyra_policy_compiler::residual::{self, Context, Ending};
 use thyra_policy_compiler::traffic::Traffic;
 use thyra_policy_compiler::world::{
-    AppProtocol, Endpoint, NodeOptions, ServicePort, Workload, WorkloadKind, World,
+    AppProtocol, Endpoint, Mesh, NodeOptions, ServicePort, Workload, WorkloadKind, World,
 };
 
 const OUTSIDE: [&str; 2] = ["203.0.113.7", "2001:db8::7"];
@@ -46,6 +47,31 @@ pub(super) struct Offline {
 /// A pod that a connection reaches, and the port of it.
 pub(super) type Target = (Arc<Endpoint>, u16);
 
+/// Files without a MeshConfig don't say whom CUSTOM policies ask: it is taken for somebody.
+fn provide(world: &mut World) {
+    if world.mesh != Mesh::default() {
+        return;
+    }
+    let asked = world
+        .authorization
+        .values()
+        .filter_map(|policy| policy.provider.clone());
+    for name in asked.collect::<BTreeSet<String>>() {
+        let authorizer = authorizer::target("mesh.invalid", 1).map(|target| Authorizer {
+            target,
+            check: Check::Grpc,
+            timeout: CHECK_TIMEOUT,
+            fail_open: false,
+            status_on_error: STATUS_ON_ERROR,
+            body: None,
+        });
+        authorizer::insert(
+            &mut world.mesh.extension_providers,
+            Provider::new(&name, authorizer),
+        );
+    }
+}
+
 impl Offline {
     /// Compiles the files. `accounts` are `namespace/sa/NAME` words that need a stand-in pod; with `as_given` no
     /// port declares a protocol.
@@ -55,6 +81,7 @@ impl Offline {
             ..NodeOptions::default()
         };
         let mut world = manifest::world(manifests, options)?;
+        provide(&mut world);
         for account in accounts {
             stand_in(&mut world, account)?;
         }
@@ -317,6 +344,7 @@ fn stand_in(world: &mut World, from: &str) -> Result<()> {
         service_account: account.into(),
         node: String::new(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: std::collections::BTreeMap::new(),
         authorization_policies: Vec::new(),

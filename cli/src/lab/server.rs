@@ -1,7 +1,9 @@
-//! The small servers behind pods' ports: echoes over TCP, UDP, TLS, HTTP and gRPC.
+//! The small servers behind pods' ports: echoes over TCP, UDP, TLS, HTTP and gRPC, and external
+//! authorizers.
 //!
 //! Invariant: a server answers only what reached it, and notes which probe's bytes did.
 
+mod authorizer;
 mod echo;
 mod http;
 mod tls;
@@ -28,6 +30,7 @@ use super::netns::{ANY, Netns};
 enum Protocol {
     Http,
     Grpc,
+    Authorizer,
     Tls,
     Tcp,
     Udp,
@@ -133,6 +136,7 @@ impl Protocol {
             _ if port.udp => Self::Udp,
             name if is_http(name) => Self::Http,
             name if name.starts_with("grpc") => Self::Grpc,
+            name if authorizer::is_authorizer(name) => Self::Authorizer,
             name if name.starts_with("tls") => Self::Tls,
             _ => Self::Tcp,
         }
@@ -166,6 +170,7 @@ async fn accept(
             let result = match protocol {
                 Protocol::Http => http::serve(stream, identity, peer).await,
                 Protocol::Grpc => http::serve_grpc(stream).await,
+                Protocol::Authorizer => authorizer::serve(stream).await,
                 Protocol::Tls => tls::serve(stream, tls).await,
                 Protocol::Tcp | Protocol::Udp => echo::stream(stream).await,
             };
@@ -192,6 +197,7 @@ mod tests {
         assert_eq!(of("http-web", false), Protocol::Http);
         assert_eq!(of("http2", false), Protocol::Http);
         assert_eq!(of("grpc", false), Protocol::Grpc);
+        assert_eq!(of("ext-authz-grpc", false), Protocol::Authorizer);
         assert_eq!(of("tls-db", false), Protocol::Tls);
         assert_eq!(of("udp-dns", true), Protocol::Udp);
         assert_eq!(of("dns", true), Protocol::Udp);

@@ -51,8 +51,8 @@ reasons! {
     StrictMtls = 220, "strict peer authentication needs a known identity";
     /// The verdict depends on L7 attributes and no L7 proxy is there.
     NeedsL7 = 221, "needs L7";
-    /// A CUSTOM rule may match and its authorizer can't be asked.
-    NeedsCustom = 222, "custom authorization is not supported";
+    /// A CUSTOM rule may match: the verdict depends on its authorizer, which an L7 proxy asks.
+    NeedsCustom = 222, "needs an external authorizer";
     /// A policy holds a term that can't be expressed; it counts as matched in DENY, as not matched in ALLOW.
     NotExpressible = 223, "policy not expressible";
     /// The source is in a pod range and its identity has not arrived.
@@ -79,6 +79,10 @@ reasons! {
     L7Full = 235, "L7 connection table full";
     /// Envoy has no socket in the pod for a verdict that needs L7.
     NoListener = 236, "no L7 listener in the pod";
+    /// A CUSTOM rule matches and its authorizer can't be asked.
+    NoAuthorizer = 237, "no authorizer can be asked";
+    /// The authorizer of a CUSTOM rule said no, or could not be asked just then.
+    Unauthorized = 238, "refused by an external authorizer";
     /// Allowed: no ALLOW policy applies.
     NoPolicy = 240, "no policy applies";
     /// Allowed: an ALLOW rule matched.

@@ -77,7 +77,8 @@ impl Verdict {
     /// What its cell says: an Envoy is asked where the programs know one that judges the residual, else it is as
     /// `action` says.
     pub fn cell_action(&self) -> Action {
-        if self.reason == Reason::NeedsL7 && self.residual.is_some() && self.action == Action::Deny {
+        let needs = matches!(self.reason, Reason::NeedsL7 | Reason::NeedsCustom);
+        if needs && self.residual.is_some() && self.action == Action::Deny {
             Action::Proxy
         } else {
             self.action

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::util::pack_any;
@@ -19,8 +20,10 @@ const STRIKES: u8 = 2;
 /// A kind of resource, in the order in which they are offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Clusters (CDS).
+    /// Clusters (CDS): pods, external authorizers.
     Cluster,
+    /// Addresses of clusters (EDS).
+    Endpoints,
     /// Listeners (LDS).
     Listener,
     /// Configurations of filters (ECDS).
@@ -29,19 +32,20 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Cluster, Self::Listener, Self::Extension];
+    pub const ALL: [Self; 4] = [Self::Cluster, Self::Endpoints, Self::Listener, Self::Extension];
 
     /// As the wire names it.
     #[must_use]
     pub const fn type_url(self) -> &'static str {
         match self {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
         }
     }
 
-    /// Whether Envoy asks for all of the kind, and not for names.
+    /// Envoy asks for all there are, and waits at its start to be told of them; of the others it asks by name.
     #[must_use]
     pub const fn is_whole(self) -> bool {
         matches!(self, Self::Cluster | Self::Listener)
@@ -73,17 +77,22 @@ impl Resource {
     /// A listener, whose bytes are its version.
     #[must_use]
     pub fn listener(listener: Listener, needs: Vec<Name>) -> Self {
-        Self::of_bytes(pack_any(listener), needs)
+        Self::by_content(pack_any(listener), needs)
     }
 
-    /// A cluster with its name; its bytes are its version, so it holds no map of more than one entry.
+    /// A cluster, the same way.
     #[must_use]
-    pub fn cluster(cluster: Cluster) -> (Name, Self) {
-        let name = (Kind::Cluster, cluster.name.as_str().into());
-        (name, Self::of_bytes(pack_any(cluster), Vec::new()))
+    pub fn cluster(cluster: Cluster) -> Self {
+        Self::by_content(pack_any(cluster), Vec::new())
     }
 
-    fn of_bytes(body: Any, needs: Vec<Name>) -> Self {
+    /// A cluster's addresses, the same way.
+    #[must_use]
+    pub fn endpoints(endpoints: ClusterLoadAssignment) -> Self {
+        Self::by_content(pack_any(endpoints), Vec::new())
+    }
+
+    fn by_content(body: Any, needs: Vec<Name>) -> Self {
         let digest = Sha256::digest(&body.value);
         Self {
             version: hex(&digest[..16]).into(),

@@ -43,7 +43,7 @@ impl Subscription {
             Kind::Cluster | Kind::Listener => self.has.keys().filter(lacks).cloned().collect(),
             // What Envoy has it keeps: its listener goes first, and one that still drains keeps its rules. What it
             // never had it must be told of, or it waits for it.
-            Kind::Extension => {
+            Kind::Endpoints | Kind::Extension => {
                 let never = |name: &&Arc<str>| !self.has.contains_key(*name);
                 let untold = |name: &&Arc<str>| !self.absent.contains(*name);
                 let names = self.names.iter().filter(never).filter(untold);
@@ -162,7 +162,7 @@ impl Conversation {
         for name in &gone {
             subscription.has.remove(name);
         }
-        if kind == Kind::Extension {
+        if !kind.is_whole() {
             subscription.absent.extend(gone.iter().cloned());
         }
         for (name, resource) in &sending {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what decides over a request before RBAC sees it is as in a sidecar's inbound listener (istio's
 //! `pilot/pkg/networking/core/listener_builder.go`, `buildHTTPConnectionManager`): normalisation of paths,
-//! X-Forwarded-For, the tokens' filter before RBAC.
+//! X-Forwarded-For, the tokens' filter and then the authorizers' before RBAC.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -20,6 +20,7 @@ use envoy_types::pb::envoy::config::route::v3::{
     DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
     route_action, route_match,
 };
+use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
@@ -32,7 +33,7 @@ use manager_v3::http_filter::ConfigType;
 use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper};
 use thyra_policy_compiler::traffic::PathNormalization;
 
-use super::{budget, discovered, names, on_socket, packed, tokens_name, told};
+use super::{FilterKind, budget, discovered, on_socket, packed, told};
 use crate::lower::StepKind;
 
 /// What Envoy's answer says of its reason, when asked to: a response header that never goes to a client.
@@ -176,17 +177,17 @@ fn escaped_slashes(paths: PathNormalization) -> PathWithEscapedSlashesAction {
     }
 }
 
-/// Tokens before rules before the way on.
+/// Tokens before authorizers before rules before the way on.
 fn filters(name: &str, shape: &[StepKind]) -> Vec<HttpFilter> {
-    let mut filters = Vec::new();
-    if shape.contains(&StepKind::Tokens) {
-        let config = ConfigType::ConfigDiscovery(discovered::<JwtAuthentication>());
-        filters.push(named(&tokens_name(name), config));
-    }
-    for name in names(name, shape) {
-        let config = ConfigType::ConfigDiscovery(discovered::<HttpRbac>());
-        filters.push(named(&name, config));
-    }
+    let asking = super::filters(name, shape).into_iter().map(|(name, kind)| {
+        let config = match kind {
+            FilterKind::Tokens => discovered::<JwtAuthentication>(),
+            FilterKind::Rules => discovered::<HttpRbac>(),
+            FilterKind::Authorizer => discovered::<ExtAuthz>(),
+        };
+        named(&name, ConfigType::ConfigDiscovery(config))
+    });
+    let mut filters: Vec<HttpFilter> = asking.collect();
     let router = Router {
         suppress_envoy_headers: true,
         ..Router::default()

@@ -7,10 +7,11 @@ use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, Listener
 use envoy_types::pb::envoy::config::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::echo::v3::Echo;
+use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{discovered, listener_filter, names, on_socket, packed};
+use super::{FilterKind, discovered, listener_filter, on_socket, packed};
 use crate::lower::StepKind;
 
 /// The listener of a stream that is not HTTP, as far as its filters go.
@@ -31,9 +32,16 @@ pub fn tls(name: &str, socket: &Path, shape: &[StepKind]) -> Listener {
 
 /// The filters that judge a stream, in the order in which they ask.
 pub(super) fn judges(name: &str, shape: &[StepKind]) -> impl Iterator<Item = Filter> {
-    names(name, shape).into_iter().map(|name| Filter {
-        name,
-        config_type: Some(ConfigType::ConfigDiscovery(discovered::<NetworkRbac>())),
+    super::filters(name, shape).into_iter().map(|(name, kind)| {
+        let config = match kind {
+            // Of requests only (`lower`).
+            FilterKind::Tokens | FilterKind::Rules => discovered::<NetworkRbac>(),
+            FilterKind::Authorizer => discovered::<ExtAuthz>(),
+        };
+        Filter {
+            name,
+            config_type: Some(ConfigType::ConfigDiscovery(config)),
+        }
     })
 }
 

@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::r#type::tracing::v3::custom_tag::Type;
 use envoy_types::pb::google::protobuf::{Any, Duration};
 
 use super::packed;
-use crate::als::{ENDED_BY, SERVER_NAME};
+use crate::als::{DETAILS, ENDED_BY, SERVER_NAME};
 use crate::bootstrap::BRIDGE;
 
 /// How long records may wait for others.
@@ -36,6 +36,7 @@ pub(super) fn streams() -> AccessLog {
     let tags = vec![
         tag(SERVER_NAME, "%REQUESTED_SERVER_NAME%"),
         tag(ENDED_BY, "%CONNECTION_TERMINATION_DETAILS%"),
+        tag(DETAILS, "%RESPONSE_CODE_DETAILS%"),
     ];
     let config = TcpGrpcAccessLogConfig {
         common_config: Some(to_the_bridge("streams", tags)),

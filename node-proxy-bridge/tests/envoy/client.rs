@@ -1,5 +1,6 @@
 //! Who asks an oracle: bytes on a Unix socket, as the agent will send them.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::Path;
@@ -16,6 +17,9 @@ use super::token;
 /// What an answer may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// A client's port.
+pub(crate) const PORT: u16 = 40_000;
+
 /// Envoy's answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reply {
@@ -26,6 +30,11 @@ pub(crate) struct Reply {
 
 /// A connection to an oracle, its PROXY header sent.
 pub(crate) async fn connect(oracle: &Path, source: IpAddr) -> UnixStream {
+    connect_from(oracle, source, PORT).await
+}
+
+/// The same with another source port.
+pub(crate) async fn connect_from(oracle: &Path, source: IpAddr, port: u16) -> UnixStream {
     // Acknowledged is not yet listening.
     let connecting = async {
         loop {
@@ -45,13 +54,18 @@ pub(crate) async fn connect(oracle: &Path, source: IpAddr) -> UnixStream {
         IpAddr::V4(_) => ("TCP4", "10.0.0.1"),
         IpAddr::V6(_) => ("TCP6", "fd00::1"),
     };
-    let header = format!("PROXY {family} {source} {to} 40000 80\r\n");
+    let header = format!("PROXY {family} {source} {to} {port} 80\r\n");
     stream.write_all(header.as_bytes()).await.unwrap();
     stream
 }
 
 /// The bytes of a request.
 pub(crate) fn http(request: &Request) -> Vec<u8> {
+    http_answered(request, &BTreeMap::new())
+}
+
+/// The same with what authorizers are to say.
+pub(crate) fn http_answered(request: &Request, answers: &BTreeMap<String, bool>) -> Vec<u8> {
     let Request {
         method,
         target,
@@ -63,6 +77,10 @@ pub(crate) fn http(request: &Request) -> Vec<u8> {
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
+    for (name, yes) in answers {
+        let word = if *yes { "yes" } else { "no" };
+        text.push_str(&format!("x-answer-{name}: {word}\r\n"));
+    }
     if let Some(claims) = claims {
         text.push_str(&format!("authorization: Bearer {}\r\n", token::signed(claims)));
     }
@@ -72,6 +90,36 @@ pub(crate) fn http(request: &Request) -> Vec<u8> {
 
 /// Sends a request on an open connection and reads the answer.
 pub(crate) async fn ask(stream: &mut UnixStream, bytes: &[u8]) -> Reply {
+    match exchange(stream, bytes).await {
+        Ok(answer) => Reply {
+            status: answer.status(),
+            reason: answer.field(REASON_HEADER).unwrap_or_default(),
+        },
+        Err(reason) => Reply { status: 0, reason },
+    }
+}
+
+/// An answer as it was read.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn status(&self) -> u16 {
+        let status = self.head.split(' ').nth(1).and_then(|text| text.parse().ok());
+        status.unwrap_or(0)
+    }
+
+    pub(crate) fn field(&self, name: &str) -> Option<String> {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
+    }
+}
+
+/// The whole answer, or that there is none.
+pub(crate) async fn exchange(stream: &mut UnixStream, bytes: &[u8]) -> Result<Answer, String> {
     timeout(LIMIT, async {
         stream.write_all(bytes).await.unwrap();
         let mut read = Vec::new();
@@ -82,35 +130,25 @@ pub(crate) async fn ask(stream: &mut UnixStream, bytes: &[u8]) -> Reply {
             let mut more = [0; 4096];
             let count = stream.read(&mut more).await.unwrap_or(0);
             if count == 0 {
-                return Reply {
-                    status: 0,
-                    reason: format!("closed after {} bytes", read.len()),
-                };
+                return Err(format!("closed after {} bytes", read.len()));
             }
             read.extend_from_slice(&more[..count]);
         };
-        let field = |name: &str| {
-            let mut lines = head.lines().filter_map(|line| line.split_once(": "));
-            lines.find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
+        let mut answer = Answer {
+            head,
+            body: String::new(),
         };
-        let length: usize = field("content-length")
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0);
-        let start = head.len() + 4;
+        let length = answer.field("content-length");
+        let length: usize = length.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let start = answer.head.len() + 4;
         while read.len() < start + length {
             let mut more = [0; 4096];
             let count = stream.read(&mut more).await.unwrap();
             assert!(count > 0, "the answer's body is cut off");
             read.extend_from_slice(&more[..count]);
         }
-        Reply {
-            status: head
-                .split(' ')
-                .nth(1)
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(0),
-            reason: field(REASON_HEADER).unwrap_or_default(),
-        }
+        answer.body = String::from_utf8_lossy(&read[start..start + length]).into_owned();
+        Ok(answer)
     })
     .await
     .expect("the oracle answers")

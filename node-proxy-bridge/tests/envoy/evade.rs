@@ -4,6 +4,7 @@
 //! Each family has its control: with its guard off the same bytes do reach the pod.
 
 mod client;
+mod custom;
 mod door;
 mod frames;
 mod framing;

@@ -9,7 +9,7 @@ use thyra_node_proxy_bridge::lower::rule_of;
 use thyra_policy_compiler::residual::{Answer, Context, Ending, Residual};
 use thyra_policy_compiler::traffic::{PathNormalization, Traffic};
 
-use super::client::{self, Reply};
+use super::client::{self, PORT, Reply};
 use super::token;
 
 /// A stream and how it is judged.
@@ -31,7 +31,9 @@ impl Case<'_> {
 
     /// Asks Envoy; whether it lets the stream pass, or how it disagrees with the host.
     pub(crate) async fn compare(&self, oracle: &Path) -> Result<bool, String> {
-        let mut stream = client::connect(oracle, self.source).await;
+        // How one that is asked of a stream knows what to say.
+        let refused = self.traffic.answers.get("ext") == Some(&false);
+        let mut stream = client::connect_from(oracle, self.source, PORT + u16::from(refused)).await;
         let host = self.host();
         let allowed = host.action == Action::Allow;
         let Some(request) = &self.traffic.http else {
@@ -46,7 +48,11 @@ impl Case<'_> {
                 Err(self.words(&host, &format!("passes: {passes}")))
             };
         };
-        let reply = client::ask(&mut stream, &client::http(request)).await;
+        let reply = client::ask(
+            &mut stream,
+            &client::http_answered(request, &self.traffic.answers),
+        )
+        .await;
         let agree = (reply.status == 200) == allowed && self.same_rule(&host, &reply);
         if agree {
             Ok(allowed)
@@ -57,6 +63,10 @@ impl Case<'_> {
 
     /// Where two Services disagree the host names one of two rules that allow.
     fn same_rule(&self, host: &Ending<RuleRef>, reply: &Reply) -> bool {
+        // It is asked first, and says no to what no rule of another kind lets pass either.
+        if reply.reason.starts_with("ext_authz_denied") {
+            return self.traffic.answers.values().any(|answer| !answer);
+        }
         let answer = token::unchecked(&self.residual.http);
         if reply.status == 200 && matches!(answer, Answer::Stricter(..)) {
             return true;

@@ -2,7 +2,9 @@
 //!
 //! `make envoy` installs it. Without one the tests say so and pass, except on CI, where nothing is skipped.
 
+mod authorizer;
 mod client;
+mod custom;
 #[path = "../../../policy-compiler/tests/agreement/entropy.rs"]
 mod entropy;
 mod evade;

@@ -25,7 +25,7 @@ struct Named {
     passes: bool,
 }
 
-fn rule(name: &str) -> RuleRef {
+pub(crate) fn rule(name: &str) -> RuleRef {
     RuleRef {
         policy: PolicyRef {
             namespace: "shop".into(),
@@ -101,8 +101,8 @@ pub(crate) fn get(target: &str) -> Request {
 
 fn http(request: Request) -> Traffic {
     Traffic {
-        sni: None,
         http: Some(request),
+        ..Traffic::default()
     }
 }
 
@@ -117,7 +117,7 @@ fn with(headers: &[(&str, &str)]) -> Traffic {
 fn hello(name: &str) -> Traffic {
     Traffic {
         sni: Some(name.into()),
-        http: None,
+        ..Traffic::default()
     }
 }
 

@@ -11,6 +11,8 @@ use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::residual::Residual;
 use thyra_policy_compiler::traffic::{PathNormalization, Traffic};
 
+use super::authorizer::Running;
+use super::custom::places;
 use super::entropy::Entropy;
 use super::judged::Case;
 use super::node::{Node, binary, wanted};
@@ -28,6 +30,8 @@ const OF_A_WORLD: usize = 6;
 const STREAMS: usize = 8;
 /// Bytes that make a world.
 const ENTROPY: usize = 6000;
+/// The authorizers of `world`: one is asked over gRPC, the other over HTTP.
+const AUTHORIZERS: [&str; 2] = ["ext", "web"];
 /// Disagreements that are shown before the test gives up.
 const SHOWN: usize = 8;
 
@@ -129,6 +133,11 @@ fn traffic(entropy: &mut Entropy<'_>, reading: Reading) -> Traffic {
             Reading::Http => drawn.sni = None,
             Reading::Stream => drawn.http = None,
         }
+        // An answer that isn't known is Envoy's to get: each has one.
+        for name in AUTHORIZERS {
+            let answer = entropy.chance(50);
+            drawn.answers.entry(name.to_owned()).or_insert(answer);
+        }
         // The one target that is no path: `named.rs`.
         let is_asterisk = drawn.http.as_ref().is_some_and(|request| request.target == "*");
         if (reading == Reading::Http) == drawn.http.is_some() && !is_asterisk {
@@ -189,6 +198,8 @@ async fn envoy_answers_what_the_residual_says() {
     let mut random = Random(seed);
     let count = usize::try_from(number("THYRA_L7_CASES", RESIDUALS)).unwrap();
     let mut tally = Tally::default();
+    let [ext, web] = AUTHORIZERS;
+    let (ext, web) = (Running::grpc(ext).await, Running::http(web).await);
     for paths in [
         PathNormalization::Base,
         PathNormalization::None,
@@ -196,6 +207,7 @@ async fn envoy_answers_what_the_residual_says() {
         PathNormalization::DecodeAndMergeSlashes,
     ] {
         let mut node = Node::start(&binary, paths, true).await;
+        node.bridge.set_places(places([&ext, &web]));
         let mut left = count.div_ceil(4);
         while left > 0 {
             let some = questions(&mut random, paths, left.min(AT_ONCE), &mut tally);
@@ -208,6 +220,10 @@ async fn envoy_answers_what_the_residual_says() {
         tally.disagreements.is_empty(),
         "{}",
         tally.disagreements.join("\n")
+    );
+    assert!(
+        ext.asked().len() > 20 && web.asked().len() > 5,
+        "hardly anybody is asked"
     );
     println!("{count} residuals; not expressible: {:?}", tally.inexpressible);
     for (reading, [refused, allowed]) in &tally.streams {

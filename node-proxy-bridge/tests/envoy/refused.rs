@@ -33,6 +33,7 @@ fn chain(rule: Option<Rule>) -> Chain {
     };
     Chain {
         tokens: None,
+        asks: Vec::new(),
         steps: vec![Step {
             kind: StepKind::Allow,
             rules: Some(Rbac {

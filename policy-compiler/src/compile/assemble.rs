@@ -192,9 +192,10 @@ impl Legend<'_> {
 
     fn rule(&self, outcome: &Outcome) -> Option<RuleRef> {
         match outcome {
-            Outcome::Allow(rule) | Outcome::Deny(rule) | Outcome::NotExpressible(rule) => {
-                Some(self.rules[*rule].clone())
-            }
+            Outcome::Allow(rule)
+            | Outcome::Deny(rule)
+            | Outcome::NotExpressible(rule)
+            | Outcome::NoAuthorizer(rule) => Some(self.rules[*rule].clone()),
             Outcome::Strict(demand) | Outcome::StrictUnread(demand) => Some(RuleRef {
                 policy: self.demands[*demand].policy.clone(),
                 rule: None,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::bits::Bits;
 use super::row::{Docket, Needs, RuleId};
 use super::rule::split;
-use crate::residual::{Answer, Conditions, Residual, Rules};
+use crate::authorizer::Provider;
+use crate::residual::{Answer, Ask, Conditions, Residual, Rules};
 
 /// A rule that has something to say where L7 is asked.
 #[derive(Clone)]
@@ -19,6 +20,8 @@ pub(crate) struct Question {
     conditions: Arc<Conditions>,
     /// The fields that make the verdict depend on L7; empty where the rule only comes after that.
     names: Arc<[Arc<str>]>,
+    /// Whom a rule of CUSTOM asks.
+    provider: Option<Arc<Provider>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,7 +43,13 @@ impl Question {
             rule,
             conditions: Arc::clone(conditions),
             names: Arc::clone(names),
+            provider: None,
         };
+        (slots, question)
+    }
+
+    fn of(provider: &Arc<Provider>, (slots, mut question): (Bits, Self)) -> (Bits, Self) {
+        question.provider = Some(Arc::clone(provider));
         (slots, question)
     }
 }
@@ -51,25 +60,22 @@ pub(crate) fn questions(
     asking: &Bits,
     custom: &Bits,
     may_allow: &Bits,
-    custom_field: &dyn Fn(RuleId) -> Arc<str>,
 ) -> Vec<(Bits, Vec<Question>)> {
     if asking.is_empty() {
         return Vec::new();
     }
     let always = Arc::default();
     let mut asked = Vec::new();
-    for entry in &docket.custom {
-        let names: Arc<[Arc<str>]> = Arc::new([custom_field(entry.id)]);
-        let sure = entry.judged.broadly.sure.both(custom);
-        asked.push(Question::new(List::Custom, entry.id, (&always, &names), sure));
+    for (entry, provider) in &docket.custom {
+        let names: Arc<[Arc<str>]> = Arc::new([provider.field()]);
+        let question = |conditions, slots: &Bits| {
+            let slots = slots.both(custom);
+            let question = Question::new(List::Custom, entry.id, (conditions, &names), slots);
+            Question::of(provider, question)
+        };
+        asked.push(question(&always, &entry.judged.broadly.sure));
         for ask in &entry.judged.asks {
-            let slots = ask.slots.both(custom);
-            asked.push(Question::new(
-                List::Custom,
-                entry.id,
-                (&ask.conditions, &names),
-                slots,
-            ));
+            asked.push(question(&ask.conditions, &ask.slots));
         }
     }
     let unnamed: Arc<[Arc<str>]> = Arc::new([]);
@@ -110,6 +116,26 @@ fn allowing(docket: &Docket<'_>, asking: &Bits, may_allow: &Bits) -> Vec<(Bits, 
     asked
 }
 
+/// A later rule that asks the same provider of the same never decides.
+fn asks(questions: &[Question]) -> Vec<Ask<RuleId>> {
+    let mut asks: Vec<Ask<RuleId>> = Vec::new();
+    for question in questions {
+        let Some(provider) = &question.provider else {
+            continue;
+        };
+        let same =
+            |known: &Ask<RuleId>| (&known.conditions, &known.provider) == (&question.conditions, provider);
+        if !asks.iter().any(same) {
+            asks.push(Ask {
+                rule: question.rule,
+                conditions: Arc::clone(&question.conditions),
+                provider: Arc::clone(provider),
+            });
+        }
+    }
+    asks
+}
+
 pub(crate) fn needs(default_deny: bool, questions: &[Question]) -> Needs {
     let list = |list: List| {
         let mut rules: Vec<(RuleId, Arc<Conditions>)> = Vec::new();
@@ -122,7 +148,7 @@ pub(crate) fn needs(default_deny: bool, questions: &[Question]) -> Needs {
         rules
     };
     let rules = Arc::new(Rules {
-        custom: list(List::Custom),
+        custom: asks(questions),
         deny: list(List::Deny),
         allow: list(List::Allow),
         default_deny,

@@ -13,6 +13,7 @@ use super::question::{needs, questions};
 use super::rule::Judged;
 use super::scope::Demand;
 use super::slot::Slots;
+use crate::authorizer::Provider;
 use crate::residual::{Answer, Residual};
 use crate::tokens::Tokens;
 
@@ -34,6 +35,8 @@ pub(crate) enum Outcome {
     NeedsCustom(Arc<Needs>),
     Deny(RuleId),
     NotExpressible(RuleId),
+    /// A rule of CUSTOM whose provider can't be asked.
+    NoAuthorizer(RuleId),
     NoMatch,
     /// Index into the compile's demands.
     Strict(usize),
@@ -71,7 +74,9 @@ impl Outcome {
 
     fn rule(&self) -> Option<RuleId> {
         match self {
-            Self::Allow(rule) | Self::Deny(rule) | Self::NotExpressible(rule) => Some(*rule),
+            Self::Allow(rule) | Self::Deny(rule) | Self::NotExpressible(rule) | Self::NoAuthorizer(rule) => {
+                Some(*rule)
+            }
             _ => None,
         }
     }
@@ -169,6 +174,7 @@ impl Outcome {
             Self::NeedsCustom(_) => Reason::NeedsCustom,
             Self::Deny(_) => Reason::PolicyDeny,
             Self::NotExpressible(_) | Self::StrictUnread(_) => Reason::NotExpressible,
+            Self::NoAuthorizer(_) => Reason::NoAuthorizer,
             Self::NoMatch => Reason::Policy,
             Self::Strict(_) => Reason::StrictMtls,
             Self::Bootstrap => Reason::Bootstrap,
@@ -251,7 +257,8 @@ pub(crate) struct Entry<'a> {
 /// Everything that applies at one port.
 #[derive(Debug, Default)]
 pub(crate) struct Docket<'a> {
-    pub(crate) custom: Vec<Entry<'a>>,
+    /// With whom each asks.
+    pub(crate) custom: Vec<(Entry<'a>, Arc<Provider>)>,
     pub(crate) deny: Vec<Entry<'a>>,
     pub(crate) allow: Vec<Entry<'a>>,
     /// Some ALLOW policy applies, even one without rules.
@@ -278,11 +285,7 @@ impl Row {
 }
 
 /// The outcome of each slot, kindest identities of awaited ones first (`settle` folds them).
-pub(crate) fn judge(
-    docket: &Docket<'_>,
-    slots: &Slots,
-    custom_field: &dyn Fn(RuleId) -> Arc<str>,
-) -> Vec<Outcome> {
+pub(crate) fn judge(docket: &Docket<'_>, slots: &Slots) -> Vec<Outcome> {
     let mut row = Row {
         outcomes: vec![Outcome::NoMatch; slots.len()],
         open: Bits::full(slots.len()),
@@ -298,19 +301,24 @@ pub(crate) fn judge(
         row.settle(&hit.without(&plain), &Outcome::NotExpressible(entry.id));
     }
     let (allowed, may_allow) = allow(docket, slots, &mut row);
+    for (entry, _) in docket
+        .custom
+        .iter()
+        .filter(|(_, provider)| provider.authorizer.is_err())
+    {
+        let hit = row.open.both(&entry.judged.broadly.sure);
+        row.settle(&hit, &Outcome::NoAuthorizer(entry.id));
+    }
     // Only what is still open can be allowed at all: by a rule, for want of one, or by what L7 says.
-    let may = |entries: &[Entry<'_>]| {
-        let mut may = Bits::empty(slots.len());
-        for entry in entries {
-            may.add(&entry.judged.broadly.may);
-        }
-        may.both(&row.open)
-    };
-    let custom = may(&docket.custom);
-    let mut asking = may(&docket.deny);
+    let custom = may(
+        docket.custom.iter().map(|(entry, _)| entry),
+        &row.open,
+        slots.len(),
+    );
+    let mut asking = may(docket.deny.iter(), &row.open, slots.len());
     asking.add(&custom);
     asking.add(&row.open.both(&may_allow));
-    for (part, questions) in questions(docket, &asking, &custom, &may_allow, custom_field) {
+    for (part, questions) in questions(docket, &asking, &custom, &may_allow) {
         let needs = needs(docket.default_deny, &questions);
         row.settle(&part, &Outcome::asks(!part.both(&custom).is_empty(), needs));
     }
@@ -318,15 +326,25 @@ pub(crate) fn judge(
         row.outcomes[slot] = allowed[slot].clone();
     }
     if docket.naming {
-        name(docket, slots, &mut row, custom_field);
+        name(docket, slots, &mut row);
     }
     row.outcomes
 }
 
+/// The slots that a rule may match.
+fn may<'a>(entries: impl Iterator<Item = &'a Entry<'a>>, open: &Bits, slots: usize) -> Bits {
+    let mut may = Bits::empty(slots);
+    for entry in entries {
+        may.add(&entry.judged.broadly.may);
+    }
+    may.both(open)
+}
+
 /// Puts a residual wherever a rule waits for L7, though the verdict may be certain without.
-fn name(docket: &Docket<'_>, slots: &Slots, row: &mut Row, custom_field: &dyn Fn(RuleId) -> Arc<str>) {
+fn name(docket: &Docket<'_>, slots: &Slots, row: &mut Row) {
     let mut asking = Bits::empty(slots.len());
-    for entry in docket.custom.iter().chain(&docket.deny).chain(&docket.allow) {
+    let custom = docket.custom.iter().map(|(entry, _)| entry);
+    for entry in custom.chain(&docket.deny).chain(&docket.allow) {
         for ask in &entry.judged.asks {
             asking.add(&ask.slots);
         }
@@ -334,7 +352,7 @@ fn name(docket: &Docket<'_>, slots: &Slots, row: &mut Row, custom_field: &dyn Fn
     if docket.strict.is_some() {
         asking.remove(&slots.nobody);
     }
-    for (part, questions) in questions(docket, &asking, &asking, &asking, custom_field) {
+    for (part, questions) in questions(docket, &asking, &asking, &asking) {
         row.settle(
             &part,
             &Outcome::asks(false, needs(docket.default_deny, &questions)),

@@ -15,6 +15,7 @@ use super::row::{Docket, Entry, Outcome, RuleId, judge, settle};
 use super::rule::{Judged, Read, Reading};
 use super::scope::{Demand, Strict};
 use super::slot::{Side, Slots};
+use crate::authorizer::Provider;
 use crate::tokens::Tokens;
 
 /// Everything that a policy set depends on; destinations with equal profiles share it.
@@ -56,7 +57,8 @@ pub(crate) struct Sets<'a> {
     rows: HashMap<RowKey, Rc<Vec<Outcome>>>,
     /// STRICT demands met so far.
     pub(crate) demands: Vec<Demand>,
-    custom_fields: HashMap<RuleId, Arc<str>>,
+    /// By rule id: whom it asks of streams that are not HTTP, and of requests.
+    custom: HashMap<RuleId, [Arc<Provider>; 2]>,
     naming: bool,
 }
 
@@ -73,6 +75,8 @@ struct RowKey {
     judged: Vec<(RuleId, usize)>,
     default_deny: bool,
     strict: Option<usize>,
+    /// Read as another stream than HTTP, where that makes a difference for whom a rule asks.
+    streams: bool,
 }
 
 /// Where a row is for.
@@ -91,12 +95,12 @@ impl<'a> Sets<'a> {
         slots: &'a Slots,
         blocks: &'a Blocks,
         policies: &'a [Option<Arc<PreparedPolicy>>],
-        providers: &HashMap<usize, Arc<str>>,
+        providers: &HashMap<usize, Arc<Provider>>,
         naming: bool,
     ) -> Self {
         let mut first_rule = Vec::with_capacity(policies.len());
         let mut rules = Vec::new();
-        let mut custom_fields = HashMap::new();
+        let mut custom = HashMap::new();
         for (at, policy) in policies.iter().enumerate() {
             first_rule.push(rules.len());
             let Some(policy) = policy else { continue };
@@ -107,8 +111,8 @@ impl<'a> Sets<'a> {
                     asks_destination: rule.asks_destination(),
                     at: HashMap::new(),
                 };
-                if let Some(field) = providers.get(&at) {
-                    custom_fields.insert(rules.len(), Arc::clone(field));
+                if let Some(provider) = providers.get(&at) {
+                    custom.insert(rules.len(), [provider.of_streams(), Arc::clone(provider)]);
                 }
                 rules.push([read(Reading::Tcp), read(Reading::Http)]);
             }
@@ -121,7 +125,7 @@ impl<'a> Sets<'a> {
             judged: Vec::new(),
             rows: HashMap::new(),
             demands: Vec::new(),
-            custom_fields,
+            custom,
             naming,
         }
     }
@@ -245,10 +249,17 @@ impl<'a> Sets<'a> {
                 judged.push((rule, self.judged_at(rule, side, reading, spot)));
             }
         }
+        let differs = |(rule, _): &(RuleId, usize)| {
+            self.custom
+                .get(rule)
+                .is_some_and(|[streams, requests]| streams != requests)
+        };
+        let streams = reading == Reading::Tcp && judged.iter().any(differs);
         let key = RowKey {
             judged,
             default_deny,
             strict: spot.strict,
+            streams,
         };
         if let Some(known) = self.rows.get(&key) {
             return Rc::clone(known);
@@ -290,16 +301,16 @@ impl<'a> Sets<'a> {
             };
             let at = self.first_rule.partition_point(|first| first <= id) - 1;
             match &self.policies[at] {
-                Some(policy) if policy.custom => docket.custom.push(entry),
+                Some(policy) if policy.custom => {
+                    let [streams, requests] = &self.custom[id];
+                    let provider = if key.streams { streams } else { requests };
+                    docket.custom.push((entry, Arc::clone(provider)));
+                }
                 Some(policy) if policy.side == Side::Deny => docket.deny.push(entry),
                 _ => docket.allow.push(entry),
             }
         }
-        judge(&docket, self.slots, &|rule| {
-            self.custom_fields
-                .get(&rule)
-                .map_or_else(|| "action".into(), Arc::clone)
-        })
+        judge(&docket, self.slots)
     }
 
     fn demand(&mut self, demand: &Demand) -> usize {

@@ -146,12 +146,15 @@ fn authorization_status(
     let mut status = standing(nowhere, if policy.dry_run { "dry-run" } else { "enforced" }).to_owned();
     if policy.action == PolicyAction::Custom {
         let provider = policy.provider.as_deref().unwrap_or("");
-        status.push_str("; custom authorization is not supported: what it may match is denied");
-        if !world.mesh.extension_providers.contains(provider) {
-            problems.push(format!(
-                "policy {} names provider `{provider}`, which the mesh config doesn't have",
-                policy.reference
-            ));
+        match &world.mesh.provider(provider).authorizer {
+            Ok(authorizer) => {
+                status.push_str(&format!("; asks provider `{provider}` at {}", authorizer.target))
+            }
+            Err(why) => {
+                let why = format!("provider `{provider}` can't be asked, what it matches is denied: {why}");
+                problems.push(format!("policy {}: {why}", policy.reference));
+                status.push_str(&format!("; {why}"));
+            }
         }
     }
     if !unknown.is_empty() {

@@ -7,6 +7,7 @@ use super::error::Position;
 use super::metadata::is_dns_label;
 use super::node::{Node, Value};
 use super::object::Metadata;
+use super::providers;
 use super::reader::Reader;
 use super::shape::{self, TEXTS, unknown_field};
 use super::yaml;
@@ -148,7 +149,7 @@ fn settings(document: &Node, mesh: &mut Mesh, reader: &mut Reader<'_>) {
                     .map(str::to_owned)
                     .collect();
             }
-            "extensionProviders" => providers(node, mesh, reader),
+            "extensionProviders" => providers::read(node, &mut mesh.extension_providers, reader),
             "pathNormalization" => normalization(node, mesh, reader),
             _ => {}
         }
@@ -172,25 +173,8 @@ fn normalization(node: &Node, mesh: &mut Mesh, reader: &mut Reader<'_>) {
     }
 }
 
-fn providers(node: &Node, mesh: &mut Mesh, reader: &mut Reader<'_>) {
-    shape::check(
-        shape::Shape::List(&shape::Shape::Any),
-        node,
-        "extensionProviders",
-        reader,
-    );
-    for (index, item) in node.items().iter().enumerate() {
-        match item.text_of("name") {
-            Some(name) if !name.is_empty() => {
-                mesh.extension_providers.insert(name.to_owned());
-            }
-            _ => reader.error(item.at, format!("`extensionProviders[{index}]` needs a `name`")),
-        }
-    }
-}
-
 /// `trust_domain` as `trustDomain`: protobuf's JSON takes both.
-fn camel(key: &str) -> String {
+pub(super) fn camel(key: &str) -> String {
     let mut parts = key.split('_');
     let mut name = parts.next().unwrap_or_default().to_owned();
     for part in parts {

@@ -137,6 +137,7 @@ fn pod_workload(pod: &Pod, plan: &Plan, manifests: &Manifests, mesh: &Mesh, netw
         service_account: pod.service_account.clone(),
         node: node.map(|n| n.name.clone()).unwrap_or_default(),
         host_network: pod.host_network,
+        healthy: true,
         hbone: pod
             .annotations
             .get("ambient.istio.io/redirection")
@@ -202,6 +203,7 @@ fn entry_workload(object: &Object, entry: &WorkloadEntry, mesh: &Mesh, network: 
         service_account: entry.service_account.clone(),
         node: String::new(),
         host_network: false,
+        healthy: true,
         hbone: false,
         services: BTreeMap::new(),
         authorization_policies: Vec::new(),

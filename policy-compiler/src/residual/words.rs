@@ -5,7 +5,8 @@
 use thyra_datapath_abi::Action;
 use thyra_datapath_abi::tables::RuleRef;
 
-use super::{Answer, Conditions, Residual, Rules, Test};
+use super::{Answer, Ask, Conditions, Residual, Rules, Test};
+use crate::authorizer::Provider;
 use crate::policy::{Field, StringMatch};
 use crate::tokens::Tokens;
 
@@ -80,6 +81,17 @@ fn rules(rules: &Rules<RuleRef>) -> Vec<String> {
         };
         format!("{what} by {rule} {asked}")
     };
+    let custom = |ask: &Ask<RuleRef>| {
+        let Provider { name, authorizer } = &*ask.provider;
+        let what = match authorizer {
+            Ok(authorizer) => format!(
+                "what is allowed asks the authorizer `{name}` at {}",
+                authorizer.target
+            ),
+            Err(why) => format!("what is allowed is denied for want of the authorizer `{name}` ({why})"),
+        };
+        line(&what, &ask.rule, &ask.conditions)
+    };
     let all = |what: &'static str, rules: &[(RuleRef, std::sync::Arc<Conditions>)]| -> Vec<String> {
         rules
             .iter()
@@ -96,7 +108,7 @@ fn rules(rules: &Rules<RuleRef>) -> Vec<String> {
         }
         .to_owned(),
     );
-    lines.extend(all("what is allowed asks the authorizer", &rules.custom));
+    lines.extend(rules.custom.iter().map(custom));
     lines
 }
 
@@ -204,7 +216,11 @@ mod tests {
         };
         let residual = Residual {
             http: Answer::Rules(Arc::new(Rules {
-                custom: vec![(rule("ask"), Arc::new(Conditions::default()))],
+                custom: vec![Ask {
+                    rule: rule("ask"),
+                    conditions: Arc::default(),
+                    provider: Arc::new(Provider::absent("ext")),
+                }],
                 deny: vec![(rule("no-admin"), Arc::new(admin))],
                 allow: vec![(rule("read"), Arc::new(read))],
                 default_deny: true,
@@ -216,7 +232,7 @@ mod tests {
             "allow by shop/read#0 if requestPrincipals is * and (methods is GET | HEAD or hosts is *.example) \
              and request.headers[x-a] is not 1",
             "else deny",
-            "what is allowed asks the authorizer by shop/ask#0 always",
+            "what is allowed is denied for want of the authorizer `ext` (not in the mesh config) by shop/ask#0 always",
         ];
         assert_eq!(residual.http_words(), wanted);
         assert_eq!(residual.other_words(), ["deny by shop/no-admin#0: policy denied"]);

@@ -1,5 +1,7 @@
 //! Random L7 fields and the requests that meet them: both from the same small pools.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 use thyra_policy_compiler::policy::{Condition, StringMatch};
 use thyra_policy_compiler::traffic::{PathNormalization, Request, Traffic};
@@ -100,7 +102,19 @@ pub(crate) fn traffic(e: &mut Entropy<'_>) -> Traffic {
     Traffic {
         sni: e.chance(30).then(|| e.pick(&NAMES).to_owned()),
         http: e.chance(75).then(|| request(e)),
+        answers: answers(e),
     }
+}
+
+/// Of authorizers; of one that is left out nothing is known.
+fn answers(e: &mut Entropy<'_>) -> BTreeMap<String, bool> {
+    let mut answers = BTreeMap::new();
+    for name in ["ext", "web"] {
+        if e.chance(35) {
+            answers.insert(name.to_owned(), e.chance(50));
+        }
+    }
+    answers
 }
 
 fn request(e: &mut Entropy<'_>) -> Request {
@@ -139,7 +153,7 @@ fn claims(e: &mut Entropy<'_>) -> Map<String, Value> {
         ("scope", vec![json!("a b"), json!("ab")]),
         ("n", vec![json!({"m": "a"}), json!({"m": ["b"]}), json!("a")]),
     ] {
-        if e.chance(60) {
+        if e.chance(35) {
             claims.insert(name.into(), e.pick(&values));
         }
     }

@@ -2,10 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
+use thyra_policy_compiler::authorizer::{
+    self, Authorizer, Check, HttpCheck, Provider, Providers, STATUS_ON_ERROR,
+};
 use thyra_policy_compiler::oracle::Connection;
 use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication, PolicyAction,
@@ -222,7 +226,7 @@ fn authorization(e: &mut Entropy<'_>, number: usize) -> AuthorizationPolicy {
         reference: reference(e, number),
         version: String::new(),
         action,
-        provider: (action == PolicyAction::Custom).then(|| e.pick(&["ext", "none"]).to_owned()),
+        provider: (action == PolicyAction::Custom).then(|| e.pick(&["ext", "web", "ext", "none"]).to_owned()),
         selector: selector(e),
         has_target_refs: e.chance(3),
         dry_run: e.chance(15),
@@ -275,6 +279,7 @@ fn workload(e: &mut Entropy<'_>, number: usize, services: &[Arc<str>]) -> Worklo
         service_account: e.pick(&ACCOUNTS).to_owned(),
         node: String::new(),
         host_network: e.chance(6),
+        healthy: true,
         hbone: e.chance(1),
         services: service_ports(e, services),
         authorization_policies: Vec::new(),
@@ -352,11 +357,33 @@ fn endpoint(e: &mut Entropy<'_>, id: u16, workloads: &mut [Workload]) -> Endpoin
     endpoint
 }
 
+/// One that is asked of every stream, and one of requests only.
+fn providers() -> Providers {
+    let mut providers = Providers::new();
+    // How the tests with Envoy tell one what to say.
+    let over_http = HttpCheck {
+        request_headers: vec!["x-answer-*".to_owned()],
+        ..HttpCheck::default()
+    };
+    for (name, check) in [("ext", Check::Grpc), ("web", Check::Http(over_http.clone()))] {
+        let authorizer = Authorizer {
+            target: authorizer::target(&format!("auth/{name}.example"), 80).unwrap(),
+            check,
+            timeout: Duration::from_secs(10),
+            fail_open: false,
+            status_on_error: STATUS_ON_ERROR,
+            body: None,
+        };
+        authorizer::insert(&mut providers, Provider::new(name, Ok(authorizer)));
+    }
+    providers
+}
+
 fn mesh(e: &mut Entropy<'_>) -> Mesh {
     Mesh {
         trust_domain: e.pick(&["cluster.local", "cluster.local", "td2"]).to_owned(),
         trust_domain_aliases: e.some(2, |e| e.pick(&DOMAINS).to_owned()),
-        extension_providers: ["ext".to_owned()].into(),
+        extension_providers: providers(),
         path_normalization: requests::normalization(e),
         // The second one sorts after the pods' namespaces.
         root_namespace: e.pick(&["istio-system", "istio-system", "team-b"]).to_owned(),

@@ -522,7 +522,7 @@ pub struct RequestRule {
     pub policy: ::prost::alloc::string::String,
     #[prost(uint32, optional, tag = "2")]
     pub rule: ::core::option::Option<u32>,
-    /// allow | deny | unauthenticated | refused
+    /// allow | deny | unauthenticated | unauthorized | unchecked | refused
     #[prost(string, tag = "3")]
     pub action: ::prost::alloc::string::String,
     #[prost(uint64, tag = "4")]

@@ -220,3 +220,58 @@ spec: {rules: [{to: [{operation: {ports: [\"8080\"]}}]}]}
     assert_eq!(found[0]["verdict"], "allow");
     assert!(found[0].get("differs").is_none(), "{}", found[0]);
 }
+
+#[test]
+fn who_asks_somebody_of_whom_the_files_say_nothing_waits_for_the_answer() {
+    let ask = r#"
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: shop}
+spec:
+  action: CUSTOM
+  provider: {name: ext}
+  selector: {matchLabels: {app: cart}}
+  rules: [{to: [{operation: {ports: ["9090"]}}]}]
+"#;
+    let mesh = |providers: &str| {
+        format!(
+            "{MESH}{ask}---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\n\
+             data:\n  mesh: |\n    trustDomain: cluster.local\n    accessLogFile: /dev/stdout\n{providers}"
+        )
+    };
+    let named = |name: &str| {
+        let settings = "envoyExtAuthzGrpc: {service: ext.shop, port: 9000}";
+        format!("    extensionProviders:\n    - name: {name}\n      {settings}\n")
+    };
+    let line = json!({"from": "shop/front", "to": "shop/cart", "port": 9090});
+    let allow_all = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                     metadata: {name: all, namespace: shop}\nspec: {rules: [{}]}\n";
+    for (text, verdict, reason) in [
+        (
+            format!("{MESH}{ask}{allow_all}"),
+            "custom",
+            "needs an external authorizer",
+        ),
+        (
+            format!("{}{allow_all}", mesh(&named("ext"))),
+            "custom",
+            "needs an external authorizer",
+        ),
+        (
+            format!("{}{allow_all}", mesh(&named("other"))),
+            "deny",
+            "no authorizer can be asked",
+        ),
+    ] {
+        let manifests = manifest::read_str("mesh.yaml", &text).unwrap();
+        let offline = Offline::new(&manifests, &[], false).unwrap();
+        let (answers, errors) = answers(&offline, std::slice::from_ref(&line));
+        assert_eq!(errors, 0, "{answers:?}");
+        assert_eq!(
+            (&answers[0]["verdict"], &answers[0]["reason"]),
+            (&json!(verdict), &json!(reason))
+        );
+        assert_eq!(answers[0]["policy"], json!("shop/ask"));
+    }
+}

@@ -17,10 +17,11 @@ use tempfile::TempDir;
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
 use thyra_node_proxy_bridge::ads::{AdsServer, Kind, Name, Outcome, Resource};
-use thyra_node_proxy_bridge::cluster::cluster;
+use thyra_node_proxy_bridge::authorizer;
+use thyra_node_proxy_bridge::cluster::{self, cluster};
 use thyra_node_proxy_bridge::envoy::{DEFAULT_HEAP, EnvoyConfig, EnvoyState, Supervisor};
-use thyra_node_proxy_bridge::listener::{HttpOptions, Place, Reading, Shape, inline, rules};
-use thyra_node_proxy_bridge::lower::{self, Chain};
+use thyra_node_proxy_bridge::listener::{HttpOptions, Place, Reading, Shape, authorizers, inline, rules};
+use thyra_node_proxy_bridge::lower::{self, Chain, Places};
 use thyra_policy_compiler::residual::{Answer, Residual};
 use thyra_policy_compiler::traffic::PathNormalization;
 
@@ -54,6 +55,8 @@ pub(super) struct Node {
     /// What the next doors have in common, but for the way with paths.
     pub(super) options: HttpOptions,
     doors: u16,
+    /// Where authorizers are.
+    pub(super) places: Places,
     _folder: TempDir,
 }
 
@@ -96,6 +99,7 @@ impl Node {
             namespace: Namespace::new(),
             options: HttpOptions::default(),
             doors: 0,
+            places: Places::new(),
             _folder: folder,
         })
     }
@@ -169,12 +173,22 @@ impl Node {
             all.extend(rules(&shape.other_name(), Reading::Stream, other));
         }
         let residual = "1".into();
+        let places = self.places.clone();
+        let asked = [&http].into_iter().chain(&other);
+        let clusters = authorizer::clusters(asked.clone(), &places);
+        all.extend(
+            authorizers(&shape.http_name(), Reading::Http, &http, &places)
+                .into_iter()
+                .map(|one| one.0),
+        );
         let mut resources: Vec<_> = all
             .into_iter()
             .map(|one| Resource::rules(one, &residual))
             .collect();
-        resources.push(Resource::cluster(cluster(&place, options.requests_at_once)));
+        let way = (Kind::Cluster, cluster::name(&place).into());
+        resources.push((way, Resource::cluster(cluster(&place, options.requests_at_once))));
         let needs = resources.iter().map(|(name, _)| name.clone()).collect();
+        resources.extend(clusters);
         let name: Name = (Kind::Listener, listener.name.as_str().into());
         resources.push((name, Resource::listener(listener, needs)));
         let names: Vec<Name> = resources.iter().map(|(name, _)| name.clone()).collect();
@@ -258,6 +272,7 @@ fn chains(residual: &Residual<RuleRef>, guard: Guard) -> (Chain, Option<Chain>) 
         for step in &mut http.steps {
             step.rules = None;
         }
+        http.asks.clear();
     }
     (http, other)
 }

@@ -130,8 +130,8 @@ pub(super) fn server_name(form: Form, name: &str) -> Residual<RuleRef> {
 /// What `thyra dry-run` says: whether the request passes; what is malformed never does.
 pub(super) fn passes(residual: &Residual<RuleRef>, request: &Request, paths: PathNormalization) -> bool {
     let traffic = Traffic {
-        sni: None,
         http: Some(request.clone()),
+        ..Traffic::default()
     };
     let ending = residual.end(&Context {
         traffic: &traffic,

@@ -229,7 +229,7 @@ fn cases() -> Vec<Case> {
 fn host_says(form: Form, read: &str) -> bool {
     let traffic = Traffic {
         sni: (!read.is_empty()).then(|| read.to_owned()),
-        http: None,
+        ..Traffic::default()
     };
     let ending = server_name(form, NAME).end(&Context {
         traffic: &traffic,
