@@ -129,6 +129,7 @@ pub(crate) fn open(bpffs: &Bpffs) -> Result<Datapath> {
         report_new: false,
         hook: None,
         order: Order::First,
+        local_redirect: false,
     })
     .context("open the datapath")
 }

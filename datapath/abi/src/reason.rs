@@ -79,6 +79,8 @@ reasons! {
     L7Full = 235, "L7 connection table full";
     /// Envoy has no socket in the pod for a verdict that needs L7.
     NoListener = 236, "no L7 listener in the pod";
+    /// A connection that goes straight from pod to pod has this one's addresses and ports (`--local-redirect`).
+    TupleClash = 237, "tuple clash";
     /// Allowed: no ALLOW policy applies.
     NoPolicy = 240, "no policy applies";
     /// Allowed: an ALLOW rule matched.
