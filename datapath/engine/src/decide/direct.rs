@@ -160,8 +160,8 @@ pub fn note<F: Family, N: Tables + Flows + ?Sized>(
     }
 }
 
-/// Whether a SYN that came to `to_pod` through the stack has the addresses and ports of a connection that goes straight:
-/// the answers to both would go straight. A connection that is closed gives them up.
+/// Whether a SYN that came to `to_pod` through the stack has the addresses and ports of a connection that goes
+/// straight: the answers to both would go straight. A connection that is closed gives them up.
 #[must_use]
 #[inline(always)]
 pub fn is_occupied<F: Family, N: Tables + Flows + ?Sized>(
