@@ -4,9 +4,10 @@
 //! another network namespace that this one knows by a number.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::{fmt, io};
 
-use aya::programs::{ProgramInfo, loaded_programs};
+use aya::programs::{ProgramInfo, ProgramType, loaded_programs};
+use aya::sys::{BpfHelper, is_helper_supported};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use thyra_datapath_abi::EndpointRecord;
 use tracing::warn;
@@ -26,6 +27,16 @@ pub enum LocalRedirect {
     Refused(String),
 }
 
+impl fmt::Display for LocalRedirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::On => f.write_str("on"),
+            Self::Refused(why) => write!(f, "off: {why}"),
+        }
+    }
+}
+
 /// The pod's end of a veth.
 struct FarEnd {
     netns: u16,
@@ -33,6 +44,25 @@ struct FarEnd {
 }
 
 impl Datapath {
+    /// Whether connections between pods of this node go straight, or why not.
+    #[must_use]
+    pub const fn local_redirect(&self) -> &LocalRedirect {
+        &self.local_redirect
+    }
+
+    /// The same of one endpoint's connections with other pods that take part.
+    #[must_use]
+    pub fn local_redirect_of(&self, id: u16) -> LocalRedirect {
+        if self.local_redirect != LocalRedirect::On {
+            return self.local_redirect.clone();
+        }
+        match self.through_the_stack.get(&id) {
+            Some(why) => LocalRedirect::Refused(why.clone()),
+            None if self.memory.record(id).flags & EndpointRecord::DIRECT != 0 => LocalRedirect::On,
+            None => LocalRedirect::Off,
+        }
+    }
+
     /// Notes in the record that packets may be put straight into the pod; says why where they may not.
     pub(crate) fn join(&mut self, id: u16, record: &mut EndpointRecord) {
         match far_end(record.ifindex) {
@@ -50,6 +80,32 @@ impl Datapath {
             }
         }
     }
+}
+
+/// What its programs call that not every kernel has, with the first that does.
+const HELPERS: [(BpfHelper, &str, &str); 2] = [
+    (BpfHelper::BPF_FUNC_skc_lookup_tcp, "bpf_skc_lookup_tcp", "5.2"),
+    (BpfHelper::BPF_FUNC_redirect_peer, "bpf_redirect_peer", "5.10"),
+];
+/// Whether conntrack takes up a connection in the middle: <https://docs.kernel.org/networking/nf_conntrack-sysctl.html>.
+const LOOSE: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
+
+/// What `thyra preflight` says of it.
+pub(crate) fn preflight() -> String {
+    for (helper, name, since) in HELPERS {
+        match is_helper_supported(ProgramType::SchedClassifier, helper) {
+            Ok(true) => {}
+            Ok(false) => return format!("not possible: this kernel has no `{name}` ({since})"),
+            Err(error) => return format!("not known: the kernel can't be asked for `{name}`: {error}"),
+        }
+    }
+    let strict = std::fs::read_to_string(LOOSE).is_ok_and(|value| value.trim() == "0");
+    let then = if strict {
+        ", but whoever turns it off breaks the connections that it has: `nf_conntrack_tcp_loose` is 0"
+    } else {
+        ""
+    };
+    format!("possible between pods behind a veth: `--local-redirect`{then}")
 }
 
 /// The kernel's ids of all programs that put packets straight into pods.
