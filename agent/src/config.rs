@@ -136,6 +136,8 @@ pub struct Config {
     pub budget: Budget,
     /// Connections of one pod that it has at a time.
     pub l7_connections: u64,
+    /// Whether connections between pods of this node go straight from one into the other.
+    pub local_redirect: bool,
     /// Log format.
     pub log_format: LogFormat,
     /// Log filter.
@@ -215,6 +217,7 @@ impl Settings {
             envoy_user: self.envoy_user.unwrap_or(DEFAULT_ENVOY_USER),
             budget,
             l7_connections: self.l7_connections.map_or(L7_BUDGET, |count| count.get().into()),
+            local_redirect: self.local_redirect.unwrap_or(false),
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".into()),
         })

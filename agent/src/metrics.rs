@@ -107,9 +107,14 @@ impl Collector for KernelCounters {
         let help = "Events that found the ring full";
         let lost = encoder.encode_descriptor("lost_events", help, None, MetricType::Counter)?;
         ConstCounter::new(counts.lost).encode(lost)?;
+        let status = plane.status();
+        let help = "Endpoints whose connections with each other go straight (--local-redirect)";
+        let redirected =
+            encoder.encode_descriptor("local_redirect_endpoints", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::try_from(status.redirected).unwrap_or(i64::MAX)).encode(redirected)?;
         let help = "Used share of a map, 0 to 1";
         let mut fill = encoder.encode_descriptor("map_fill", help, None, MetricType::Gauge)?;
-        for map in plane.status().maps {
+        for map in status.maps {
             ConstGauge::new(share(map.used, map.capacity))
                 .encode(fill.encode_family(&[("map", map.name)])?)?;
         }

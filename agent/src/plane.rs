@@ -60,6 +60,10 @@ pub struct PlaneStatus {
     pub datapath: String,
     /// Where the programs sit.
     pub hook: String,
+    /// Whether connections between pods of this node go straight: `on`, `off`, or `off: ` and why.
+    pub local_redirect: String,
+    /// Endpoints that take part in that.
+    pub redirected: usize,
     /// What is wrong with it, endpoint by endpoint.
     pub problems: Vec<String>,
     /// Fill of the maps.
@@ -119,6 +123,8 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// The live ones stay.
     fn commit(&mut self, tables: &Tables, generation: u32) -> Result<Committed, PlaneError>;
+    /// Whether the endpoint's connections with other pods of this node go straight: `on`, `off`, or `off: ` and why.
+    fn local_redirect(&self, id: u16) -> String;
     /// Steers the endpoint's new connections to Envoy's listeners in the pod's network namespace, where a verdict needs
     /// it.
     ///

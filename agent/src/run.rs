@@ -122,6 +122,7 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
         l7_connections: config.l7_connections,
         // Only while somebody listens: `Admin::monitor`.
         report_new: false,
+        local_redirect: config.local_redirect,
     })?)
 }
 

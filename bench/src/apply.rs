@@ -48,7 +48,7 @@ pub(crate) fn measure(changes: usize, steps: &Steps) -> Result<Vec<(&'static str
     let node = Node::new("apply", 0)?;
     netns::enter(&node.name())?;
     let bpffs = Bpffs::mount()?;
-    let mut datapath = policed::open(&bpffs)?;
+    let mut datapath = policed::open(&bpffs, false)?;
     for pod in 0..SIZE.endpoints {
         datapath.reserve(&policed::uid(pod))?;
     }

@@ -19,6 +19,7 @@ mod policed;
 mod progress;
 mod propagation;
 mod ratios;
+mod redirect;
 mod report;
 mod stats;
 
@@ -59,6 +60,8 @@ struct Arguments {
 enum Part {
     /// Ratios of live traffic to that without programs.
     Traffic,
+    /// The same with `--local-redirect`.
+    Redirect,
     /// Nanoseconds a packet, by test-run.
     Packets,
     /// From istiod's response to the kernel.
@@ -117,6 +120,9 @@ fn main() -> Result<ExitCode> {
             let node = || on_policed_node(&wanted, &effort, &steps);
             parts.push(("traffic and packets", Box::new(node)));
         }
+        if wanted(Part::Redirect) {
+            parts.push(("redirect", Box::new(|| redirect::measure(effort.slice, &steps))));
+        }
         if wanted(Part::Propagation) {
             let propagation = || propagation::measure(&agent, effort.changes, &steps);
             parts.push(("propagation", Box::new(propagation)));
@@ -166,6 +172,7 @@ fn main() -> Result<ExitCode> {
 /// Steps of all parts together.
 const fn all_steps(effort: &Effort) -> usize {
     ratios::steps()
+        + redirect::steps()
         + live::steps()
         + added::steps()
         + propagation::steps(effort.changes)
@@ -174,7 +181,7 @@ const fn all_steps(effort: &Effort) -> usize {
 }
 
 fn on_policed_node(wanted: &(dyn Fn(Part) -> bool + Sync), effort: &Effort, steps: &Steps) -> Result<Found> {
-    let mut policed = Policed::new()?;
+    let mut policed = Policed::new("policed", false)?;
     policed.attach()?;
     let mut found = Found::new();
     if wanted(Part::Traffic) {

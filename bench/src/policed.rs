@@ -37,15 +37,15 @@ pub(crate) struct Policed {
 }
 
 impl Policed {
-    /// Makes it all. The calling thread is in the node's namespace afterwards.
+    /// Makes it all, with or without `--local-redirect`. The calling thread is in the node's namespace afterwards.
     ///
     /// # Errors
     /// Without root, or when a part refuses.
-    pub(crate) fn new() -> Result<Self> {
-        let node = Node::new("policed", PODS)?;
+    pub(crate) fn new(name: &str, local_redirect: bool) -> Result<Self> {
+        let node = Node::new(name, PODS)?;
         netns::enter(&node.name())?;
         let bpffs = Bpffs::mount()?;
-        let mut datapath = open(&bpffs)?;
+        let mut datapath = open(&bpffs, local_redirect)?;
         for pod in 0..SIZE.endpoints {
             let id = datapath.reserve(&uid(pod))?;
             anyhow::ensure!(
@@ -118,7 +118,7 @@ impl Policed {
 ///
 /// # Errors
 /// When it can't be opened.
-pub(crate) fn open(bpffs: &Bpffs) -> Result<Datapath> {
+pub(crate) fn open(bpffs: &Bpffs, local_redirect: bool) -> Result<Datapath> {
     Datapath::open(Config {
         bpffs: bpffs.path().join("thyra"),
         state_dir: bpffs.files().join("state"),
@@ -129,6 +129,7 @@ pub(crate) fn open(bpffs: &Bpffs) -> Result<Datapath> {
         report_new: false,
         hook: None,
         order: Order::First,
+        local_redirect,
     })
     .context("open the datapath")
 }

@@ -61,6 +61,9 @@ pub(crate) const PROMISES: &[Promise] = &[
 /// Figures that are printed without a goal of this list's own.
 pub(crate) const INFORMATION: &[Promise] = &[
     at_least("crr_watched_ratio", 0.95, "no program"),
+    at_least("rr_redirect", 1.10, "no program"),
+    at_least("crr_redirect", 1.05, "no program"),
+    at_least("stream_redirect", 1.05, "no program"),
     at_most("apply_words", "words", 64.0, "none"),
     at_most("added_ns_syn_in", "ns/packet", 150.0, "an empty program"),
     at_most("added_ns_syn_own", "ns/packet", 300.0, "an empty program"),

@@ -57,6 +57,7 @@ pub(crate) struct Endpoint {
     ifindex: u32,
     policies: Vec<String>,
     labels: std::collections::BTreeMap<String, String>,
+    local_redirect: String,
     counters: Counters,
 }
 
@@ -88,6 +89,7 @@ impl From<v1::EndpointDetail> for Endpoint {
             ifindex: detail.ifindex,
             policies: detail.policies,
             labels: endpoint.labels.into_iter().collect(),
+            local_redirect: detail.local_redirect,
             counters: Counters {
                 to_pod_packets: counters.to_pod_packets,
                 from_pod_packets: counters.from_pod_packets,
@@ -151,13 +153,14 @@ impl Show for Endpoint {
         };
         let c = &self.counters;
         format!(
-            "{}\nmode: {} ({})\npolicies: {policies}\ninterface: {} (index {})\n\
+            "{}\nmode: {} ({})\npolicies: {policies}\ninterface: {} (index {})\nlocal redirect: {}\n\
              to pod: {} packets, {} dropped; from pod: {} packets, {} dropped\n",
             table(&COLUMNS, &[self.row()]),
             self.mode,
             self.mode_reason,
             self.interface,
             self.ifindex,
+            dash(&self.local_redirect),
             c.to_pod_packets,
             c.to_pod_dropped,
             c.from_pod_packets,

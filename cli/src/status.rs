@@ -31,6 +31,7 @@ struct Status {
     synced: bool,
     datapath: String,
     hook: String,
+    local_redirect: String,
     policy_source: String,
     endpoints: u32,
     endpoints_enforced: u32,
@@ -111,6 +112,7 @@ impl Status {
             synced: reply.synced,
             datapath: reply.datapath,
             hook: reply.hook,
+            local_redirect: reply.local_redirect,
             policy_source: reply.policy_source,
             endpoints: reply.endpoints,
             endpoints_enforced: reply.endpoints_enforced,
@@ -187,9 +189,14 @@ impl Show for Status {
             return text;
         }
         text += &format!(
-            "agent {}   datapath {}   hook {}\n\n",
+            "agent {}   datapath {}   hook {}\n",
             self.version, self.datapath, self.hook
         );
+        text += &match self.local_redirect.as_str() {
+            // An agent of an earlier version says nothing.
+            "" | "off" => "\n".to_owned(),
+            redirect => format!("local redirect {redirect}\n\n"),
+        };
         text += &self.sources();
         let drops: Vec<_> = self.drops.iter().filter(|d| d.packets > 0).collect();
         if !drops.is_empty() {

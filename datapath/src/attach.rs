@@ -12,6 +12,7 @@ use tracing::warn;
 
 use crate::bpffs::{BpffsError, Direction, Pins};
 use crate::datapath::Datapath;
+use crate::direct::LocalRedirect;
 use crate::endpoint_ids::ReserveError;
 use crate::hook::{self, Attachment};
 use crate::interface::Interface;
@@ -111,7 +112,10 @@ impl Datapath {
     pub fn attach(&mut self, spec: &EndpointSpec) -> Result<u16, AttachError> {
         let id = self.ids.reserve(&spec.uid)?;
         let interface = find(&spec.host_interface)?;
-        let record = record(spec, &interface)?;
+        let mut record = record(spec, &interface)?;
+        if self.local_redirect == LocalRedirect::On {
+            self.join(id, &mut record);
+        }
         let other = self.take_slot(id, &interface)?;
         let before = self.memory.record(id);
         if before.ifindex != 0 && before.ifindex != interface.index {

@@ -13,6 +13,7 @@ use crate::bpffs::Direction;
 use crate::hook::attach_type;
 use crate::interface::Interface;
 use crate::netlink;
+use crate::programs::Variant;
 
 /// The first place of a clsact qdisc.
 pub(crate) const PRIORITY: u16 = 1;
@@ -174,7 +175,11 @@ fn read(message: TcMessage, attributes: &[u8], direction: Direction) -> io::Resu
         priority: u16::try_from(message.info >> 16).unwrap_or(0),
         handle: message.handle,
         program,
-        named: name.as_deref() == Some(direction.program()),
+        named: name.is_some_and(|name| {
+            Variant::ALL
+                .iter()
+                .any(|variant| variant.program(direction) == name)
+        }),
     })
 }
 

@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::LinkAttribute;
 use thyra_datapath_abi::count::EndpointCounter;
 
 use crate::datapath::Datapath;
-use crate::interface;
+use crate::direct::attributes;
 use crate::open::endpoint_numbers;
 
 /// Packets at one moment.
@@ -110,14 +110,6 @@ fn received_by_pod(ifindex: u32) -> io::Result<Option<u64>> {
         _ => None,
     };
     Ok(attributes(peer, Some(namespace))?.into_iter().find_map(received))
-}
-
-/// What the kernel says of an interface, here or in another namespace; nothing of one that is gone.
-fn attributes(ifindex: u32, namespace: Option<i32>) -> io::Result<Vec<LinkAttribute>> {
-    let mut wanted = LinkMessage::default();
-    wanted.header.index = ifindex;
-    wanted.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
-    Ok(interface::ask(wanted)?.map_or_else(Vec::new, |link| link.attributes))
 }
 
 #[cfg(test)]

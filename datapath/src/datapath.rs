@@ -18,6 +18,7 @@ use crate::clsact;
 use crate::commit::Written;
 use crate::counters::{CounterMemory, Counters};
 use crate::coverage::Coverage;
+use crate::direct::LocalRedirect;
 use crate::endpoint_ids::{EndpointIds, ReserveError};
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
@@ -84,6 +85,9 @@ pub struct Config {
     pub hook: Option<Hook>,
     /// Where among other programs; for tcx links that are made from now on.
     pub order: Order,
+    /// Put connections between two pods of this node straight from one into the other, past the node's stack; for
+    /// endpoints that are attached from now on. Turned off, connections that went so go through the stack.
+    pub local_redirect: bool,
 }
 
 /// Whether `open` found a datapath at work.
@@ -110,6 +114,9 @@ pub struct Datapath {
     pub(crate) flows: FlowMaps,
     pub(crate) steering: Steering,
     pub(crate) coverage: Coverage,
+    pub(crate) local_redirect: LocalRedirect,
+    /// Endpoints whose packets never go straight, with the reason.
+    pub(crate) through_the_stack: BTreeMap<u16, String>,
     pub(crate) grace: Grace,
     pub(crate) written: Written,
     pub(crate) names: VerdictNames,

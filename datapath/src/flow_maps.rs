@@ -104,6 +104,11 @@ impl FlowMaps {
         self.l7.keep(memory, ports)
     }
 
+    /// Connections that went straight from pod to pod go through the stack from now on.
+    pub(crate) fn through_the_stack(&self, memory: &Memory) {
+        self.outbound.through_the_stack(memory);
+    }
+
     /// Remembers connections that a pod opened before its endpoint was attached. Returns whether all had room.
     pub(crate) fn seed(&self, memory: &Memory, endpoint: u16, opened: &[Connection]) -> bool {
         self.outbound.seed(memory, endpoint, opened)

@@ -197,7 +197,7 @@ fn records() -> Vec<(&'static str, Vec<usize>)> {
         };
     }
     offsets! {
-        EndpointRecord { ifindex, bridge_ifindex, address4, flags, address6, mac, pad }
+        EndpointRecord { ifindex, bridge_ifindex, address4, flags, address6, mac, netns }
         Slot6 { high, low, value }
         Flow4 { local, remote, local_port, remote_port, endpoint, protocol }
         Flow6 { local, remote, local_port, remote_port, endpoint, protocol }

@@ -3,7 +3,7 @@
 //! Invariant: what is pinned keeps judging packets the whole time; opening it writes no table, and an error
 //! on a fresh start leaves no pin behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,14 @@ use aya::pin::PinError;
 use aya::programs::ProgramError;
 use thyra_datapath_abi::{Cell, limits, maps};
 use thyra_datapath_engine::Table;
+use tracing::warn;
 
 use crate::bpffs::{self, BpffsError, Lock, Pins};
 use crate::commit::Written;
 use crate::counters::CounterMemory;
 use crate::coverage::Coverage;
 use crate::datapath::{Config, Datapath, Origin};
+use crate::direct::{self, LocalRedirect};
 use crate::endpoint_ids::EndpointIds;
 use crate::flow_maps::FlowMaps;
 use crate::grace::Grace;
@@ -227,7 +229,13 @@ impl Datapath {
             require_maps(pins, object)?;
         }
         std::fs::create_dir_all(pins.dir()).map_err(|e| BpffsError::io("make", pins.dir(), e))?;
-        let programs = Programs::open(object, pins)?;
+        let (programs, local_redirect) = Programs::open(object, pins, config.local_redirect)?;
+        if let LocalRedirect::Refused(reason) = &local_redirect {
+            warn!(
+                reason,
+                "local redirect is off: all connections go through the node's stack"
+            );
+        }
         let source = Source { pins, object };
         let memory = Memory::open(&source)?;
         memory.set_l7_budget(config.l7_connections);
@@ -248,6 +256,8 @@ impl Datapath {
             flows: FlowMaps::open(&source, &memory)?,
             steering: Steering::default(),
             coverage: Coverage::default(),
+            local_redirect,
+            through_the_stack: BTreeMap::new(),
             older: older(&config.bpffs, pins)?,
             hook: config.hook.unwrap_or_else(Hook::newest),
             config,
@@ -274,6 +284,8 @@ impl Datapath {
     /// Puts this build's programs into the links, and clears endpoints whose interface or link is gone.
     fn pick_up(&mut self, links: &[Attachment]) -> Result<(), OpenError> {
         let mut alive = BTreeSet::new();
+        let mut went_straight = self.local_redirect == LocalRedirect::On;
+        let before = direct::programs();
         for link in links {
             let found = link.look().map_err(|source| OpenError::Link {
                 pin: link.path.clone(),
@@ -288,10 +300,15 @@ impl Datapath {
                 pin: link.path.clone(),
                 source,
             })?;
+            went_straight &= before.contains(&found.program);
             if found.program != self.programs.id(link.direction) || !pinned {
                 self.programs.replace(link, found.ifindex)?;
                 self.replaced += 1;
             }
+        }
+        if !went_straight {
+            // The programs before knew nothing of it, or these don't.
+            self.flows.through_the_stack(&self.memory);
         }
         let attached = links.iter().map(|link| link.endpoint);
         let recorded = endpoint_numbers().filter(|id| self.memory.record(*id).ifindex != 0);

@@ -104,6 +104,15 @@ impl Outbound {
         copied4 && copied6
     }
 
+    /// Takes `FlowState::DIRECT` off all connections.
+    pub(crate) fn through_the_stack(&self, memory: &Memory) {
+        let (four, six) = (words(memory, &self.v4), words(memory, &self.v6));
+        four.entries::<FLOW4_WORDS>()
+            .for_each(|entry| entry.unmark(FlowState::DIRECT));
+        six.entries::<FLOW6_WORDS>()
+            .for_each(|entry| entry.unmark(FlowState::DIRECT));
+    }
+
     /// Takes out what is `unwanted`, by family.
     fn remove(&self, memory: &Memory, unwanted: &dyn Fn(FlowState, u16) -> bool) -> [Swept; 2] {
         [

@@ -6,6 +6,7 @@ use rustix::system::uname;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::bpffs::{self, BpffsError};
+use crate::direct;
 use crate::hook::Hook;
 use crate::object::{ObjectError, ShippedObject};
 
@@ -79,6 +80,10 @@ pub fn preflight(bpffs: &Path) -> Vec<Check> {
         Check {
             name: "bpffs",
             outcome: folder(bpffs),
+        },
+        Check {
+            name: "local redirect",
+            outcome: Ok(direct::preflight()),
         },
     ]
 }

@@ -14,10 +14,51 @@ use thyra_datapath_abi::maps;
 
 use crate::bpffs::{self, Direction, Pins};
 use crate::clsact;
+use crate::direct::LocalRedirect;
 use crate::hook::{self, Attachment, Hook, Order};
 use crate::interface::Interface;
 use crate::object::ShippedObject;
 use crate::open::OpenError;
+
+/// Which programs are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// All packets go through the stack.
+    Plain,
+    /// `Config::local_redirect`.
+    Direct,
+}
+
+impl Variant {
+    pub(crate) const ALL: [Self; 2] = [Self::Plain, Self::Direct];
+
+    pub(crate) const fn program(self, direction: Direction) -> &'static str {
+        match (self, direction) {
+            (Self::Plain, _) => direction.program(),
+            (Self::Direct, Direction::To) => maps::TO_POD_DIRECT,
+            (Self::Direct, Direction::From) => maps::FROM_POD_DIRECT,
+        }
+    }
+
+    /// All that are pinned.
+    const fn names(self) -> [&'static str; 4] {
+        let [to_pod, from_pod] = [self.program(Direction::To), self.program(Direction::From)];
+        [from_pod, to_pod, maps::STEER, maps::REGISTER]
+    }
+}
+
+/// Whether a program has this name and puts packets straight into pods.
+pub(crate) fn is_direct(name: &str) -> bool {
+    [maps::TO_POD_DIRECT, maps::FROM_POD_DIRECT].contains(&name)
+}
+
+/// Without the verifier's log.
+fn in_short(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, .. } => io_error.to_string(),
+        other => other.to_string(),
+    }
+}
 
 /// The loaded programs.
 #[derive(Debug)]
@@ -29,9 +70,6 @@ pub(crate) struct Programs {
     pub(crate) steer: SkLookup,
     pub(crate) register: SockOps,
 }
-
-/// All that are pinned.
-const NAMES: [&str; 4] = [maps::FROM_POD, maps::TO_POD, maps::STEER, maps::REGISTER];
 
 /// A link could not be made, pinned or given another program.
 #[derive(Debug, thiserror::Error)]
@@ -101,10 +139,33 @@ impl HookError {
 }
 
 impl Programs {
-    /// Makes the maps and programs that are not pinned yet, and opens the programs.
-    pub(crate) fn open(object: &ShippedObject, pins: &Pins) -> Result<Self, OpenError> {
+    /// Makes the maps and programs that are not pinned yet, and opens the programs: those of `Config::local_redirect`
+    /// where it is wanted, unless this kernel refuses them.
+    pub(crate) fn open(
+        object: &ShippedObject,
+        pins: &Pins,
+        local_redirect: bool,
+    ) -> Result<(Self, LocalRedirect), OpenError> {
+        if !local_redirect {
+            return Ok((
+                Self::open_variant(object, pins, Variant::Plain)?,
+                LocalRedirect::Off,
+            ));
+        }
+        match Self::open_variant(object, pins, Variant::Direct) {
+            Ok(programs) => Ok((programs, LocalRedirect::On)),
+            Err(OpenError::Program { name, source }) if is_direct(name) => {
+                let why = format!("the kernel refuses `{name}`: {}", in_short(&source));
+                let programs = Self::open_variant(object, pins, Variant::Plain)?;
+                Ok((programs, LocalRedirect::Refused(why)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_variant(object: &ShippedObject, pins: &Pins, variant: Variant) -> Result<Self, OpenError> {
         let stale = |name: &&str| !is_current(object, pins, name);
-        let missing: Vec<_> = NAMES.into_iter().filter(stale).collect();
+        let missing: Vec<_> = variant.names().into_iter().filter(stale).collect();
         if !missing.is_empty() || object.maps.iter().any(|map| !pins.map(&map.name).exists()) {
             let mut ebpf = load(object, pins)?;
             for name in missing {
@@ -112,7 +173,7 @@ impl Programs {
             }
         }
         let open = |direction: Direction| {
-            let name = direction.program();
+            let name = variant.program(direction);
             let refused = |source| OpenError::Program { name, source };
             let program = SchedClassifier::from_pin(pins.program(&object.content, name)).map_err(refused)?;
             let id = program.info().map_err(refused)?.id();

@@ -7,6 +7,7 @@ use thyra_datapath_engine::Table;
 
 use crate::bpffs::{BpffsError, Direction};
 use crate::datapath::{Datapath, Origin};
+use crate::direct::LocalRedirect;
 use crate::hook::{self, Attachment, Hook, Order};
 use crate::interface::Interface;
 use crate::memory::Memory;
@@ -22,6 +23,8 @@ pub struct DatapathStatus {
     pub generation: u32,
     /// Where the programs are.
     pub hook: &'static str,
+    /// Whether connections between pods of this node go straight from one into the other.
+    pub local_redirect: LocalRedirect,
     /// Name of the layout of maps and records: 16 hex digits.
     pub layout: String,
     /// Which compiler built the programs.
@@ -53,6 +56,8 @@ pub struct EndpointStatus {
     pub mode: Option<Mode>,
     /// What keeps it from being enforced whole; empty when all is well.
     pub problems: Vec<String>,
+    /// Why its packets never go straight to another pod of the node, where `Config::local_redirect` wants them to.
+    pub through_the_stack: Option<String>,
 }
 
 /// How full a table is.
@@ -80,6 +85,7 @@ impl Datapath {
         DatapathStatus {
             origin: self.origin,
             generation: self.generation(),
+            local_redirect: self.local_redirect.clone(),
             hook: match self.hook {
                 Hook::Tcx if self.config.order == Order::Last => {
                     "tcx at the host end of the veth, after others"
@@ -126,6 +132,7 @@ impl Datapath {
             interface: interface.map(|interface| interface.name),
             mode: sets.is_placed().then(|| sets.mode()),
             problems,
+            through_the_stack: self.through_the_stack.get(&id).cloned(),
         }
     }
 

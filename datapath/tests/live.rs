@@ -4,6 +4,8 @@
 
 #[path = "live/clsact.rs"]
 mod clsact;
+#[path = "live/direct.rs"]
+mod direct;
 #[path = "live/frames.rs"]
 mod frames;
 #[path = "live/node.rs"]

@@ -21,7 +21,7 @@ pub fn all(snapshot: &Snapshot, plane: &SharedPlane) -> Vec<api::EndpointDetail>
         .held
         .registrations
         .iter()
-        .map(|(id, r)| detail(snapshot, &counters, *id, r))
+        .map(|(id, r)| detail(snapshot, (&counters, plane), *id, r))
         .collect()
 }
 
@@ -29,7 +29,7 @@ pub fn all(snapshot: &Snapshot, plane: &SharedPlane) -> Vec<api::EndpointDetail>
 #[must_use]
 pub fn one(snapshot: &Snapshot, plane: &SharedPlane, id: u16) -> Option<api::EndpointDetail> {
     let registration = snapshot.held.registrations.get(&id)?;
-    Some(detail(snapshot, &counters(plane), id, registration))
+    Some(detail(snapshot, (&counters(plane), plane), id, registration))
 }
 
 /// Counters that can't be read are shown as zero; the map itself is named in status then.
@@ -42,7 +42,7 @@ fn counters(plane: &SharedPlane) -> BTreeMap<u16, EndpointCounter> {
 
 fn detail(
     snapshot: &Snapshot,
-    counters: &BTreeMap<u16, EndpointCounter>,
+    (counters, plane): (&BTreeMap<u16, EndpointCounter>, &SharedPlane),
     id: u16,
     registration: &Registration,
 ) -> api::EndpointDetail {
@@ -86,6 +86,7 @@ fn detail(
             to_pod_dropped: counter.to_pod_dropped,
             from_pod_dropped: counter.from_pod_dropped,
         }),
+        local_redirect: lock::read(plane).local_redirect(id),
     }
 }
 

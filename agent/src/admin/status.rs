@@ -33,6 +33,7 @@ pub(super) fn status(admin: &Admin) -> api::GetStatusResponse {
         generation: u64::from(snapshot.generation),
         datapath: plane.datapath,
         hook: plane.hook,
+        local_redirect: plane.local_redirect,
         sources: admin.board.all(),
         maps: plane
             .maps

@@ -123,6 +123,9 @@ pub struct Settings {
     /// Requests in a second that Envoy passes to one pod and set of rules; more get 429 [default: any number]
     #[arg(long, value_name = "N")]
     pub l7_request_rate: Option<NonZeroU32>,
+    /// Put connections between pods of this node straight from one into the other, past the node's netfilter rules
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub local_redirect: Option<bool>,
     /// Log format [default: text]
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -178,6 +181,7 @@ impl Settings {
             l7_connections: self.l7_connections.or(file.l7_connections),
             l7_requests: self.l7_requests.or(file.l7_requests),
             l7_request_rate: self.l7_request_rate.or(file.l7_request_rate),
+            local_redirect: self.local_redirect.or(file.local_redirect),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
             namespace: self.namespace.or(file.namespace),

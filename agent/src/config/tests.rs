@@ -42,6 +42,19 @@ fn other_protocols_than_tcp_pass_unless_asked_for() {
 }
 
 #[test]
+fn local_redirect_is_off_unless_it_is_asked_for() {
+    let of = |args: &[&str]| {
+        flags(&[BASE, args].concat())
+            .resolve()
+            .expect("good")
+            .local_redirect
+    };
+    assert!(!of(&[]));
+    assert!(of(&["--local-redirect"]));
+    assert!(!of(&["--local-redirect=false"]));
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_its_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("agent.toml");

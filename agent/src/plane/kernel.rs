@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use thyra_datapath::{
-    AttachError, CommitError, Connection, Datapath, EndpointSpec, EventReader, KernelView, Origin,
-    ReserveError,
+    AttachError, CommitError, Connection, Datapath, EndpointSpec, EndpointStatus, EventReader, KernelView,
+    LocalRedirect, Origin, ReserveError,
 };
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event};
@@ -167,6 +167,10 @@ impl Plane for Datapath {
         Datapath::connections(self, id, addresses, netns).map_err(|e| failed(&e))
     }
 
+    fn local_redirect(&self, id: u16) -> String {
+        self.local_redirect_of(id).to_string()
+    }
+
     fn check_coverage(&mut self) -> Vec<(u16, u64)> {
         Datapath::check_coverage(self)
     }
@@ -187,6 +191,12 @@ impl Plane for Datapath {
             0 => String::new(),
             n => format!(", {n} links got this build's programs"),
         };
+        let redirected = |e: &&EndpointStatus| self.local_redirect_of(e.id) == LocalRedirect::On;
+        let redirected = status.endpoints.iter().filter(redirected).count();
+        let refused = match &status.local_redirect {
+            LocalRedirect::Refused(why) => Some(format!("local redirect is off: {why}")),
+            LocalRedirect::Off | LocalRedirect::On => None,
+        };
         let sick = status.endpoints.into_iter().flat_map(|e| {
             let id = e.id;
             e.problems.into_iter().map(move |p| format!("endpoint {id}: {p}"))
@@ -199,7 +209,9 @@ impl Plane for Datapath {
                 status.layout, status.built_by
             ),
             hook: status.hook.to_owned(),
-            problems: status.notes.into_iter().chain(sick).collect(),
+            local_redirect: status.local_redirect.to_string(),
+            redirected,
+            problems: status.notes.into_iter().chain(refused).chain(sick).collect(),
             maps: fill
                 .map(|f| Fill {
                     name: f.table.into(),

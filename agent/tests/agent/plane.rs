@@ -170,6 +170,10 @@ impl Plane for Remembering {
             .ok_or_else(|| PlaneError::Precondition("no such namespace".into()))
     }
 
+    fn local_redirect(&self, _: u16) -> String {
+        "off".into()
+    }
+
     fn check_coverage(&mut self) -> Vec<(u16, u64)> {
         self.with(|t| std::mem::take(&mut t.missed))
     }

@@ -37,8 +37,8 @@ pub struct EndpointRecord {
     pub address6: [u8; 16],
     /// The pod's MAC, for the checks on bridged links; zero when unknown.
     pub mac: [u8; 6],
-    /// Explicit padding, zero.
-    pub pad: [u8; 2],
+    /// The node's id of the pod's network namespace; means something only with `DIRECT`.
+    pub netns: u16,
 }
 
 const _: () = assert!(size_of::<EndpointRecord>() == 40);
@@ -46,6 +46,8 @@ const _: () = assert!(size_of::<EndpointRecord>() == 40);
 impl EndpointRecord {
     /// The pod may open no connection yet: other nodes may still take its address for another pod's.
     pub const HELD_BACK: u32 = 1;
+    /// Packets of connections with other such pods may be put straight into the pod (`--local-redirect`).
+    pub const DIRECT: u32 = 2;
 }
 
 /// The policy side of an endpoint, one 64-bit word: `set4 | set6 << 16 | mode << 32`.

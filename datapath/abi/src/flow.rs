@@ -115,6 +115,8 @@ impl FlowState {
     pub const RESET: u32 = 8;
     /// In the table of the node's connections: made by the pod itself, through its own Service.
     pub const SELF: u32 = 16;
+    /// In the table of the pods' own connections: goes straight from pod to pod, both ways.
+    pub const DIRECT: u32 = 32;
 
     /// A slot that nobody uses.
     pub const FREE: Self = Self(0);
@@ -152,6 +154,12 @@ impl FlowState {
     #[inline(always)]
     pub const fn marked(self, mark: u32, tick: u64) -> Self {
         Self((self.0 & 0xffff_ffff) | tick << 32 | widen(mark))
+    }
+
+    /// The same connection, changed when it was, without `mark`.
+    #[must_use]
+    pub const fn without(self, mark: u32) -> Self {
+        Self(self.0 & !widen(mark))
     }
 
     /// Its flags.

@@ -31,6 +31,10 @@ names! {
 pub const TO_POD: &str = "to_pod";
 /// Program at the host veth's ingress.
 pub const FROM_POD: &str = "from_pod";
+/// In the place of `TO_POD` with `--local-redirect`. The kernel keeps 15 bytes of a program's name.
+pub const TO_POD_DIRECT: &str = "to_pod_direct";
+/// In the place of `FROM_POD` with `--local-redirect`.
+pub const FROM_POD_DIRECT: &str = "from_pod_direct";
 
 /// Program in a pod's network namespace: finds the socket of a new connection.
 pub const STEER: &str = "steer";

@@ -83,6 +83,8 @@ reasons! {
     NoAuthorizer = 237, "no authorizer can be asked";
     /// The authorizer of a CUSTOM rule said no, or could not be asked just then.
     Unauthorized = 238, "refused by an external authorizer";
+    /// A connection that goes straight from pod to pod has this one's addresses and ports (`--local-redirect`).
+    TupleClash = 239, "tuple clash";
     /// Allowed: no ALLOW policy applies.
     NoPolicy = 240, "no policy applies";
     /// Allowed: an ALLOW rule matched.

@@ -19,6 +19,18 @@ pub fn from_pod(ctx: TcContext) -> i32 {
     program::run::<FromPod, _, _>(ThisNode::<true>, Skb(ctx.skb.skb))
 }
 
+/// `to_pod` with `--local-redirect`.
+#[classifier]
+pub fn to_pod_direct(ctx: TcContext) -> i32 {
+    program::to_pod_direct(ThisNode::<true>, Skb(ctx.skb.skb))
+}
+
+/// `from_pod` with `--local-redirect`.
+#[classifier]
+pub fn from_pod_direct(ctx: TcContext) -> i32 {
+    program::from_pod_direct(ThisNode::<true>, Skb(ctx.skb.skb))
+}
+
 /// Lets every packet go on: what benchmarks compare with. Never attached to a pod.
 #[classifier]
 pub fn empty(_: TcContext) -> i32 {

@@ -24,7 +24,7 @@ use crate::skb::{SHOT, Skb};
 const CHECKSUM: u32 = 16;
 
 /// The kernel refused an operation.
-struct Refused;
+pub(crate) struct Refused;
 
 /// The sender of a SYN gets a reset as if the pod had sent it, so that translations on the way back apply.
 #[inline(always)]
@@ -152,7 +152,7 @@ fn load<const N: usize>(skb: Skb, offset: u32) -> Result<[u8; N], Refused> {
 }
 
 #[inline(always)]
-fn store<T: Copy>(skb: Skb, offset: u32, bytes: &T) -> Result<(), Refused> {
+pub(crate) fn store<T: Copy>(skb: Skb, offset: u32, bytes: &T) -> Result<(), Refused> {
     let from = core::ptr::from_ref(bytes).cast();
     // BPF_F_RECOMPUTE_CSUM: a sum that a device made over the whole packet stays true.
     // SAFETY: the helper reads the bytes of `T`, an array.

@@ -9,14 +9,15 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use thyra_datapath_abi::EndpointRecord;
 use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_engine::account::Direction;
 use thyra_datapath_engine::decide::{Act, Arrival};
 use thyra_datapath_engine::parse::ipv6::Chain;
-use thyra_datapath_engine::program::{Hook, Maps, Next, Program, Step};
+use thyra_datapath_engine::program::{Hook, Leg, Maps, Next, Program, Step, Way, Whole};
 use thyra_datapath_engine::{Family, Load, Packet};
 
-use crate::{segment, steps};
+use crate::{direct, segment, steps};
 
 /// The next program decides (`TCX_NEXT`, and `TC_ACT_UNSPEC` of clsact).
 pub const NEXT: i32 = -1;
@@ -165,11 +166,31 @@ impl Hook for Skb {
     fn revoke<F: Family>(&self, packet: &Packet<F>, direction: Direction) -> i32 {
         segment::revoke(*self, packet, direction)
     }
+    #[inline(always)]
+    fn redirect(&self, to: &EndpointRecord) -> i32 {
+        direct::redirect(*self, to)
+    }
+    #[inline(always)]
+    fn revoke_into(&self, to: &EndpointRecord) -> i32 {
+        if steps::answer(Direction::FromPod, self.0, true) == NEXT {
+            direct::redirect(*self, to)
+        } else {
+            SHOT
+        }
+    }
+    #[inline(always)]
+    fn is_taken<F: Family>(&self, packet: &Packet<F>, netns: u16) -> bool {
+        direct::is_taken(*self, packet, netns)
+    }
 
     /// Of this node's maps: there are no others.
     #[inline(always)]
     fn step<P: Program, M: Maps>(&self, _: M, step: Step, at: u32) -> Next {
         Next(steps::step(P::DIRECTION, step, self.0, at))
+    }
+    #[inline(always)]
+    fn leg<F: Whole, M: Maps>(&self, _: M, leg: Leg, way: Way) -> Way {
+        Way(direct::leg(F::VERSION, leg, self.0, way.0))
     }
     #[inline(always)]
     fn answer<P: Program>(&self, act: Act) -> i32 {

@@ -16,7 +16,7 @@ use crate::skb::Skb;
 /// The number, which counts as used: the compiler hands over nothing in the place of one that is not, and the verifier
 /// refuses the call.
 #[inline(always)]
-fn needed(mut number: u32) -> u32 {
+pub fn needed(mut number: u32) -> u32 {
     // SAFETY: no instruction at all.
     unsafe { core::arch::asm!("/* {0} */", inout(reg) number, options(nomem, nostack)) };
     number
@@ -46,6 +46,7 @@ macro_rules! steps {
 }
 
 steps! {
+    ToPod to_pod_usual4 = Usual4 true;
     ToPod to_pod_usual6 = Usual6 true;
     ToPod to_pod_plain4 = Plain4 false;
     ToPod to_pod_plain6 = Plain6 false;
@@ -59,6 +60,10 @@ steps! {
     ToPod to_pod_about6 = About6 false;
     ToPod to_pod_error4 = Error4 false;
     ToPod to_pod_error6 = Error6 false;
+    ToPod to_pod_occupied4 = Occupied4 false;
+    ToPod to_pod_occupied6 = Occupied6 false;
+    ToPod to_pod_clash4 = Clash4 false;
+    ToPod to_pod_clash6 = Clash6 false;
     ToPod to_pod_invalid = Invalid false;
     ToPod to_pod_unsupported = Unsupported false;
     FromPod from_pod_usual6 = Usual6 true;

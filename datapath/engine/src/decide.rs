@@ -9,6 +9,7 @@
 //! Invariant: the control word is read once per packet; nothing but an `Allow` cell, an exemption by origin,
 //! a connection that the pod opened or one that Envoy has lets a packet of an enforced endpoint pass.
 
+pub mod direct;
 mod from_pod;
 pub mod l7;
 pub mod non_tcp;

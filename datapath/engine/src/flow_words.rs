@@ -86,6 +86,16 @@ impl<'a> FlowWords<'a> {
 }
 
 impl<'a, const W: usize> Entry<'a, W> {
+    /// Takes `mark` off its flags, however often they change meanwhile.
+    pub fn unmark(&self, mark: u32) {
+        let word = FLOW_STATES + self.slot;
+        let mut state = self.state;
+        while state.is_live() && state.flags() & mark != 0 {
+            let _changed = self.bucket.exchange(word, state.0, state.without(mark).0);
+            state = FlowState(self.bucket.load(word));
+        }
+    }
+
     fn read(bucket: Words<'a>, slot: usize) -> Option<Self> {
         let state = FlowState(bucket.load(FLOW_STATES + slot));
         let key = std::array::from_fn(|at| bucket.load(FLOW_KEYS + slot * W + at));

@@ -64,6 +64,10 @@ pub enum End {
     Refuse,
     /// Answered with a reset, and the far end probed.
     Revoke,
+    /// Straight into the pod behind this interface.
+    Redirect(u32),
+    /// As `Revoke`; the probe goes straight into the pod behind this interface.
+    RevokeInto(u32),
 }
 
 /// The maps of a node.

@@ -7,10 +7,12 @@
 //! parsing to the end, so that none needs more than the 512 bytes of stack that a program has together with what it
 //! calls; each opens the maps itself, and what decides about a packet is what it read then.
 
+pub mod direct;
 pub mod step;
 
-use thyra_datapath_abi::Reason;
+use thyra_datapath_abi::{EndpointRecord, Reason};
 
+pub use self::direct::{Leg, Way, Whole, from_pod_direct, to_pod_direct};
 pub use self::step::{Next, Step};
 use crate::account::{Counters, Direction};
 use crate::decide::{self, Act, Arrival, Outcome, l7, usual};
@@ -41,9 +43,21 @@ pub trait Hook: Load + Copy {
     /// A reset to the sender and a bare ACK to the far end (`reset::revocation`, `reset::probe`).
     fn revoke<F: Family>(&self, packet: &Packet<F>, direction: Direction) -> Self::End;
 
+    /// Straight into the pod with this record.
+    fn redirect(&self, to: &EndpointRecord) -> Self::End;
+    /// As `answer` of a packet that the pod sends and that is revoked; the bare ACK goes straight into the pod with
+    /// this record.
+    fn revoke_into(&self, to: &EndpointRecord) -> Self::End;
+    /// Whether the stack in a network namespace has a connection with a SYN's addresses and ports already.
+    fn is_taken<F: Family>(&self, packet: &Packet<F>, netns: u16) -> bool;
+
     /// `step::take`, by a function of its own in the kernel.
     fn step<P: Program, M: Maps>(&self, maps: M, step: Step, at: u32) -> Next {
         step::take::<P, M, Self>(maps, *self, step, at)
+    }
+    /// `direct::take`, by a function of its own in the kernel.
+    fn leg<F: Whole, M: Maps>(&self, maps: M, leg: Leg, way: Way) -> Way {
+        direct::take::<F, M, Self>(maps, *self, leg, way)
     }
     /// `answer`, by a function of its own in the kernel.
     fn answer<P: Program>(&self, act: Act) -> Self::End {
@@ -175,6 +189,16 @@ fn is_usual<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: &H, packet: 
         return false;
     };
     P::is_usual(&node, &hook.arrival(), &packet, hook.length())
+}
+
+/// What is left of `run` for a packet that is not usual.
+#[inline(always)]
+fn slow<P: Program, M: Maps, H: Hook>(maps: M, hook: H, shape: Shape) -> Act {
+    match shape {
+        Shape::Plain4 => plain::<P, M, H>(maps, hook, (Step::Plain4, Step::Ask4)),
+        Shape::Plain6 => plain::<P, M, H>(maps, hook, (Step::Plain6, Step::Ask6)),
+        Shape::Unusual => unusual::<P, M, H>(maps, hook),
+    }
 }
 
 /// Another step where Envoy is to be asked.

@@ -6,6 +6,8 @@ mod any;
 mod both_ways;
 #[path = "packets/case.rs"]
 mod case;
+#[path = "packets/direct.rs"]
+mod direct;
 #[path = "packets/frame.rs"]
 mod frame;
 #[path = "packets/guards.rs"]

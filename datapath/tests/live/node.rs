@@ -162,6 +162,7 @@ pub(crate) fn config() -> Config {
         report_new: true,
         hook: Some(hook()),
         order: Order::First,
+        local_redirect: false,
     }
 }
 

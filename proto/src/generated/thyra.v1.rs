@@ -108,6 +108,9 @@ pub struct EndpointDetail {
     pub policies: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "11")]
     pub counters: ::core::option::Option<EndpointCounters>,
+    /// Whether its connections with other pods of the node go straight: "on", "off", "off: …".
+    #[prost(string, tag = "12")]
+    pub local_redirect: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndpointCounters {
@@ -323,6 +326,9 @@ pub struct GetStatusResponse {
     pub started_unix: u64,
     #[prost(message, repeated, tag = "16")]
     pub peers: ::prost::alloc::vec::Vec<XdsPeer>,
+    /// Whether connections between pods of this node go straight from one into the other: "on", "off", "off: …".
+    #[prost(string, tag = "17")]
+    pub local_redirect: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SourceStatus {

@@ -59,6 +59,19 @@ pub fn from_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     packet: &Packet<F>,
     bytes: u32,
 ) -> bool {
+    from_pod_if(node, arrival, packet, bytes, |_, _| true)
+}
+
+/// The same where `also` holds; it is asked once all else does, of the packet's endpoint and of the local one that the
+/// packet is for (0 for none).
+#[inline(always)]
+pub fn from_pod_if<F: Family, N: Tables + Flows + Counters + ?Sized>(
+    node: &N,
+    arrival: &Arrival,
+    packet: &Packet<F>,
+    bytes: u32,
+    also: impl FnOnce(u16, u16) -> bool,
+) -> bool {
     if packet.is_syn() {
         return false;
     }
@@ -74,7 +87,7 @@ pub fn from_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     let allowed = cell.action() == Action::Allow;
     let own = (!allowed || packet.changes_state())
         && is_own::<F, N>(node, &packet.flow_from_pod(endpoint), packet.flags, Side::Pod);
-    if !allowed && !own {
+    if (!allowed && !own) || !also(endpoint, peer.local) {
         return false;
     }
     node.endpoint(endpoint, Direction::FromPod, true);

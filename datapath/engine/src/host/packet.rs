@@ -2,13 +2,14 @@
 //!
 //! Invariant: it is read where it lies, and its end is told, not carried out.
 
+use thyra_datapath_abi::EndpointRecord;
 use thyra_datapath_abi::maps::OWN_MARK;
 
 use super::{End, HostNode};
 use crate::account::Direction;
-use crate::decide::Arrival;
+use crate::decide::{Act, Arrival};
 use crate::load::chunk;
-use crate::program::{self, Hook, Program};
+use crate::program::{self, FromPod, Hook, Program};
 use crate::{Family, Load, Packet};
 
 /// A packet at a hook of the node.
@@ -20,12 +21,24 @@ pub struct HostPacket<'a> {
     pub arrival: Arrival,
     /// Its mark.
     pub mark: u32,
+    /// Whether the stack of the pod that it is for has a connection with its addresses and ports.
+    pub taken: bool,
 }
 
 impl HostNode {
     /// Runs a program on a packet.
     pub fn run<P: Program>(&self, packet: HostPacket<'_>) -> End {
         program::run::<P, &Self, HostPacket<'_>>(self, packet)
+    }
+
+    /// Runs `maps::TO_POD_DIRECT` on a packet.
+    pub fn run_to_pod_direct(&self, packet: HostPacket<'_>) -> End {
+        program::to_pod_direct::<&Self, HostPacket<'_>>(self, packet)
+    }
+
+    /// Runs `maps::FROM_POD_DIRECT` on a packet.
+    pub fn run_from_pod_direct(&self, packet: HostPacket<'_>) -> End {
+        program::from_pod_direct::<&Self, HostPacket<'_>>(self, packet)
     }
 }
 
@@ -92,5 +105,17 @@ impl Hook for HostPacket<'_> {
     }
     fn revoke<F: Family>(&self, _: &Packet<F>, _: Direction) -> End {
         End::Revoke
+    }
+    fn redirect(&self, to: &EndpointRecord) -> End {
+        End::Redirect(to.ifindex)
+    }
+    fn revoke_into(&self, to: &EndpointRecord) -> End {
+        match self.answer::<FromPod>(Act::Revoke) {
+            End::Revoke => End::RevokeInto(to.ifindex),
+            end => end,
+        }
+    }
+    fn is_taken<F: Family>(&self, _: &Packet<F>, _: u16) -> bool {
+        self.taken
     }
 }

@@ -7,7 +7,7 @@
 
 use thyra_datapath_abi::Control;
 
-use super::{Hook, Maps, Node, Program, is_usual};
+use super::{Hook, Maps, Node, Program, direct, is_usual};
 use crate::account::{Direction, account, feasible};
 use crate::decide::{self, Act, Outcome};
 use crate::packet::{Kind, Packet, Parsed};
@@ -18,6 +18,8 @@ use crate::{Family, Tables, V4, V6};
 /// Which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// With `--local-redirect`: a frame of the shape `Plain4`, as `Usual6`.
+    Usual4,
     /// A frame of the shape `Plain6`; what is usual passes, the rest goes on to `Plain6`.
     Usual6,
     /// A frame of the shape `Plain4` that is not usual.
@@ -44,6 +46,15 @@ pub enum Step {
     Error4,
     /// The same of IPv6.
     Error6,
+    /// With `--local-redirect`: whether a SYN to the pod, at the offset, has the addresses and ports of a connection
+    /// that goes straight.
+    Occupied4,
+    /// The same of IPv6.
+    Occupied6,
+    /// Such a SYN is refused, unless policy does so.
+    Clash4,
+    /// The same of IPv6.
+    Clash6,
     /// What is no packet that could be read.
     Invalid,
     /// A packet of a shape that is not read.
@@ -65,6 +76,12 @@ impl Next {
     const ASK: u32 = 3;
     const REVOKE: u32 = 4;
     const ON: u32 = 5;
+
+    /// Another step follows.
+    #[inline(always)]
+    pub(super) const fn on() -> Self {
+        Self(Self::ON)
+    }
 
     /// The packet's end.
     #[inline(always)]
@@ -109,6 +126,7 @@ pub(super) fn related(l3: u32, about: Next) -> u32 {
 pub fn take<P: Program, M: Maps, H: Hook>(maps: M, hook: H, step: Step, at: u32) -> Next {
     let (l3, is_related) = (at & !RELATED, at & RELATED != 0);
     match step {
+        Step::Usual4 => Next::pass_if(is_usual::<P, V4, M, H>(maps, &hook, ipv4::plain(&hook))),
         Step::Usual6 => Next::pass_if(is_usual::<P, V6, M, H>(maps, &hook, ipv6::plain(&hook))),
         Step::Plain4 => plain::<P, V4, M, H>(maps, hook, ipv4::plain(&hook)),
         Step::Plain6 => plain::<P, V6, M, H>(maps, hook, ipv6::plain(&hook)),
@@ -122,6 +140,18 @@ pub fn take<P: Program, M: Maps, H: Hook>(maps: M, hook: H, step: Step, at: u32)
         Step::About6 => about::<V6, M, H>(maps, hook, &non_tcp::about6(&hook, l3)),
         Step::Error4 => error::<V4, M, H>(maps, hook, &non_tcp::v4(&hook, l3), is_related),
         Step::Error6 => error::<V6, M, H>(maps, hook, &non_tcp::v6(&hook, l3), is_related),
+        Step::Occupied4 => Next::pass_if(direct::is_occupied::<V4, M, H>(
+            maps,
+            hook,
+            &ipv4::unusual(&hook, l3),
+        )),
+        Step::Occupied6 => Next::pass_if(direct::is_occupied::<V6, M, H>(
+            maps,
+            hook,
+            &ipv6::unusual(&hook, l3),
+        )),
+        Step::Clash4 => direct::clash::<V4, M, H>(maps, hook, &ipv4::unusual(&hook, l3)),
+        Step::Clash6 => direct::clash::<V6, M, H>(maps, hook, &ipv6::unusual(&hook, l3)),
         // Which family it would have been makes no difference.
         Step::Invalid => judge::<P, V4, M, H>(maps, hook, &Parsed::empty(Kind::Invalid)),
         Step::Unsupported => judge::<P, V4, M, H>(maps, hook, &Parsed::empty(Kind::Unsupported)),
@@ -211,7 +241,12 @@ fn error<F: Family, M: Maps, H: Hook>(maps: M, hook: H, error: &NonTcp<F>, is_re
 
 /// Counts and reports the packet; what is done with it.
 #[inline(always)]
-fn end<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Next {
+pub(super) fn end<F: Family, N: Node, H: Hook>(
+    node: &N,
+    hook: &H,
+    outcome: &Outcome,
+    parsed: &Parsed<F>,
+) -> Next {
     let act = feasible(outcome, parsed);
     let generation = node.control().generation();
     account(

@@ -116,6 +116,7 @@ fn traffic(flags: u64, seed: u64) {
             bytes: &bytes,
             arrival,
             mark: 0,
+            taken: false,
         };
         let expected = run(&whole, packet, to_pod, false);
         assert_eq!(

@@ -3,12 +3,11 @@
 //! Invariant: the whole ledger and the whole memory of connections are compared, so that what a case doesn't
 //! name must not have happened.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use serde::Deserialize;
-use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
+use thyra_datapath_abi::count::{ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::datagram;
 use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_abi::{Control, Datagram4, Datagram6, EventKind, Flow4, Flow6, FlowState, Reason};
@@ -35,6 +34,14 @@ struct File {
 pub(crate) enum Program {
     ToPod,
     FromPod,
+    ToPodDirect,
+    FromPodDirect,
+}
+
+impl Program {
+    fn is_to_pod(self) -> bool {
+        matches!(self, Self::ToPod | Self::ToPodDirect)
+    }
 }
 
 /// One case.
@@ -43,7 +50,7 @@ pub(crate) enum Program {
 pub(crate) struct Case {
     /// A claim.
     pub(crate) name: String,
-    /// `to_pod` or `from_pod`.
+    /// `to_pod` or `from_pod`, or the one in its place with `--local-redirect`.
     pub(crate) program: Program,
     /// Interface of the program.
     #[serde(default = "two")]
@@ -56,6 +63,12 @@ pub(crate) struct Case {
     /// Carries the mark of Thyra's own packets.
     #[serde(default)]
     pub(crate) own: bool,
+    /// The stack of the pod that it is for has a connection like it. BPF test-run can't have one.
+    #[serde(default)]
+    pub(crate) taken: bool,
+    /// No pod takes part in `--local-redirect`.
+    #[serde(skip)]
+    pub(crate) apart: bool,
     /// `deny-drop`, `enforce-host`, `enforce-non-tcp`, `report-new`.
     #[serde(default)]
     pub(crate) control: Vec<String>,
@@ -69,15 +82,23 @@ pub(crate) struct Case {
     pub(crate) after: Option<Vec<String>>,
     /// How many connections of its own a pod may have open.
     pub(crate) outbound_budget: Option<u64>,
-    /// `pass`, `pass-own`, `drop`, `refuse`, `revoke`.
+    /// `pass`, `pass-own`, `drop`, `refuse`, `revoke`; straight to another pod `redirect`, `revoke-into`.
     pub(crate) end: String,
+    /// Interface of the other pod that judged it too.
+    pub(crate) to: Option<u32>,
+    /// The other pod's verdict made it end.
+    #[serde(default)]
+    pub(crate) refused_there: bool,
     /// Verdict that is counted.
     #[serde(default)]
     pub(crate) verdict: u16,
     /// Reason (its number) that is counted.
     #[serde(default)]
     pub(crate) reason: u8,
-    /// Event that is reported.
+    /// The same of the other pod.
+    #[serde(default)]
+    pub(crate) reason_there: u8,
+    /// Events that are reported.
     pub(crate) event: Option<String>,
 }
 
@@ -117,15 +138,16 @@ pub(crate) fn all() -> Vec<(String, Case)> {
 impl Case {
     /// Interface that the packet came in by.
     pub(crate) fn ingress(&self) -> u32 {
-        self.ingress.unwrap_or(match self.program {
-            Program::ToPod => 9,
-            Program::FromPod => self.at,
-        })
+        self.ingress
+            .unwrap_or(if self.program.is_to_pod() { 9 } else { self.at })
     }
 
     /// The node before the packet.
     pub(crate) fn node(&self) -> HostNode {
         let mut node = world::node(self.flags());
+        if self.apart {
+            world::set_apart(&mut node);
+        }
         if let Some(limit) = self.outbound_budget {
             node.outbound_budget = limit;
         }
@@ -146,6 +168,18 @@ impl Case {
                     other => panic!("{}: no control flag is called `{other}`", self.name),
                 }
         })
+    }
+
+    /// The same of the program with `--local-redirect`, at a node none of whose pods takes part; none where it is about
+    /// that program already.
+    pub(crate) fn apart(mut self) -> Option<Self> {
+        self.program = match self.program {
+            Program::ToPod => Program::ToPodDirect,
+            Program::FromPod => Program::FromPodDirect,
+            Program::ToPodDirect | Program::FromPodDirect => return None,
+        };
+        self.apart = true;
+        Some(self)
     }
 
     /// Runs a packet, its own or another, on the host.
@@ -170,10 +204,13 @@ impl Case {
             bytes,
             arrival,
             mark: if self.own { OWN_MARK } else { 0 },
+            taken: self.taken,
         };
         match self.program {
             Program::ToPod => node.run::<ToPod>(packet),
             Program::FromPod => node.run::<FromPod>(packet),
+            Program::ToPodDirect => node.run_to_pod_direct(packet),
+            Program::FromPodDirect => node.run_from_pod_direct(packet),
         }
     }
 
@@ -185,6 +222,8 @@ impl Case {
             "drop" => End::Drop,
             "refuse" => End::Refuse,
             "revoke" => End::Revoke,
+            "redirect" => End::Redirect(self.to.expect("to whom")),
+            "revoke-into" => End::RevokeInto(self.to.expect("to whom")),
             other => panic!("{}: no end is called `{other}`", self.name),
         };
         let mut after = self.after.clone().unwrap_or_else(|| self.before.clone());
@@ -201,9 +240,9 @@ impl Case {
             .iter()
             .map(|event| EventKind::from_number(event.kind))
             .collect();
-        let event = self.event.as_deref().map(|name| Some(event_kind(name)));
+        let events = self.event.as_deref().unwrap_or_default().split_whitespace();
         assert_eq!(
-            event.into_iter().collect::<Vec<_>>(),
+            events.map(|name| Some(event_kind(name))).collect::<Vec<_>>(),
             seen,
             "{}: events",
             self.name
@@ -215,6 +254,14 @@ impl Case {
             ..self.counters(end, change)
         };
         assert_eq!(wanted, change.ledger, "{}: counters", self.name);
+    }
+
+    /// Whether the program's own pod let it go on: what another pod refused did.
+    fn passed_here(&self, end: End) -> bool {
+        match end {
+            End::Pass | End::PassOwn | End::Redirect(_) => true,
+            End::Drop | End::Refuse | End::Revoke | End::RevokeInto(_) => self.refused_there,
+        }
     }
 
     fn counters(&self, end: End, change: &Change) -> Ledger {
@@ -229,19 +276,32 @@ impl Case {
             };
             ledger.verdicts.insert(self.verdict, counter);
         }
-        if let Some(reason) = Reason::from_number(self.reason) {
+        let reasons = [self.reason, self.reason_there];
+        for reason in reasons.into_iter().filter_map(Reason::from_number) {
             ledger.reasons.insert(reason, ReasonCounter { packets: 1, bytes });
         }
-        // One at an interface that is no endpoint's belongs to none.
-        if let Some(&endpoint) = change.ledger.endpoints.keys().next() {
-            let mut counter = EndpointCounter::default();
-            *match (self.program, matches!(end, End::Pass | End::PassOwn)) {
-                (Program::ToPod, true) => &mut counter.to_pod_packets,
-                (Program::ToPod, false) => &mut counter.to_pod_dropped,
-                (Program::FromPod, true) => &mut counter.from_pod_packets,
-                (Program::FromPod, false) => &mut counter.from_pod_dropped,
+        // One at an interface that is no endpoint's belongs to none; what is not IP isn't counted there.
+        if !change.ledger.endpoints.is_empty() {
+            let endpoint = world::endpoint_at(self.at).unwrap_or(0);
+            let passed = self.passed_here(end);
+            let counter = ledger.endpoints.entry(endpoint).or_default();
+            *match (self.program.is_to_pod(), passed) {
+                (true, true) => &mut counter.to_pod_packets,
+                (true, false) => &mut counter.to_pod_dropped,
+                (false, true) => &mut counter.from_pod_packets,
+                (false, false) => &mut counter.from_pod_dropped,
             } = 1;
-            ledger.endpoints = BTreeMap::from([(endpoint, counter)]);
+        }
+        if let Some(to) = self.to {
+            let endpoint = world::endpoint_at(to).expect("an endpoint");
+            let counter = ledger.endpoints.entry(endpoint).or_default();
+            // What takes the place of a packet that is revoked here arrives there.
+            let arrives = matches!(end, End::Redirect(_)) || !self.passed_here(end);
+            *if arrives {
+                &mut counter.to_pod_packets
+            } else {
+                &mut counter.to_pod_dropped
+            } = 1;
         }
         ledger
     }
@@ -263,12 +323,13 @@ fn event_kind(name: &str) -> EventKind {
 /// Protocols of the node's connections; none is TCP.
 const PROTOCOLS: [(&str, u16); 4] = [("of-udp", 17), ("of-icmp", 1), ("of-icmp6", 58), ("of-sctp", 132)];
 
-const FLAGS: [(&str, u32); 5] = [
+const FLAGS: [(&str, u32); 6] = [
     ("answered", FlowState::ANSWERED),
     ("local-fin", FlowState::LOCAL_FIN),
     ("remote-fin", FlowState::REMOTE_FIN),
     ("reset", FlowState::RESET),
     ("self", FlowState::SELF),
+    ("direct", FlowState::DIRECT),
 ];
 
 /// A remembered connection, parsed.

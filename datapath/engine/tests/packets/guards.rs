@@ -214,6 +214,7 @@ impl Try {
             bytes: &bytes,
             arrival,
             mark: 0,
+            taken: false,
         };
         match parse::link(&packet) {
             Link::V4(l3) => self.decide::<V4>(node, guard, &arrival, &parse::ipv4::unusual(&packet, l3)),

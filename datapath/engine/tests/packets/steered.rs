@@ -26,7 +26,7 @@ const ENDS: [(&str, &str); 2] = [
 ];
 
 /// The world where the foe's verdict at 8080 is left to Envoy, which has a listener for it.
-fn node() -> HostNode {
+pub(crate) fn node() -> HostNode {
     let mut tables = world::tables();
     Arc::make_mut(&mut tables.verdicts).push(Verdict {
         action: Action::Deny,
@@ -54,6 +54,7 @@ fn arrives(node: &HostNode, (client, pod): (&str, &str), words: &str) -> End {
             has_socket: false,
         },
         mark: 0,
+        taken: false,
     })
 }
 
@@ -67,6 +68,7 @@ fn leaves(node: &HostNode, (client, pod): (&str, &str), words: &str) -> End {
             has_socket: false,
         },
         mark: 0,
+        taken: false,
     })
 }
 
@@ -262,6 +264,7 @@ fn what_the_node_makes_gets_the_pods_own_socket() {
                 has_socket: true,
             },
             mark: 0,
+            taken: false,
         };
         assert_eq!(node.run::<ToPod>(made_here), End::Pass);
         assert_eq!(seeks(&node, ends), Steer::Own);

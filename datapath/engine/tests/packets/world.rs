@@ -4,7 +4,7 @@
 //! endpoint 1  interface 2  10.244.0.2  fd00:10:244::2   enforced
 //! endpoint 2  interface 3  10.244.0.3  fd00:10:244::3   audited
 //! endpoint 3  interface 4  10.244.0.4  fd00:10:244::4   off
-//! endpoint 4  interface 5  10.244.0.5  fd00:10:244::5   attached, never placed by a commit
+//! endpoint 4  interface 5  10.244.0.5  fd00:10:244::5   attached, never placed by a commit, never redirected to
 //! endpoint 5  interface 6  10.244.0.6  fd00:10:244::6   enforced, port of the bridge 8
 //! endpoint 6  interface 11 10.244.0.11 fd00:10:244::b   enforced, held back
 //! uplink      interface 9
@@ -24,8 +24,8 @@ use std::sync::{Arc, LazyLock};
 
 use thyra_datapath_abi::tables::{ClassInfo, EndpointTables, SourceAddress, SourceBlock, Tables, Verdict};
 use thyra_datapath_abi::{Action, EndpointRecord, Mode, Reason};
-use thyra_datapath_engine::BankImage;
 use thyra_datapath_engine::host::HostNode;
+use thyra_datapath_engine::{BankImage, Tables as _};
 
 /// Verdict ids are the index plus one: 2 denies, 3 holds.
 pub(crate) const ALLOW: u16 = 1;
@@ -61,17 +61,34 @@ pub(crate) fn node_with(image: BankImage, flags: u64) -> HostNode {
             ifindex,
             bridge_ifindex: if endpoint == 5 { BRIDGE } else { 0 },
             address4: Ipv4Addr::new(10, 244, 0, low(ifindex)).octets(),
-            flags: if endpoint == 6 {
-                EndpointRecord::HELD_BACK
-            } else {
-                0
+            flags: match endpoint {
+                6 => EndpointRecord::HELD_BACK,
+                4 => 0,
+                _ => EndpointRecord::DIRECT,
             },
+            // Not that of any namespace.
+            netns: 60_000,
             address6: Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, u16::from(low(ifindex))).octets(),
             ..EndpointRecord::default()
         };
         node.attach(endpoint, record);
     }
     node
+}
+
+/// No pod takes part in `--local-redirect`.
+pub(crate) fn set_apart(node: &mut HostNode) {
+    for (endpoint, _, _) in LOCAL {
+        let record = *(&*node).record(endpoint);
+        let flags = record.flags & !EndpointRecord::DIRECT;
+        node.attach(endpoint, EndpointRecord { flags, ..record });
+    }
+}
+
+/// The endpoint at an interface.
+pub(crate) fn endpoint_at(ifindex: u32) -> Option<u16> {
+    let here = |(endpoint, at, _): (u16, u32, _)| (at == ifindex).then_some(endpoint);
+    LOCAL.into_iter().find_map(here)
 }
 
 /// The bank that the node's tables make.
