@@ -121,6 +121,7 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
         },
         // Only while somebody listens: `Admin::monitor`.
         report_new: false,
+        flow_log: None,
     })?)
 }
 

@@ -125,6 +125,7 @@ pub(crate) fn open(bpffs: &Bpffs) -> Result<Datapath> {
         host_traffic: HostTraffic::Allow,
         non_tcp: NonTcp::Pass,
         report_new: false,
+        flow_log: None,
         hook: None,
         order: Order::First,
     })

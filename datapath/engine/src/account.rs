@@ -4,7 +4,7 @@
 //! interface has received), and once under its verdict or its reason; an
 //! allowed answer of the pod is counted at the endpoint alone.
 
-use thyra_datapath_abi::{Event, EventKind, Reason};
+use thyra_datapath_abi::{Control, Event, EventKind, Reason};
 
 use crate::decide::{Act, Arrival, Outcome};
 use crate::packet::{Kind, Parsed};
@@ -43,6 +43,22 @@ pub fn feasible<F: Family>(outcome: &Outcome, parsed: &Parsed<F>) -> Act {
     }
 }
 
+/// What is reported: what was decided, or that a connection was answered which the flow log takes.
+#[inline(always)]
+fn reported<F: Family>(
+    outcome: &Outcome,
+    act: Act,
+    parsed: &Parsed<F>,
+    control: Control,
+) -> Option<EventKind> {
+    let answered = || {
+        let is_logged = parsed.kind == Kind::Tcp && act == Act::Pass;
+        let is_logged = is_logged && parsed.packet.answered().is_some_and(|syn| control.logs(syn));
+        is_logged.then_some(EventKind::Answered)
+    };
+    outcome.event.or_else(answered)
+}
+
 /// Writes what is to be counted and reported.
 #[inline(always)]
 pub fn account<F: Family, C: Counters + ?Sized>(
@@ -50,7 +66,7 @@ pub fn account<F: Family, C: Counters + ?Sized>(
     outcome: &Outcome,
     act: Act,
     parsed: &Parsed<F>,
-    (arrival, bytes, generation): (&Arrival, u32, u32),
+    (arrival, bytes, control): (&Arrival, u32, Control),
 ) {
     let direction = if outcome.flags & Event::FROM_POD == 0 {
         Direction::ToPod
@@ -64,7 +80,8 @@ pub fn account<F: Family, C: Counters + ?Sized>(
     } else if let Some(reason) = outcome.reason {
         counters.reason(reason, bytes);
     }
-    if let Some(kind) = outcome.event {
+    if let Some(kind) = reported(outcome, act, parsed, control) {
+        let generation = control.generation();
         counters.report(
             kind,
             event(kind, outcome, act, parsed, (arrival, bytes, generation)),
@@ -96,7 +113,10 @@ fn event<F: Family>(
         kind: kind_number(kind),
         reason: reason_number(outcome.reason),
         flags: outcome.flags | answered,
-        sequence: packet.sequence,
+        sequence: match kind {
+            EventKind::Answered => packet.acknowledgment.wrapping_sub(1),
+            _ => packet.sequence,
+        },
         source: if known { F::mapped(packet.source) } else { [0; 16] },
         destination: if known {
             F::mapped(packet.destination)

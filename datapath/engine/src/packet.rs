@@ -67,6 +67,21 @@ impl<F: Family> Packet<F> {
         self.flags & (SYN | ACK) == SYN
     }
 
+    /// Opens a connection, or answers that.
+    #[must_use]
+    #[inline(always)]
+    pub fn has_syn(&self) -> bool {
+        self.flags & SYN != 0
+    }
+
+    /// The sequence number of the SYN that the packet, a SYN-ACK, answers (RFC 9293 3.5); none when it is another.
+    #[must_use]
+    #[inline(always)]
+    pub fn answered(&self) -> Option<u32> {
+        let answers = self.flags & (SYN | ACK | RST) == SYN | ACK;
+        answers.then_some(self.acknowledgment.wrapping_sub(1))
+    }
+
     /// Begins, answers or ends a connection: what the memory of connections wants to know.
     #[must_use]
     #[inline(always)]

@@ -139,6 +139,7 @@ pub(crate) fn config() -> Config {
         host_traffic: HostTraffic::Allow,
         non_tcp: NonTcp::Pass,
         report_new: true,
+        flow_log: None,
         hook: Some(hook()),
         order: Order::First,
     }

@@ -61,7 +61,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     let cell = lookup::cell(node, F::set(sets), source.class, packet.destination_port);
     if cell.action() == Action::Allow {
         track(node, packet, &packet.flow_to_pod(endpoint), Side::Remote);
-        let report = packet.is_syn() && control.has(Control::REPORT_NEW);
+        let report = packet.is_syn() && control.reports(packet.sequence);
         return Outcome::pass(endpoint)
             .by(cell.verdict())
             .event_if(report, EventKind::New);

@@ -1,4 +1,4 @@
-//! The short way of the usual packet: any but a SYN, on a connection which policy allows or which the pod opened.
+//! The short way of the usual packet: any but a SYN and its answer, on a connection which policy allows or which the pod opened.
 //!
 //! Invariant: what passes here passes `to_pod` and `from_pod` too, and is counted as they would count it; a packet
 //! that is not that usual is left to them, with nothing written. (A test runs every packet both ways.)
@@ -22,7 +22,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     bytes: u32,
 ) -> bool {
     // What the node itself made has no interface that it came in by.
-    if packet.is_syn() || arrival.ingress_ifindex == 0 {
+    if packet.has_syn() || arrival.ingress_ifindex == 0 {
         return false;
     }
     let Some((endpoint, record, sets)) = judged(node, arrival) else {
@@ -59,7 +59,7 @@ pub fn from_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     packet: &Packet<F>,
     bytes: u32,
 ) -> bool {
-    if packet.is_syn() {
+    if packet.has_syn() {
         return false;
     }
     let Some((endpoint, record, sets)) = judged(node, arrival) else {

@@ -213,13 +213,7 @@ fn error<F: Family, M: Maps, H: Hook>(maps: M, hook: H, error: &NonTcp<F>, is_re
 #[inline(always)]
 fn end<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Next {
     let act = feasible(outcome, parsed);
-    let generation = node.control().generation();
-    account(
-        node,
-        outcome,
-        act,
-        parsed,
-        (&hook.arrival(), hook.length(), generation),
-    );
+    let rest = (&hook.arrival(), hook.length(), node.control());
+    account(node, outcome, act, parsed, rest);
     Next::end(act)
 }
