@@ -4,6 +4,8 @@
 
 #[path = "live/clsact.rs"]
 mod clsact;
+#[path = "live/flow_log.rs"]
+mod flow_log;
 #[path = "live/frames.rs"]
 mod frames;
 #[path = "live/node.rs"]

@@ -8,8 +8,8 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice,
-    PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HostTrafficChoice, LogFormat, ModeChoice,
+    NonTcpChoice, PolicySource, WorkloadSource,
 };
 
 /// Flags and file keys; see `Config` for what they mean together.
@@ -110,6 +110,12 @@ pub struct Settings {
     /// User and group id that Envoy runs as [default: 65532]
     #[arg(long, value_name = "UID")]
     pub envoy_user: Option<u32>,
+    /// What the flow log keeps: nothing, what is refused, or all TCP connections [default: denied]
+    #[arg(long, value_enum)]
+    pub flow_log: Option<FlowLogChoice>,
+    /// Log one of so many connections, a power of two up to 32768 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub flow_log_sample: Option<u32>,
     /// Log format [default: text]
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -161,6 +167,8 @@ impl Settings {
             non_tcp: self.non_tcp.or(file.non_tcp),
             envoy: self.envoy.or(file.envoy),
             envoy_user: self.envoy_user.or(file.envoy_user),
+            flow_log: self.flow_log.or(file.flow_log),
+            flow_log_sample: self.flow_log_sample.or(file.flow_log_sample),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
             namespace: self.namespace.or(file.namespace),
