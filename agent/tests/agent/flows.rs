@@ -43,12 +43,9 @@ fn event(kind: EventKind, port: u16, sequence: u32, time_ns: u64) -> Event {
     let (source, destination) = if is_answer { (cart, client) } else { (client, cart) };
     Event {
         time_ns,
-        kind: u8::try_from(
-            (1..=8)
-                .find(|n| EventKind::from_number(*n) == Some(kind))
-                .expect("a kind"),
-        )
-        .expect("small"),
+        kind: (1..=8)
+            .find(|number| EventKind::from_number(*number) == Some(kind))
+            .expect("a kind"),
         endpoint: 1,
         source: mapped(source.0),
         source_port: source.1,

@@ -211,7 +211,7 @@ impl Plane for Remembering {
 
     fn events(&self) -> Result<Option<Box<dyn Events>>, PlaneError> {
         let events = self.with(|t| t.events.take());
-        Ok(events.map(|events| Box::new(Ring(events)) as Box<dyn Events>))
+        Ok(events.map(|events| -> Box<dyn Events> { Box::new(Ring(events)) }))
     }
 }
 

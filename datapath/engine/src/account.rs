@@ -43,30 +43,26 @@ pub fn feasible<F: Family>(outcome: &Outcome, parsed: &Parsed<F>) -> Act {
     }
 }
 
-/// What is reported: what was decided, or that a connection was answered which the flow log takes.
+/// The sequence number of the SYN that is answered, if the packet goes on with an answer and the flow log takes the
+/// connection.
+#[must_use]
 #[inline(always)]
-fn reported<F: Family>(
-    outcome: &Outcome,
-    act: Act,
-    parsed: &Parsed<F>,
-    control: Control,
-) -> Option<EventKind> {
-    let answered = || {
-        let is_logged = parsed.kind == Kind::Tcp && act == Act::Pass;
-        let is_logged = is_logged && parsed.packet.answered().is_some_and(|syn| control.logs(syn));
-        is_logged.then_some(EventKind::Answered)
-    };
-    outcome.event.or_else(answered)
+pub fn logged_answer<F: Family>(act: Act, parsed: &Parsed<F>, control: Control) -> Option<u32> {
+    if act != Act::Pass || parsed.kind != Kind::Tcp {
+        return None;
+    }
+    parsed.packet.answered().filter(|syn| control.logs(*syn))
 }
 
-/// Writes what is to be counted and reported.
+/// Writes what is to be counted and reported: what was decided, else that a SYN was answered (`logged_answer`).
 #[inline(always)]
 pub fn account<F: Family, C: Counters + ?Sized>(
     counters: &C,
     outcome: &Outcome,
     act: Act,
     parsed: &Parsed<F>,
-    (arrival, bytes, control): (&Arrival, u32, Control),
+    answered: Option<u32>,
+    (arrival, bytes, generation): (&Arrival, u32, u32),
 ) {
     let direction = if outcome.flags & Event::FROM_POD == 0 {
         Direction::ToPod
@@ -80,13 +76,13 @@ pub fn account<F: Family, C: Counters + ?Sized>(
     } else if let Some(reason) = outcome.reason {
         counters.reason(reason, bytes);
     }
-    if let Some(kind) = reported(outcome, act, parsed, control) {
-        let generation = control.generation();
-        counters.report(
-            kind,
-            event(kind, outcome, act, parsed, (arrival, bytes, generation)),
-        );
-    }
+    let (kind, sequence) = match (outcome.event, answered) {
+        (Some(kind), _) => (kind, parsed.packet.sequence),
+        (None, Some(syn)) => (EventKind::Answered, syn),
+        (None, None) => return,
+    };
+    let event = event(kind, outcome, act, parsed, (arrival, bytes, generation));
+    counters.report(kind, Event { sequence, ..event });
 }
 
 #[inline(always)]
@@ -113,10 +109,6 @@ fn event<F: Family>(
         kind: kind_number(kind),
         reason: reason_number(outcome.reason),
         flags: outcome.flags | answered,
-        sequence: match kind {
-            EventKind::Answered => packet.acknowledgment.wrapping_sub(1),
-            _ => packet.sequence,
-        },
         source: if known { F::mapped(packet.source) } else { [0; 16] },
         destination: if known {
             F::mapped(packet.destination)

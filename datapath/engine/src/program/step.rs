@@ -8,7 +8,7 @@
 use thyra_datapath_abi::Control;
 
 use super::{Hook, Maps, Node, Program, is_usual};
-use crate::account::{Direction, account, feasible};
+use crate::account::{Direction, account, feasible, logged_answer};
 use crate::decide::{self, Act, Outcome};
 use crate::packet::{Kind, Packet, Parsed};
 use crate::parse::non_tcp::{self, About, NonTcp, Shape};
@@ -188,7 +188,7 @@ fn other<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, other: &NonT
         return Next::end(Act::Drop);
     };
     let outcome = P::decide_other(&node, &hook.arrival(), other);
-    end(&node, &hook, &outcome, &other.parsed)
+    end_other(&node, &hook, &outcome, &other.parsed)
 }
 
 #[inline(always)]
@@ -206,14 +206,33 @@ fn error<F: Family, M: Maps, H: Hook>(maps: M, hook: H, error: &NonTcp<F>, is_re
         return Next::end(Act::Drop);
     };
     let outcome = decide::non_tcp::error_to_pod(&node, &hook.arrival(), error, is_related);
-    end(&node, &hook, &outcome, &error.parsed)
+    end_other(&node, &hook, &outcome, &error.parsed)
 }
 
 /// Counts and reports the packet; what is done with it.
 #[inline(always)]
 fn end<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Next {
     let act = feasible(outcome, parsed);
-    let rest = (&hook.arrival(), hook.length(), node.control());
-    account(node, outcome, act, parsed, rest);
+    let answered = logged_answer(act, parsed, node.control());
+    end_with(node, hook, outcome, parsed, (act, answered))
+}
+
+/// The same of another protocol than TCP: nothing of the flow log's takes room on its stack, which Linux 6.1 has none of
+/// to spare.
+#[inline(always)]
+fn end_other<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Next {
+    end_with(node, hook, outcome, parsed, (feasible(outcome, parsed), None))
+}
+
+#[inline(always)]
+fn end_with<F: Family, N: Node, H: Hook>(
+    node: &N,
+    hook: &H,
+    outcome: &Outcome,
+    parsed: &Parsed<F>,
+    (act, answered): (Act, Option<u32>),
+) -> Next {
+    let rest = (&hook.arrival(), hook.length(), node.control().generation());
+    account(node, outcome, act, parsed, answered, rest);
     Next::end(act)
 }
