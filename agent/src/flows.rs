@@ -207,13 +207,13 @@ impl Flows {
     }
 
     /// Refusals of one kind in one second.
-    pub fn denied(&self, events: &[api::MonitorEvent]) {
+    pub fn denied(&self, events: &[api::MonitorEvent], namer: &Namer<'_>) {
         if self.choice == FlowLogChoice::Off {
             return;
         }
         self.with(|log| {
             for event in events {
-                let flow = record::denied(event);
+                let flow = record::denied(event, namer);
                 log.pairs.denied(&flow);
                 log.keep(flow, &self.ended);
             }

@@ -76,11 +76,12 @@ impl Pump {
             self.hub.lost(more);
         }
         let snapshot = Arc::clone(&self.snapshot.borrow());
-        let second = denied.take(&self.namer(&snapshot));
+        let namer = self.namer(&snapshot);
+        let second = denied.take(&namer);
         if second == Second::default() {
             return;
         }
-        self.flows.denied(&second.events);
+        self.flows.denied(&second.events, &namer);
         if self.flows.choice() != FlowLogChoice::Off {
             write(&second);
         }

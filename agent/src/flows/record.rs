@@ -53,10 +53,13 @@ pub(super) fn begun(event: &Event, namer: &Namer<'_>) -> api::Flow {
 }
 
 /// Refusals of one kind.
-pub(super) fn denied(event: &api::MonitorEvent) -> api::Flow {
+pub(super) fn denied(event: &api::MonitorEvent, namer: &Namer<'_>) -> api::Flow {
+    let destination = event.destination.parse().ok();
+    let principal = destination.map(|address| namer.identity(address).1);
     api::Flow {
         state: DENIED.to_owned(),
         end_unix_ms: Some(event.time_unix_ms),
+        destination_principal: principal.unwrap_or_default(),
         denied_packets: event.count,
         ..told(event)
     }

@@ -127,8 +127,9 @@ impl Watcher {
             };
             let is_overrun = match batch {
                 Some(Ok(batch)) => {
+                    let ended = now();
                     tokio::time::sleep(SETTLE).await;
-                    self.flows.over(id, &batch.sockets, now());
+                    self.flows.over(id, &batch.sockets, ended);
                     batch.overrun
                 }
                 Some(Err(error)) => return chain(&error),

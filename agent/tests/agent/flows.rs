@@ -482,6 +482,7 @@ async fn refusals_are_told_one_by_one_or_together_and_what_was_lost_to_everybody
         .into_inner()
         .flows;
     assert_eq!((flows.len(), flows[0].denied_packets), (1, 5));
+    assert_eq!(flows[0].destination_principal, "cluster.local/ns/shop/sa/cart");
     drop((single, together));
     agent.end().await;
 }
