@@ -1,7 +1,7 @@
 //! The flow log: TCP connections with what went over them and how long they took to be answered, and what was refused.
 //!
-//! A connection begins with the event of its SYN and is answered with that of the SYN-ACK; what went over it and that it
-//! ended come from the pod's own stack (`watch`). No packet between is looked at.
+//! A connection begins with the event of its SYN and is answered with that of the SYN-ACK; what went over it and that
+//! it ended come from the pod's own stack (`watch`). No packet between is looked at.
 //!
 //! Invariant: a flow carries the identities that its addresses had when it began. What is not known is absent, never
 //! zero; what had to make room is counted.

@@ -1,8 +1,8 @@
 //! `thyra flows`: TCP connections and refusals that the flow log knows, and how long connections take, by pair of
 //! identities.
 //!
-//! Invariant: a flow that ended is one line, also as JSON or YAML when they are followed; what is not known is a dash or
-//! null, never zero.
+//! Invariant: a flow that ended is one line, also as JSON or YAML when they are followed; what is not known is a dash
+//! or null, never zero.
 
 mod pairs;
 

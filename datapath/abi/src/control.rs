@@ -63,7 +63,8 @@ impl Control {
         (self.0 & 0xffff_ffff) as u32
     }
 
-    /// The flags that make the flow log take one of two to the `sampling` connections; more than `MAX_SAMPLING` is that.
+    /// The flags that make the flow log take one of two to the `sampling` connections; more than `MAX_SAMPLING` is
+    /// that.
     #[must_use]
     pub const fn flow_log(sampling: u8) -> u64 {
         let sampling = if sampling > Self::MAX_SAMPLING {

@@ -217,8 +217,8 @@ fn end<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parse
     end_with(node, hook, outcome, parsed, (act, answered))
 }
 
-/// The same of another protocol than TCP: nothing of the flow log's takes room on its stack, which Linux 6.1 has none of
-/// to spare.
+/// The same of another protocol than TCP: nothing of the flow log's takes room on its stack, which Linux 6.1 has none
+/// of to spare.
 #[inline(always)]
 fn end_other<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Next {
     end_with(node, hook, outcome, parsed, (feasible(outcome, parsed), None))
