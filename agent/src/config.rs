@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use thyra_datapath_abi::limits::L7_BUDGET;
 use thyra_datapath_abi::{Control, Mode};
 use thyra_policy_compiler::world::{Bootstrap, NodeOptions};
 use thyra_xds_client::{Server, ServerError};
@@ -23,7 +24,7 @@ pub use choice::{
 pub use settings::Settings;
 
 use crate::api_server::ApiServer;
-use crate::l7::EnvoyChoice;
+use crate::l7::{Budget, EnvoyChoice};
 
 /// Where the agent listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/thyra/agent.sock";
@@ -135,6 +136,10 @@ pub struct Config {
     pub flow_log: FlowLogChoice,
     /// One of two to this number of connections is logged.
     pub flow_log_sampling: u8,
+    /// What it may be made to do.
+    pub budget: Budget,
+    /// Connections of one pod that it has at a time.
+    pub l7_connections: u64,
     /// Log format.
     pub log_format: LogFormat,
     /// Log filter.
@@ -188,6 +193,7 @@ impl Settings {
             });
         }
         let name = self.node.clone().unwrap_or_else(host_name);
+        let budget = self.budget();
         Ok(Config {
             node: self.node_options(name.clone())?,
             metrics: metrics_address(self.metrics.as_deref().unwrap_or(DEFAULT_METRICS))?,
@@ -213,9 +219,22 @@ impl Settings {
             envoy_user: self.envoy_user.unwrap_or(DEFAULT_ENVOY_USER),
             flow_log: self.flow_log.unwrap_or_default(),
             flow_log_sampling: sampling(self.flow_log_sample.unwrap_or(1))?,
+            budget,
+            l7_connections: self.l7_connections.map_or(L7_BUDGET, |count| count.get().into()),
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".into()),
         })
+    }
+
+    fn budget(&self) -> Budget {
+        let usual = Budget::default();
+        Budget {
+            heap: self
+                .envoy_memory
+                .map_or(usual.heap, |mib| u64::from(mib.get()) << 20),
+            requests_at_once: self.l7_requests.unwrap_or(usual.requests_at_once),
+            requests_per_second: self.l7_request_rate,
+        }
     }
 
     fn istiod(

@@ -7,6 +7,7 @@ mod cells;
 mod cgroup;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,9 +15,12 @@ use std::time::Duration;
 
 use thyra_node_proxy_bridge::ads::{AdsError, AdsServer};
 use thyra_node_proxy_bridge::als::Records;
-use thyra_node_proxy_bridge::envoy::{Binary, BinaryError, EnvoyConfig, EnvoyState, Supervisor};
+use thyra_node_proxy_bridge::envoy::{
+    Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyState, Supervisor,
+};
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
 use thyra_node_proxy_bridge::listener::HttpOptions;
+use thyra_node_proxy_bridge::listener::budget::REQUESTS_AT_ONCE;
 use thyra_policy_compiler::traffic::PathNormalization;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -44,6 +48,27 @@ pub enum EnvoyChoice {
     At(PathBuf),
 }
 
+/// What Envoy may be made to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes that it may allocate.
+    pub heap: u64,
+    /// Requests of one pod under way at a time.
+    pub requests_at_once: NonZeroU32,
+    /// Requests in a second of one pod and set of rules; none: any number.
+    pub requests_per_second: Option<NonZeroU32>,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            heap: DEFAULT_HEAP,
+            requests_at_once: REQUESTS_AT_ONCE,
+            requests_per_second: None,
+        }
+    }
+}
+
 /// How it runs.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -51,6 +76,8 @@ pub struct Options {
     pub envoy: EnvoyChoice,
     /// Its user and group.
     pub user: u32,
+    /// What it may be made to do.
+    pub budget: Budget,
     /// Its folder.
     pub folder: PathBuf,
     /// Name of this node.
@@ -96,7 +123,8 @@ pub struct L7 {
     keys: Keyring,
     /// Counts Envoy's states.
     states: watch::Sender<u64>,
-    paths: PathNormalization,
+    /// What its listeners have in common.
+    http: HttpOptions,
 }
 
 impl L7 {
@@ -126,13 +154,20 @@ impl L7 {
             folder: options.folder.clone(),
             node: options.node.clone(),
             concurrency: CONCURRENCY,
+            heap: options.budget.heap,
             user,
             cgroup: Some(cgroup.path.clone()),
         };
         let keys = Keyring::new(Client::new(Reach::Others), Handle::current());
+        let http = HttpOptions {
+            requests_at_once: options.budget.requests_at_once,
+            requests_per_second: options.budget.requests_per_second,
+            ..HttpOptions::default()
+        };
         let server = AdsServer::start(&config.xds_socket(), user)?;
         Ok(Some(Self {
-            inline: Inline::new(server, HttpOptions::default()),
+            inline: Inline::new(server, http.clone()),
+            http,
             config,
             supervisor: None,
             cgroup,
@@ -140,7 +175,6 @@ impl L7 {
             cells: Vec::new(),
             keys,
             states: watch::Sender::new(0),
-            paths: PathNormalization::default(),
         }))
     }
 
@@ -153,18 +187,16 @@ impl L7 {
     /// Tells Envoy what is wanted from now on, beside what the live tables name, and gives it a moment to take it.
     /// Whether something else is wanted than before.
     pub fn prepare(&mut self, cells: &[Cell], paths: PathNormalization) -> bool {
-        if self.cells == cells && paths == self.paths {
+        if self.cells == cells && paths == self.http.paths {
             return false;
         }
-        self.inline.set_options(HttpOptions {
-            paths,
-            ..HttpOptions::default()
-        });
+        self.http.paths = paths;
+        self.inline.set_options(self.http.clone());
         let tokens = cells.iter().filter_map(|cell| cell.residual.http.tokens());
         self.keys.want(tokens.map(|tokens| &**tokens));
         self.inline.set_keys(self.keys.sets());
         self.inline.apply(cells);
-        (self.cells, self.paths) = (cells.to_vec(), paths);
+        self.cells = cells.to_vec();
         if self.is_ready() {
             self.settle();
         } else if !self.inline.is_empty() {

@@ -121,6 +121,7 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
             NonTcpChoice::Pass => NonTcp::Pass,
             NonTcpChoice::Enforce => NonTcp::Enforce,
         },
+        l7_connections: config.l7_connections,
         // Only while somebody listens: `Admin::monitor`.
         report_new: false,
         flow_log: None,
@@ -173,6 +174,7 @@ pub async fn run_on(
     let l7 = L7::open(&l7::Options {
         envoy: config.envoy.clone(),
         user: config.envoy_user,
+        budget: config.budget,
         folder: beside(&config.socket, "envoy"),
         node: config.node.name.clone(),
     })

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use thyra_agent::Settings;
+use thyra_agent::l7::EnvoyChoice;
 
 #[derive(Parser)]
 struct Line {
@@ -31,4 +32,5 @@ fn the_daemonset_gives_flags_that_the_agent_takes() {
         .expect("good values");
     assert_eq!(config.node.node_addresses.len(), 2);
     assert_eq!(config.namespace, "istio-system");
+    assert_eq!(config.envoy, EnvoyChoice::At("/envoy/envoy".into()));
 }

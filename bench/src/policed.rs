@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
+use thyra_datapath::abi::limits::L7_BUDGET;
 use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic, NonTcp, Order};
 use thyra_policy_compiler::compile::Compiler;
 
@@ -124,6 +125,7 @@ pub(crate) fn open(bpffs: &Bpffs) -> Result<Datapath> {
         deny: Deny::Reset,
         host_traffic: HostTraffic::Allow,
         non_tcp: NonTcp::Pass,
+        l7_connections: L7_BUDGET,
         report_new: false,
         flow_log: None,
         hook: None,

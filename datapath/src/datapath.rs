@@ -74,6 +74,9 @@ pub struct Config {
     pub host_traffic: HostTraffic,
     /// What applies to other protocols than TCP; in force from the next commit on.
     pub non_tcp: NonTcp,
+    /// Connections that one endpoint may have with Envoy, both families together
+    /// (`limits::L7_BUDGET`).
+    pub l7_connections: u64,
     /// Report allowed new connections as events; in force from the next commit on. `Datapath::set_report_new` changes
     /// it at once.
     pub report_new: bool,

@@ -80,28 +80,28 @@ impl FlowMaps {
     /// Removes finished connections; of the node's, each call goes on where the last one stopped.
     pub(crate) fn collect(&mut self, memory: &Memory, now_ns: u64) -> io::Result<CollectReport> {
         Ok(self.outbound.sweep(memory, now_ns)
-            + self.host4.sweep(now_ns, BUDGET)?
-            + self.host6.sweep(now_ns, BUDGET)?
-            + self.l7.sweep(now_ns, BUDGET)?)
+            + self.host4.sweep(now_ns, BUDGET, |_| ())?
+            + self.host6.sweep(now_ns, BUDGET, |_| ())?
+            + self.l7.sweep(memory, now_ns, BUDGET)?)
     }
 
     /// Forgets all connections of an endpoint.
     pub(crate) fn forget(&self, memory: &Memory, endpoint: u16) -> io::Result<()> {
         self.outbound.forget(memory, endpoint);
         self.datagrams.forget(endpoint);
-        self.host4.forget(endpoint)?;
-        self.host6.forget(endpoint)?;
-        self.l7.forget(endpoint)
+        self.host4.forget(endpoint, |_| ())?;
+        self.host6.forget(endpoint, |_| ())?;
+        self.l7.forget(memory, endpoint)
     }
 
     /// Forgets the connections of an endpoint that Envoy has.
-    pub(crate) fn forget_l7(&self, endpoint: u16) -> io::Result<()> {
-        self.l7.forget(endpoint)
+    pub(crate) fn forget_l7(&self, memory: &Memory, endpoint: u16) -> io::Result<()> {
+        self.l7.forget(memory, endpoint)
     }
 
     /// Forgets all connections that listeners other than these have.
-    pub(crate) fn keep_listeners(&self, ports: &BTreeSet<u16>) -> io::Result<()> {
-        self.l7.keep(ports)
+    pub(crate) fn keep_listeners(&self, memory: &Memory, ports: &BTreeSet<u16>) -> io::Result<()> {
+        self.l7.keep(memory, ports)
     }
 
     /// Remembers connections that a pod opened before its endpoint was attached. Returns whether all had room.

@@ -47,8 +47,9 @@ impl<const K: usize> HostFlows<K> {
         self.entries
     }
 
-    /// Looks at up to about `budget` entries, from where the last call stopped, and removes finished ones.
-    pub(crate) fn sweep(&mut self, now_ns: u64, budget: usize) -> io::Result<Swept> {
+    /// Looks at up to about `budget` entries, from where the last call stopped, and removes finished ones; `gone` hears
+    /// of the endpoint of each.
+    pub(crate) fn sweep(&mut self, now_ns: u64, budget: usize, gone: impl Fn(u16)) -> io::Result<Swept> {
         let mut swept = Swept::default();
         while swept.looked_at < budget {
             let (batch, next) = self.batch(self.cursor)?;
@@ -56,6 +57,7 @@ impl<const K: usize> HostFlows<K> {
             self.seen += batch.len();
             for (key, state) in batch {
                 if is_finished(state, now_ns) && self.remove_if(&key, |s| is_finished(s, now_ns))? {
+                    gone(self.endpoint(&key));
                     swept.removed += 1;
                     self.seen -= 1;
                 }
@@ -71,21 +73,29 @@ impl<const K: usize> HostFlows<K> {
         Ok(swept)
     }
 
-    /// Forgets all connections of an endpoint.
-    pub(crate) fn forget(&self, endpoint: u16) -> io::Result<()> {
+    /// Forgets all connections of an endpoint; `gone`: as in `sweep`.
+    pub(crate) fn forget(&self, endpoint: u16, gone: impl Fn(u16)) -> io::Result<()> {
         for (key, _) in self.of(endpoint)? {
-            self.remove_if(&key, |_| true)?;
+            if self.remove_if(&key, |_| true)? {
+                gone(endpoint);
+            }
         }
         Ok(())
     }
 
-    /// Forgets all connections whose state is unwanted.
-    pub(crate) fn forget_if(&self, unwanted: impl Fn(FlowState) -> bool) -> io::Result<()> {
+    /// Forgets all connections whose state is unwanted; `gone`: as in `sweep`.
+    pub(crate) fn forget_if(
+        &self,
+        unwanted: impl Fn(FlowState) -> bool,
+        gone: impl Fn(u16),
+    ) -> io::Result<()> {
         let mut cursor = Some(Cursor::default());
         while let Some(at) = cursor {
             let (batch, next) = self.batch(at)?;
             for (key, _) in batch.into_iter().filter(|(_, state)| unwanted(*state)) {
-                self.remove_if(&key, &unwanted)?;
+                if self.remove_if(&key, &unwanted)? {
+                    gone(self.endpoint(&key));
+                }
             }
             cursor = next;
         }

@@ -5,10 +5,11 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use thyra_datapath_abi::maps;
+use thyra_datapath_abi::{FlowState, maps};
 
 use crate::flow_maps::{KEY4, KEY6, Swept};
 use crate::host_flows::HostFlows;
+use crate::memory::Memory;
 use crate::open::{OpenError, Source};
 
 #[derive(Debug)]
@@ -33,22 +34,26 @@ impl L7Flows {
     }
 
     /// Removes those that are over; what only began makes room by itself.
-    pub(crate) fn sweep(&mut self, now_ns: u64, budget: usize) -> io::Result<Swept> {
-        Ok(self.accepted4.sweep(now_ns, budget)? + self.accepted6.sweep(now_ns, budget)?)
+    pub(crate) fn sweep(&mut self, memory: &Memory, now_ns: u64, budget: usize) -> io::Result<Swept> {
+        let gone = |endpoint| memory.give_back_l7(endpoint);
+        Ok(self.accepted4.sweep(now_ns, budget, gone)? + self.accepted6.sweep(now_ns, budget, gone)?)
     }
 
     /// Forgets all of an endpoint.
-    pub(crate) fn forget(&self, endpoint: u16) -> io::Result<()> {
-        self.opening4.forget(endpoint)?;
-        self.opening6.forget(endpoint)?;
-        self.accepted4.forget(endpoint)?;
-        self.accepted6.forget(endpoint)
+    pub(crate) fn forget(&self, memory: &Memory, endpoint: u16) -> io::Result<()> {
+        let gone = |endpoint| memory.give_back_l7(endpoint);
+        self.opening4.forget(endpoint, |_| ())?;
+        self.opening6.forget(endpoint, |_| ())?;
+        self.accepted4.forget(endpoint, gone)?;
+        self.accepted6.forget(endpoint, gone)
     }
 
     /// Forgets those of listeners on other ports; what only began does not outlive its SYN's timer.
-    pub(crate) fn keep(&self, ports: &BTreeSet<u16>) -> io::Result<()> {
-        self.accepted4.forget_if(|state| !ports.contains(&state.tag()))?;
-        self.accepted6.forget_if(|state| !ports.contains(&state.tag()))
+    pub(crate) fn keep(&self, memory: &Memory, ports: &BTreeSet<u16>) -> io::Result<()> {
+        let gone = |endpoint| memory.give_back_l7(endpoint);
+        let unwanted = |state: FlowState| !ports.contains(&state.tag());
+        self.accepted4.forget_if(unwanted, gone)?;
+        self.accepted6.forget_if(unwanted, gone)
     }
 
     /// Entries of each family, as of the last whole walk.

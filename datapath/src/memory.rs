@@ -23,6 +23,8 @@ const RECORDS: usize = offset_of!(State, endpoints) / WORD;
 const RECORD_WORDS: usize = size_of::<EndpointRecord>() / WORD;
 const FLOW_SEED: usize = offset_of!(State, flow_seed) / WORD;
 const OUTBOUND_BUDGET: usize = offset_of!(State, outbound_budget) / WORD;
+const L7_BUDGET: usize = offset_of!(State, l7_budget) / WORD;
+const L7: usize = offset_of!(State, l7) / WORD;
 const OUTBOUND: usize = offset_of!(State, outbound) / WORD;
 /// Where the table of interfaces begins, in entries of 16 bits.
 const INTERFACES: usize = offset_of!(State, ifindex) / size_of::<u16>();
@@ -81,6 +83,17 @@ impl Memory {
     /// How many it has, by endpoint id; the programs count too.
     pub(crate) fn outbound(&self) -> &[AtomicU64] {
         &self.state.words()[OUTBOUND..OUTBOUND + limits::MAX_ENDPOINTS]
+    }
+
+    /// Connections with Envoy that an endpoint may have.
+    pub(crate) fn set_l7_budget(&self, budget: u64) {
+        self.state.store(L7_BUDGET, budget);
+    }
+
+    /// An endpoint has one connection with Envoy less.
+    pub(crate) fn give_back_l7(&self, endpoint: u16) {
+        let count = &self.state.words()[L7 + usize::from(endpoint) % limits::MAX_ENDPOINTS];
+        count.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// The words of one bank of a table.

@@ -234,6 +234,8 @@ fn elements() -> [(&'static str, Vec<usize>); 3] {
         offset_of!(State, endpoints),
         offset_of!(State, ifindex),
         offset_of!(State, netns),
+        offset_of!(State, l7_budget),
+        offset_of!(State, l7),
         offset_of!(State, listeners),
         size_of::<State>(),
     ];

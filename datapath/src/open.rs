@@ -230,6 +230,7 @@ impl Datapath {
         let programs = Programs::open(object, pins)?;
         let source = Source { pins, object };
         let memory = Memory::open(&source)?;
+        memory.set_l7_budget(config.l7_connections);
         let mut notes = Vec::new();
         let attached = links.iter().map(|link| link.endpoint);
         let ids = EndpointIds::read(&config.state_dir, attached, &mut notes)?;

@@ -120,7 +120,9 @@ impl Datapath {
         }
         self.end_steering(endpoint)?;
         // What an earlier namespace had is not in this one.
-        self.flows.forget_l7(endpoint).map_err(SteerError::Forget)?;
+        self.flows
+            .forget_l7(&self.memory, endpoint)
+            .map_err(SteerError::Forget)?;
         let refused = |source| SteerError::Attach {
             program: STEER,
             place: netns.to_owned(),
@@ -194,7 +196,9 @@ impl Datapath {
             self.memory.set_listener(id, port);
         }
         if went {
-            self.flows.keep_listeners(&ports).map_err(SteerError::Forget)?;
+            self.flows
+                .keep_listeners(&self.memory, &ports)
+                .map_err(SteerError::Forget)?;
         }
         Ok(())
     }

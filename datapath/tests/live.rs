@@ -28,7 +28,10 @@ use std::time::{Duration, Instant};
 
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use node::{Fate, Pod, announce, chain, config, echoes, hook, on_a_node, open, ready, run, start_step, step};
+use node::{
+    Fate, Pod, announce, await_announcement, chain, config, echoes, eventually, hook, on_a_node, open, ready,
+    run, start_step, step,
+};
 use policy::{Policy, allow, deny};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use thyra_datapath::abi::tables::{SourceAddress, SourceBlock, Tables};
@@ -133,10 +136,10 @@ fn an_allowed_pod_gets_in_and_another_is_reset_at_once() {
         only_the_friend_gets_in();
         let begun = Instant::now();
         assert_eq!(STRANGER.try_connect(SERVER.v4(), PORT), Fate::Refused);
+        let answered = begun.elapsed();
         assert!(
-            begun.elapsed() < Duration::from_millis(100),
-            "{:?}",
-            begun.elapsed()
+            answered < Duration::from_secs(1),
+            "the first SYN is answered, not the next: {answered:?}"
         );
 
         let view = datapath.read_back().unwrap();
@@ -281,19 +284,22 @@ fn killed_at_any_moment_of_a_commit_it_leaves_one_state_or_the_other() {
                 let denied = usize::from(tables.verdicts[0].action == Action::Allow);
                 Arc::make_mut(&mut tables.verdicts)[denied] = deny(&format!("deny {generation}"));
                 datapath.commit(&tables, generation).unwrap();
+                announce();
             }
         }
         pods();
-        let mut datapath = open();
-        let begun = Instant::now();
-        enforce(&mut datapath);
-        // On a slow machine, too, some commits are over before the last kills.
-        let step = (begun.elapsed() / 4).max(Duration::from_millis(7));
-        drop(datapath);
+        enforce(&mut open());
         let mut reached = 1;
-        for pause in 0..12 {
+        let mut commit = Duration::from_millis(3);
+        for death in 0..12 {
             let mut committer = start_step(NAME, "commit");
-            std::thread::sleep(Duration::from_millis(3) + step * pause);
+            let whole = death % 3;
+            let begun = Instant::now();
+            for _ in 0..whole {
+                await_announcement(&mut committer);
+            }
+            commit = begun.elapsed().checked_div(whole).unwrap_or(commit);
+            std::thread::sleep(commit * (death / 3) / 4);
             committer.kill().unwrap();
             committer.wait().unwrap();
             only_the_friend_gets_in();
@@ -312,7 +318,7 @@ fn killed_at_any_moment_of_a_commit_it_leaves_one_state_or_the_other() {
                 "its name was written before"
             );
         }
-        assert!(reached > 12, "{reached}");
+        assert!(reached > 12, "four times one and two whole commits: {reached}");
     });
 }
 
@@ -430,7 +436,7 @@ fn no_packet_sees_a_mix_of_two_commits() {
                 assert_eq!(datapath.generation(), generation);
             }
         });
-        assert!(tries > 50, "{tries}");
+        assert!(tries > 10, "{tries}");
         // The control: a mix of the two does change verdicts.
         let mixed = Tables {
             class_column: straight.class_column,
@@ -897,7 +903,7 @@ fn a_refusal_is_reported_with_its_rule() {
             only_the_friend_gets_in();
             let mut events: Vec<Event> = Vec::new();
             while events.len() < 4 {
-                let batch = tokio::time::timeout(Duration::from_secs(2), reader.next_batch()).await;
+                let batch = tokio::time::timeout(Duration::from_secs(20), reader.next_batch()).await;
                 events.extend(batch.expect("events come within the reader's period").unwrap());
             }
             assert_eq!(reader.unreadable(), 0);
@@ -933,11 +939,13 @@ fn finished_connections_are_collected_and_open_ones_stay() {
         let closed = SERVER.connect(FRIEND.v4(), PORT).unwrap();
         assert!(echoes(&closed));
         drop(closed);
-        std::thread::sleep(Duration::from_millis(100));
-        let now = Datapath::now_ns();
-        assert_eq!(datapath.collect(now).unwrap().removed, 0);
+        assert_eq!(datapath.collect(Datapath::now_ns()).unwrap().removed, 0);
         let minute = 61_000_000_000;
-        let report = datapath.collect(now + minute).unwrap();
+        // The other end may take a moment to close its own.
+        let report = eventually("the closed one is collected", || {
+            let report = datapath.collect(Datapath::now_ns() + minute).unwrap();
+            (report.removed > 0).then_some(report)
+        });
         assert_eq!((report.looked_at, report.removed), (2, 1));
         assert!(echoes(&kept), "its entry is still there");
         let fill = datapath.status().fill;

@@ -8,14 +8,17 @@ use serde_json::{Value, json};
 
 /// The cluster of the bridge's own socket.
 pub const BRIDGE: &str = "thyra";
-/// The cluster of every pod: from inside its namespace to where the client wanted to.
-pub const POD: &str = "pod";
 /// Connections that Envoy holds at most; it refuses more by itself.
-const MAX_CONNECTIONS: u32 = 50_000;
+pub const MAX_CONNECTIONS: u32 = 50_000;
 
-/// Envoy's bootstrap configuration, as JSON that Envoy reads.
+/// How long a stream or connection may stand still when memory is at its end.
+const SHORTEST_IDLE: &str = "5s";
+/// Streams that hold less than two to this power of bytes are never reset for memory's sake.
+const HOARD_POWER: u32 = 14;
+
+/// Envoy's bootstrap configuration, as JSON that Envoy reads; `heap` is what it may allocate, bytes.
 #[must_use]
-pub fn bootstrap(node: &str, xds: &Path, admin: &Path) -> Value {
+pub fn bootstrap(node: &str, xds: &Path, admin: &Path, heap: u64) -> Value {
     let pipe = |path: &Path| json!({"pipe": {"path": path, "mode": 0o600}});
     let grpc = json!({
         "envoy_grpc": {
@@ -33,46 +36,69 @@ pub fn bootstrap(node: &str, xds: &Path, admin: &Path) -> Value {
                 "set_node_on_first_message_only": true,
                 "grpc_services": [grpc],
             },
+            "cds_config": {"ads": {}, "resource_api_version": "V3"},
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
-        "static_resources": {"clusters": [bridge(xds), pod()]},
-        "overload_manager": {
-            "resource_monitors": [{
-                "name": "envoy.resource_monitors.global_downstream_max_connections",
+        "static_resources": {"clusters": [bridge(xds)]},
+        "overload_manager": overload_manager(heap),
+    })
+}
+
+/// When memory runs short the streams that hold the most of it are reset first; only then is everybody refused.
+fn overload_manager(heap: u64) -> Value {
+    const CONNECTIONS: &str = "envoy.resource_monitors.global_downstream_max_connections";
+    const HEAP: &str = "envoy.resource_monitors.fixed_heap";
+    let action = |name: &str, trigger: Value| {
+        json!({
+            "name": format!("envoy.overload_actions.{name}"),
+            "triggers": [trigger],
+        })
+    };
+    json!({
+        // It resets at most 50 streams of each worker at a time.
+        "refresh_interval": "0.05s",
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": HOARD_POWER},
+        "resource_monitors": [
+            {
+                "name": CONNECTIONS,
                 "typed_config": {
                     "@type": "type.googleapis.com/envoy.extensions.resource_monitors.\
                               downstream_connections.v3.DownstreamConnectionsConfig",
                     "max_active_downstream_connections": MAX_CONNECTIONS,
                 },
-            }],
-        },
-    })
-}
-
-/// Which namespace and which address: the listener's filter state says it (`listener::inline`).
-fn pod() -> Value {
-    json!({
-        "name": POD,
-        "type": "ORIGINAL_DST",
-        "lb_policy": "CLUSTER_PROVIDED",
-        "connect_timeout": "2s",
-        "upstream_bind_config": {
-            "source_address": {"address": "0.0.0.0", "port_value": 0},
-            "extra_source_addresses": [{"address": {"address": "::", "port_value": 0}}],
-            "local_address_selector": {
-                "name": "envoy.upstream.local_address_selector.filter_state_override",
+            },
+            {
+                "name": HEAP,
                 "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.local_address_selectors.\
-                              filter_state_override.v3.Config",
+                    "@type": "type.googleapis.com/envoy.extensions.resource_monitors.\
+                              fixed_heap.v3.FixedHeapConfig",
+                    "max_heap_size_bytes": heap,
                 },
             },
-        },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": {}},
-            },
-        },
+        ],
+        "actions": [
+            action("shrink_heap", json!({"name": HEAP, "threshold": {"value": 0.7}})),
+            action("reset_high_memory_stream", json!({
+                "name": HEAP,
+                "scaled": {"scaling_threshold": 0.7, "saturation_threshold": 0.85},
+            })),
+            // What stands still for so long holds its memory for nothing, whoever it is.
+            json!({
+                "name": "envoy.overload_actions.reduce_timeouts",
+                "triggers": [{
+                    "name": HEAP,
+                    "scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95},
+                }],
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig",
+                    "timer_scale_factors": [
+                        {"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": SHORTEST_IDLE},
+                        {"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_timeout": SHORTEST_IDLE},
+                    ],
+                },
+            }),
+            action("stop_accepting_requests", json!({"name": HEAP, "threshold": {"value": 0.95}})),
+        ],
     })
 }
 

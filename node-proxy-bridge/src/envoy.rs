@@ -41,6 +41,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// An Envoy that was ready for so long was a good one: the next wait is the first again.
 const GOOD: Duration = Duration::from_secs(30);
 
+/// What Envoy may allocate where nobody says otherwise, bytes.
+pub const DEFAULT_HEAP: u64 = 1 << 30;
+
 /// How Envoy runs.
 #[derive(Clone, Debug)]
 pub struct EnvoyConfig {
@@ -52,6 +55,8 @@ pub struct EnvoyConfig {
     pub node: String,
     /// Worker threads.
     pub concurrency: u16,
+    /// What it may allocate, bytes: near it streams that hold much are reset, at it requests get 503.
+    pub heap: u64,
     /// Uid and gid; none: those of this process. Changing them needs root.
     pub user: Option<(u32, u32)>,
     /// The control group that it runs in, and by which its sockets are known. With it Envoy listens inside of pods, for
@@ -122,7 +127,8 @@ impl Supervisor {
     /// The bootstrap can't be written.
     pub fn start(config: EnvoyConfig) -> Result<Self, EnvoyError> {
         let path = config.folder.join("bootstrap.json");
-        let text = bootstrap(&config.node, &config.xds_socket(), &config.admin_socket()).to_string();
+        let (xds, admin) = (config.xds_socket(), config.admin_socket());
+        let text = bootstrap(&config.node, &xds, &admin, config.heap).to_string();
         std::fs::write(&path, text).map_err(|source| EnvoyError::Write { path, source })?;
         let (told, state) = watch::channel(EnvoyState::Starting);
         let stop = CancellationToken::new();

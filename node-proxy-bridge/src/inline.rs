@@ -19,6 +19,7 @@ use tracing::{debug, info};
 
 use crate::ads::{AdsServer, Kind, Name, Outcome, Resource, hex};
 use crate::als::Records;
+use crate::cluster;
 use crate::listener::{self, HttpOptions, Place, Reading, Shape};
 use crate::lower::{self, Chain, KeySets, NotExpressible};
 
@@ -89,6 +90,9 @@ pub struct Inline {
     /// Wanted no more, but not retired.
     lingering: Vec<Slot>,
     refused: BTreeMap<Arc<str>, Refusal>,
+    /// The clusters of the pods that are wanted, and of those that were before.
+    clusters: BTreeSet<Name>,
+    former_clusters: BTreeSet<Name>,
     /// The port to try next: one that was freed is taken again as late as can be.
     next: u16,
 }
@@ -104,6 +108,8 @@ impl Inline {
             slots: Vec::new(),
             lingering: Vec::new(),
             refused: BTreeMap::new(),
+            clusters: BTreeSet::new(),
+            former_clusters: BTreeSet::new(),
             next: 0,
         }
     }
@@ -123,6 +129,7 @@ impl Inline {
     /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere.
     pub fn apply(&mut self, wanted: &[Cell]) {
         let asked = self.lowered(wanted);
+        self.lead_to(asked.values().flat_map(|asked| &asked.places));
         let before = std::mem::take(&mut self.slots);
         let (mut same, mut free): (Vec<Slot>, Vec<Slot>) = before
             .into_iter()
@@ -160,11 +167,13 @@ impl Inline {
             slot.former = None;
         }
         let gone = std::mem::take(&mut self.lingering);
+        let mut clusters = std::mem::take(&mut self.former_clusters);
+        clusters.retain(|name| !self.clusters.contains(name));
         self.server.with(|catalog| {
-            for name in gone
+            let listeners = gone
                 .iter()
-                .flat_map(|slot| slot.rules.iter().chain(&slot.listeners))
-            {
+                .flat_map(|slot| slot.rules.iter().chain(&slot.listeners));
+            for name in listeners.chain(&clusters) {
                 catalog.remove(name);
             }
         });
@@ -282,6 +291,23 @@ impl Inline {
         asked
     }
 
+    /// Wants a way to each of these pods.
+    fn lead_to<'a>(&mut self, places: impl Iterator<Item = &'a Place>) {
+        let places: BTreeSet<&Place> = places.collect();
+        let clusters: Vec<(Name, Resource)> = places
+            .into_iter()
+            .map(|place| Resource::cluster(cluster::cluster(place, self.options.requests_at_once)))
+            .collect();
+        let names = clusters.iter().map(|(name, _)| name.clone()).collect();
+        let mut before = std::mem::replace(&mut self.clusters, names);
+        self.former_clusters.append(&mut before);
+        self.server.with(|catalog| {
+            for (name, resource) in clusters {
+                catalog.put(name, resource);
+            }
+        });
+    }
+
     fn free_port(&mut self, taken: &[&[Slot]]) -> Option<u16> {
         let taken: BTreeSet<u16> = taken
             .iter()
@@ -315,7 +341,9 @@ impl Inline {
             .map(|place| {
                 let listener = listener::inline(place, &shape, &self.options);
                 let name = (Kind::Listener, listener.name.as_str().into());
-                (name, Resource::listener(listener, needs.clone()))
+                let way: Name = (Kind::Cluster, cluster::name(place).into());
+                let needs = needs.iter().cloned().chain([way]).collect();
+                (name, Resource::listener(listener, needs))
             })
             .collect();
         let names = listeners.iter().map(|(name, _)| name.clone()).collect();

@@ -8,6 +8,7 @@ pub mod ads;
 pub mod als;
 pub mod bootstrap;
 pub mod bridge;
+pub mod cluster;
 pub mod envoy;
 pub mod inline;
 pub mod listener;

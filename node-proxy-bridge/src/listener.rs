@@ -7,6 +7,7 @@
 //! Whoever asks an oracle writes a PROXY header first: it carries the source address that `remoteIpBlocks` is matched
 //! against, since a Unix socket has none. Without one Envoy closes the connection.
 
+pub mod budget;
 mod http;
 mod inline;
 mod tls;

@@ -3,6 +3,7 @@
 mod bench;
 mod child;
 mod cluster;
+mod contained;
 mod demo;
 mod envoy;
 mod go;

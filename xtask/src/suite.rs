@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     bench,
     child::{self, End},
-    cluster, demo, envoy, go, kernel, lint, setup,
+    cluster, contained, demo, envoy, go, kernel, lint, setup,
     step::{Report, Tally},
     tree::Tree,
     verb::Call,
@@ -32,12 +32,14 @@ const SCENARIOS: &str = "testdata/lab";
 /// How many scenarios run at once; each is a node of its own, so they don't meet, but timings suffer from
 /// company.
 const SCENARIOS_AT_ONCE: usize = 1;
+/// The step with the agent as in its container.
+const CONTAINED: &str = "lab, contained";
 /// The last run's table, under cargo's target folder.
 const SUMMARY: &str = "test/summary.txt";
 
 /// What the lab's manifests are fed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ControlPlane {
+pub(crate) enum ControlPlane {
     Embedded,
     Istiod,
 }
@@ -64,13 +66,15 @@ pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
     match scenarios(tree) {
         Ok(scenarios) => {
             let work: Vec<_> = runs(&scenarios).collect();
+            let mut names = work.iter().map(|(name, _)| name.as_str()).chain([CONTAINED]);
             // Who asks for a scenario alone means the tree as it is now.
-            if !report.selects("build") && work.iter().any(|(name, _)| report.selects(name)) {
+            if !report.selects("build") && names.any(|name| report.selects(name)) {
                 demo::build(tree)?;
             }
             report.steps(SCENARIOS_AT_ONCE, &work, |(scenario, plane)| {
-                lab(tree, scenario, *plane)
+                lab(tree, scenario, *plane, |_| ())
             });
+            report.step(CONTAINED, || contained::tests(tree));
         }
         Err(error) => report.step("lab", || Err(error)),
     }
@@ -214,8 +218,13 @@ fn name_of(scenario: &Path) -> String {
         .unwrap_or_default()
 }
 
-/// One scenario on one control plane; its probes are the checks.
-fn lab(tree: &Tree, scenario: &Path, control_plane: ControlPlane) -> Result<Tally> {
+/// One scenario on one control plane; its probes are the checks. `with` may give the command more.
+pub(crate) fn lab(
+    tree: &Tree,
+    scenario: &Path,
+    control_plane: ControlPlane,
+    with: impl FnOnce(&mut Command),
+) -> Result<Tally> {
     if !is_root() {
         return Ok(Tally::skip("the lab needs root".to_owned()));
     }
@@ -229,6 +238,7 @@ fn lab(tree: &Tree, scenario: &Path, control_plane: ControlPlane) -> Result<Tall
     if control_plane == ControlPlane::Istiod {
         thyra.arg("--istiod");
     }
+    with(&mut thyra);
     let mut json = String::new();
     let end = child::stream(&mut thyra, SCENARIO_LIMIT, |line| {
         json.push_str(line);

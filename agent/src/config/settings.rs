@@ -2,6 +2,7 @@
 //!
 //! Invariant: every value is optional here; defaults live in `config`.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -116,6 +117,18 @@ pub struct Settings {
     /// Log one of so many connections, a power of two up to 32768 [default: 1]
     #[arg(long, value_name = "N")]
     pub flow_log_sample: Option<u32>,
+    /// MiB that Envoy may allocate; near it what holds much is reset [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    pub envoy_memory: Option<NonZeroU32>,
+    /// Connections of one pod that Envoy has at a time; more are reset [default: 4096]
+    #[arg(long, value_name = "N")]
+    pub l7_connections: Option<NonZeroU32>,
+    /// Requests of one pod under way in Envoy at a time; as many more wait, beyond these 503 [default: 4096]
+    #[arg(long, value_name = "N")]
+    pub l7_requests: Option<NonZeroU32>,
+    /// Requests in a second that Envoy passes to one pod and set of rules; more get 429 [default: any number]
+    #[arg(long, value_name = "N")]
+    pub l7_request_rate: Option<NonZeroU32>,
     /// Log format [default: text]
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -169,6 +182,10 @@ impl Settings {
             envoy_user: self.envoy_user.or(file.envoy_user),
             flow_log: self.flow_log.or(file.flow_log),
             flow_log_sample: self.flow_log_sample.or(file.flow_log_sample),
+            envoy_memory: self.envoy_memory.or(file.envoy_memory),
+            l7_connections: self.l7_connections.or(file.l7_connections),
+            l7_requests: self.l7_requests.or(file.l7_requests),
+            l7_request_rate: self.l7_request_rate.or(file.l7_request_rate),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
             namespace: self.namespace.or(file.namespace),

@@ -82,13 +82,14 @@ fn empty(group: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the second version is mounted, by the table of mounts.
+/// Where the second version is mounted so that groups can be made, by the table of mounts; a container's is read-only.
 fn mounted(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(1);
-        let (place, kind) = (fields.next()?, fields.next()?);
+        let (place, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+        let writable = options.split(',').any(|option| option == "rw");
         // A place with a space is written otherwise; nobody mounts it there.
-        (kind == "cgroup2" && !place.contains('\\')).then(|| PathBuf::from(place))
+        (kind == "cgroup2" && writable && !place.contains('\\')).then(|| PathBuf::from(place))
     })
 }
 
@@ -102,5 +103,7 @@ mod tests {
                     cgroup2 /sys/fs/cgroup/unified cgroup2 rw,nosuid 0 0\n";
         assert_eq!(mounted(both), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(mounted("proc /proc proc rw 0 0\n"), None);
+        let container = "cgroup /sys/fs/cgroup cgroup2 ro,nosuid,nodev,noexec,relatime 0 0\n";
+        assert_eq!(mounted(container), None, "nobody could make one there");
     }
 }

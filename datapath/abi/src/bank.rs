@@ -53,6 +53,10 @@ pub struct State {
     pub ifindex: [u16; IFINDEX_SLOTS],
     /// Cookie of the pod's network namespace, by endpoint id; 0 where no connection is steered to Envoy.
     pub netns: [u64; MAX_ENDPOINTS],
+    /// Connections that one endpoint may have in `L7_FLOWS4` and `L7_FLOWS6` together.
+    pub l7_budget: u64,
+    /// How many it has, by endpoint id.
+    pub l7: [u64; MAX_ENDPOINTS],
     /// Port of the listener that judges a verdict's residual, by verdict id; 0 for none.
     pub listeners: [u16; MAX_VERDICTS],
 }

@@ -47,6 +47,8 @@ pub const MAX_DATAGRAMS: usize = MAX_ENDPOINTS * DATAGRAM_BUCKETS * DATAGRAM_SLO
 pub const MAX_HOST_FLOWS: usize = 16_384;
 /// Connections to Envoy's listeners in pods, per family, all endpoints together.
 pub const MAX_L7_FLOWS: usize = 32_768;
+/// Those of one endpoint, both families together, where nobody says otherwise.
+pub const L7_BUDGET: u64 = 4_096;
 /// The same before their client has answered; the oldest ones make room.
 pub const MAX_L7_OPENING: usize = 8_192;
 /// Listening sockets of Envoy in all pods, both families.

@@ -22,7 +22,7 @@ use crate::events::coarse_now;
 use crate::maps;
 use crate::node::{Node, seed};
 
-const ORDERED: AtomicOrdering = AtomicOrdering::SeqCst;
+pub(crate) const ORDERED: AtomicOrdering = AtomicOrdering::SeqCst;
 
 /// The words of a bucket that the kernel gave out.
 #[derive(Clone, Copy)]

@@ -13,6 +13,7 @@ use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::macros::{sk_lookup, sock_ops};
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::{SkLookupContext, SockOpsContext};
+use core::intrinsics::atomic_xadd;
 use core::ptr::read_volatile;
 use thyra_datapath_abi::limits::{L7_FIRST_PORT, L7_PORTS, MAX_ENDPOINTS, MAX_VERDICTS};
 use thyra_datapath_abi::{Flow4, Flow6, FlowState, ListenerKey, Opening, Reason};
@@ -22,13 +23,18 @@ use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::program::Maps as _;
 use thyra_datapath_engine::{Steered, V4, V6};
 
-use crate::flows::{mark, tick};
+use crate::flows::{ORDERED, mark, tick};
 use crate::maps;
 use crate::node::{Node, ThisNode};
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 const IPPROTO_TCP: u32 = 6;
+/// `bpf_map_update_elem`: only where there is none.
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+/// Like the kernel's own where a map is full.
+const FULL: i32 = -7;
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 
@@ -39,19 +45,59 @@ fn accepted<K>(map: &HashMap<K, FlowState>, key: &K, flags: u32) -> Option<u16> 
 }
 
 #[inline(always)]
-fn accept<K>(map: &HashMap<K, FlowState>, key: &K, port: u16, flags: u32) -> bool {
-    let state = FlowState::live(flags, u64::from(port), tick());
-    map.insert(key, &state, 0).is_ok()
-}
-
-#[inline(always)]
-fn leave<K>(opening: &LruHashMap<K, Opening>, accepted: &HashMap<K, FlowState>, key: &K) {
+fn leave<K>(opening: &LruHashMap<K, Opening>, accepted: &HashMap<K, FlowState>, key: &K) -> bool {
     // What isn't there has left.
     let _absent = opening.remove(key);
-    let _absent = accepted.remove(key);
+    accepted.remove(key).is_ok()
 }
 
 impl<const SHORT: bool> Node<SHORT> {
+    /// Where an endpoint's accepted connections are counted.
+    #[inline(always)]
+    fn counted(&self, endpoint: u16) -> *mut u64 {
+        // SAFETY: masked to the table of the element that the kernel gave out; so are the others below.
+        unsafe {
+            let counts: *mut u64 = (&raw mut (*self.state).l7).cast();
+            counts.add(endpoint as usize & (MAX_ENDPOINTS - 1))
+        }
+    }
+
+    /// Adds to their number (`u64::MAX`: takes one off); what it was.
+    #[inline(always)]
+    fn count(&self, endpoint: u16, change: u64) -> u64 {
+        // SAFETY: as above; the programs and user space change it by such instructions alone.
+        unsafe { atomic_xadd::<u64, u64, ORDERED>(self.counted(endpoint), change) }
+    }
+
+    /// Counted before it is there, so that no two take the last place.
+    #[inline(always)]
+    fn accept<K>(
+        &self,
+        map: &HashMap<K, FlowState>,
+        (key, endpoint): (&K, u16),
+        port: u16,
+        flags: u32,
+    ) -> bool {
+        let state = FlowState::live(flags, u64::from(port), tick());
+        let has_room = self.count(endpoint, 1) < self.l7_budget();
+        let inserted = if has_room {
+            map.insert(key, &state, BPF_NOEXIST)
+        } else {
+            Err(FULL)
+        };
+        if inserted.is_err() {
+            let _before = self.count(endpoint, u64::MAX);
+        }
+        // Another packet of the same connection was first.
+        inserted.is_ok() || inserted == Err(EEXIST)
+    }
+
+    #[inline(always)]
+    fn l7_budget(&self) -> u64 {
+        // SAFETY: a word of the element that the kernel gave out.
+        unsafe { read_volatile(&raw const (*self.state).l7_budget) }
+    }
+
     /// Cookie of the endpoint's network namespace; 0 where nothing is steered.
     #[inline(always)]
     fn netns(&self, endpoint: u16) -> u64 {
@@ -75,6 +121,12 @@ impl<const SHORT: bool> Steered for Node<SHORT> {
     #[inline(always)]
     fn is_steered(&self, endpoint: u16) -> bool {
         self.netns(endpoint) != 0
+    }
+    #[inline(always)]
+    fn has_room(&self, endpoint: u16) -> bool {
+        // SAFETY: as above.
+        let count = unsafe { read_volatile(self.counted(endpoint)) };
+        count < self.l7_budget()
     }
     #[inline(always)]
     fn opening4(&self, key: &Flow4) -> Option<Opening> {
@@ -104,19 +156,23 @@ impl<const SHORT: bool> Steered for Node<SHORT> {
     }
     #[inline(always)]
     fn accept4(&self, key: &Flow4, port: u16, flags: u32) -> bool {
-        accept(&maps::L7_FLOWS4, key, port, flags)
+        self.accept(&maps::L7_FLOWS4, (key, key.endpoint), port, flags)
     }
     #[inline(always)]
     fn accept6(&self, key: &Flow6, port: u16, flags: u32) -> bool {
-        accept(&maps::L7_FLOWS6, key, port, flags)
+        self.accept(&maps::L7_FLOWS6, (key, key.endpoint), port, flags)
     }
     #[inline(always)]
     fn leave4(&self, key: &Flow4) {
-        leave(&maps::L7_OPENING4, &maps::L7_FLOWS4, key);
+        if leave(&maps::L7_OPENING4, &maps::L7_FLOWS4, key) {
+            let _before = self.count(key.endpoint, u64::MAX);
+        }
     }
     #[inline(always)]
     fn leave6(&self, key: &Flow6) {
-        leave(&maps::L7_OPENING6, &maps::L7_FLOWS6, key);
+        if leave(&maps::L7_OPENING6, &maps::L7_FLOWS6, key) {
+            let _before = self.count(key.endpoint, u64::MAX);
+        }
     }
 }
 

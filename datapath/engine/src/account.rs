@@ -43,25 +43,22 @@ pub fn feasible<F: Family>(outcome: &Outcome, parsed: &Parsed<F>) -> Act {
     }
 }
 
-/// The sequence number of the SYN that is answered, if the packet goes on with an answer and the flow log takes the
-/// connection.
+/// Whether the packet goes on with an answer to a connection that the flow log takes.
 #[must_use]
 #[inline(always)]
-pub fn logged_answer<F: Family>(act: Act, parsed: &Parsed<F>, control: Control) -> Option<u32> {
-    if act != Act::Pass || parsed.kind != Kind::Tcp {
-        return None;
-    }
-    parsed.packet.answered().filter(|syn| control.logs(*syn))
+pub fn is_logged_answer<F: Family>(act: Act, parsed: &Parsed<F>, control: Control) -> bool {
+    let packet = &parsed.packet;
+    act == Act::Pass && parsed.kind == Kind::Tcp && packet.is_answer() && control.logs(packet.answered())
 }
 
-/// Writes what is to be counted and reported: what was decided, else that a SYN was answered (`logged_answer`).
+/// Writes what is to be counted and reported: what was decided, else that a SYN was answered (`is_logged_answer`).
 #[inline(always)]
 pub fn account<F: Family, C: Counters + ?Sized>(
     counters: &C,
     outcome: &Outcome,
     act: Act,
     parsed: &Parsed<F>,
-    answered: Option<u32>,
+    is_answer: bool,
     (arrival, bytes, generation): (&Arrival, u32, u32),
 ) {
     let direction = if outcome.flags & Event::FROM_POD == 0 {
@@ -76,10 +73,19 @@ pub fn account<F: Family, C: Counters + ?Sized>(
     } else if let Some(reason) = outcome.reason {
         counters.reason(reason, bytes);
     }
-    let (kind, sequence) = match (outcome.event, answered) {
-        (Some(kind), _) => (kind, parsed.packet.sequence),
-        (None, Some(syn)) => (EventKind::Answered, syn),
-        (None, None) => return,
+    let is_answer = is_answer && outcome.event.is_none();
+    let reported = if is_answer {
+        Some(EventKind::Answered)
+    } else {
+        outcome.event
+    };
+    let Some(kind) = reported else {
+        return;
+    };
+    let sequence = if is_answer {
+        parsed.packet.answered()
+    } else {
+        parsed.packet.sequence
     };
     let event = event(kind, outcome, act, parsed, (arrival, bytes, generation));
     counters.report(kind, Event { sequence, ..event });

@@ -74,12 +74,18 @@ impl<F: Family> Packet<F> {
         self.flags & SYN != 0
     }
 
-    /// The sequence number of the SYN that the packet, a SYN-ACK, answers (RFC 9293 3.5); none when it is another.
+    /// Answers a SYN.
     #[must_use]
     #[inline(always)]
-    pub fn answered(&self) -> Option<u32> {
-        let answers = self.flags & (SYN | ACK | RST) == SYN | ACK;
-        answers.then_some(self.acknowledgment.wrapping_sub(1))
+    pub fn is_answer(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN | ACK
+    }
+
+    /// The sequence number of the SYN that it answers (RFC 9293 3.5); means nothing of another packet.
+    #[must_use]
+    #[inline(always)]
+    pub fn answered(&self) -> u32 {
+        self.acknowledgment.wrapping_sub(1)
     }
 
     /// Begins, answers or ends a connection: what the memory of connections wants to know.

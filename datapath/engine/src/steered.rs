@@ -12,6 +12,9 @@ pub trait Steered {
     /// Whether new connections of the endpoint meet `decide::steer`.
     fn is_steered(&self, endpoint: u16) -> bool;
 
+    /// Whether the endpoint may have one more accepted connection.
+    fn has_room(&self, endpoint: u16) -> bool;
+
     /// A connection that began.
     fn opening4(&self, key: &Flow4) -> Option<Opening>;
     /// The same for IPv6.
@@ -24,7 +27,7 @@ pub trait Steered {
     fn accepted4(&self, key: &Flow4, mark: u32) -> Option<u16>;
     /// The same for IPv6.
     fn accepted6(&self, key: &Flow6, mark: u32) -> Option<u16>;
-    /// Makes one that began an accepted one; false when there is no room.
+    /// Makes one that began an accepted one; false when there is no room, in the table or for the endpoint.
     fn accept4(&self, key: &Flow4, port: u16, flags: u32) -> bool;
     /// The same for IPv6.
     fn accept6(&self, key: &Flow6, port: u16, flags: u32) -> bool;

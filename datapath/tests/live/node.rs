@@ -9,9 +9,10 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use thyra_datapath::abi::limits::L7_BUDGET;
 use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic, NonTcp, Order};
 
 /// Says to a process that it is the child, inside the namespaces.
@@ -19,6 +20,8 @@ const INSIDE: &str = "THYRA_LIVE_INSIDE";
 /// Says to a process which step of a test it is, see `step`.
 const STEP: &str = "THYRA_LIVE_STEP";
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For what comes by itself: an emulated CPU is slow.
+const LONG: Duration = Duration::from_secs(20);
 
 /// A pod by its number: 10.244.0.N and fd00:10:244::N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +81,7 @@ pub(crate) fn step() -> Option<String> {
 }
 
 /// Starts this test once more as another process of the same node, which does `step` until it is killed;
-/// returns when it has called `ready`.
+/// returns when it has called `ready` or `announce`.
 pub(crate) fn start_step(test: &str, step: &str) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads", "1"])
@@ -86,6 +89,12 @@ pub(crate) fn start_step(test: &str, step: &str) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    await_announcement(&mut child);
+    child
+}
+
+/// Returns when a process of `start_step` has called `announce` once more.
+pub(crate) fn await_announcement(child: &mut Child) {
     let mut seen = Vec::new();
     let mut byte = [0];
     let out = child.stdout.as_mut().unwrap();
@@ -93,15 +102,14 @@ pub(crate) fn start_step(test: &str, step: &str) -> Child {
         assert_eq!(
             out.read(&mut byte).unwrap(),
             1,
-            "`{step}` ended: {}",
+            "it ended: {}",
             String::from_utf8_lossy(&seen)
         );
         seen.push(byte[0]);
     }
-    child
 }
 
-/// Tells `start_step` to go on.
+/// Tells `start_step`, or `await_announcement`, to go on.
 pub(crate) fn announce() {
     println!("READY");
     std::io::stdout().flush().unwrap();
@@ -112,6 +120,18 @@ pub(crate) fn ready() -> ! {
     announce();
     loop {
         std::thread::park();
+    }
+}
+
+/// Asks until there is an answer.
+pub(crate) fn eventually<T>(claim: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < LONG, "not within {LONG:?}: {claim}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -138,6 +158,7 @@ pub(crate) fn config() -> Config {
         deny: Deny::Reset,
         host_traffic: HostTraffic::Allow,
         non_tcp: NonTcp::Pass,
+        l7_connections: L7_BUDGET,
         report_new: true,
         flow_log: None,
         hook: Some(hook()),

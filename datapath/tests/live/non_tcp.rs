@@ -13,7 +13,7 @@ use crate::packet::checksum;
 use crate::{FRIEND, PORT, SERVER, STRANGER, enforce, families, pods, tables, tables_of_both};
 
 /// Nothing comes for that long: nothing comes.
-const SILENCE: Duration = Duration::from_millis(300);
+const SILENCE: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 fn judging() -> Datapath {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::google::protobuf::Any;
@@ -18,6 +19,8 @@ const STRIKES: u8 = 2;
 /// A kind of resource, in the order in which they are offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
+    /// Clusters (CDS).
+    Cluster,
     /// Listeners (LDS).
     Listener,
     /// Configurations of filters (ECDS).
@@ -26,15 +29,22 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Listener, Self::Extension];
+    pub const ALL: [Self; 3] = [Self::Cluster, Self::Listener, Self::Extension];
 
     /// As the wire names it.
     #[must_use]
     pub const fn type_url(self) -> &'static str {
         match self {
+            Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
         }
+    }
+
+    /// Whether Envoy asks for all of the kind, and not for names.
+    #[must_use]
+    pub const fn is_whole(self) -> bool {
+        matches!(self, Self::Cluster | Self::Listener)
     }
 
     /// The kind that the wire names so.
@@ -63,7 +73,17 @@ impl Resource {
     /// A listener, whose bytes are its version.
     #[must_use]
     pub fn listener(listener: Listener, needs: Vec<Name>) -> Self {
-        let body = pack_any(listener);
+        Self::of_bytes(pack_any(listener), needs)
+    }
+
+    /// A cluster with its name; its bytes are its version, so it holds no map of more than one entry.
+    #[must_use]
+    pub fn cluster(cluster: Cluster) -> (Name, Self) {
+        let name = (Kind::Cluster, cluster.name.as_str().into());
+        (name, Self::of_bytes(pack_any(cluster), Vec::new()))
+    }
+
+    fn of_bytes(body: Any, needs: Vec<Name>) -> Self {
         let digest = Sha256::digest(&body.value);
         Self {
             version: hex(&digest[..16]).into(),

@@ -40,7 +40,7 @@ impl Subscription {
     fn gone(&self, kind: Kind, catalog: &Catalog) -> Vec<Arc<str>> {
         let lacks = |name: &&Arc<str>| catalog.offer(&(kind, Arc::clone(name))).is_none();
         match kind {
-            Kind::Listener => self.has.keys().filter(lacks).cloned().collect(),
+            Kind::Cluster | Kind::Listener => self.has.keys().filter(lacks).cloned().collect(),
             // What Envoy has it keeps: its listener goes first, and one that still drains keeps its rules. What it
             // never had it must be told of, or it waits for it.
             Kind::Extension => {
@@ -93,7 +93,8 @@ impl Conversation {
         self.news(catalog)
     }
 
-    /// Sends what differs from what Envoy has: listeners first, since they ask for the others.
+    /// Sends what differs from what Envoy has: clusters before the listeners that lead to them, and those before the
+    /// rules that they ask for.
     pub(super) fn news(&mut self, catalog: &Catalog) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for kind in Kind::ALL {
@@ -116,7 +117,7 @@ impl Conversation {
         let subscription = self.of_kind.entry(kind).or_default();
         let first = !std::mem::replace(&mut subscription.asked, true);
         if first {
-            subscription.all = kind == Kind::Listener && request.resource_names_subscribe.is_empty();
+            subscription.all = kind.is_whole() && request.resource_names_subscribe.is_empty();
             for (name, version) in &request.initial_resource_versions {
                 subscription
                     .has
@@ -170,7 +171,7 @@ impl Conversation {
                 .insert(Arc::clone(name), Arc::clone(&resource.version));
             subscription.absent.remove(name);
         }
-        let empty = kind == Kind::Listener && !subscription.answered;
+        let empty = kind.is_whole() && !subscription.answered;
         subscription.answered = true;
         if !gone.is_empty() || (empty && sending.is_empty()) {
             let removed = gone.iter().map(|name| name.as_ref().to_owned()).collect();

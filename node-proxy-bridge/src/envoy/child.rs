@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, capabilities, configure_capability_in_ambient_set,
     set_capabilities, set_capabilities_secure_bits,
@@ -21,7 +21,10 @@ use tracing::{debug, error, info, warn};
 
 use super::EnvoyConfig;
 use super::jail::Jail;
+use crate::bootstrap::MAX_CONNECTIONS;
 
+/// Descriptors of as many connections as Envoy holds at most (`bootstrap`), and some.
+const FILES: u32 = 2 * MAX_CONNECTIONS + 1024;
 /// How a program begins that needs no interpreter.
 const ELF: &[u8; 4] = b"\x7fELF";
 
@@ -31,6 +34,7 @@ pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    allow_files()?;
     let binary = File::open(&config.binary.path)?;
     let jail = Jail::new(config.user)?;
     let mut child = confined(command(config, &binary), jail, config.cgroup.is_some())?;
@@ -45,6 +49,27 @@ pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
         tokio::spawn(log(output));
     }
     Ok(child)
+}
+
+/// Each connection takes two descriptors, more than a shell or container allows by default. A limit is the process's
+/// and its children inherit it (getrlimit(2)): this program's own goes as high as it may.
+fn allow_files() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if let Some(most) = limit.maximum.filter(|most| *most < FILES.into()) {
+        warn!(
+            most,
+            wanted = FILES,
+            "envoy may open few files; raise the agent's hard limit"
+        );
+    }
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )?;
+    Ok(())
 }
 
 /// The binary by its descriptor, which the child has until it runs it: its user need not reach the folder. A script is

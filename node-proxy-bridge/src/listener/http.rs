@@ -4,6 +4,7 @@
 //! `pilot/pkg/networking/core/listener_builder.go`, `buildHTTPConnectionManager`): normalisation of paths,
 //! X-Forwarded-For, the tokens' filter before RBAC.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use envoy_types::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
@@ -31,8 +32,7 @@ use manager_v3::http_filter::ConfigType;
 use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper};
 use thyra_policy_compiler::traffic::PathNormalization;
 
-use super::{discovered, names, on_socket, packed, tokens_name, told};
-use crate::bootstrap::POD;
+use super::{budget, discovered, names, on_socket, packed, tokens_name, told};
 use crate::lower::StepKind;
 
 /// What Envoy's answer says of its reason, when asked to: a response header that never goes to a client.
@@ -43,13 +43,35 @@ const HEADERS_TIMEOUT: Duration = Duration {
     nanos: 0,
 };
 
+/// How long a stream may stand still; it is cut to seconds when memory is at its end (`bootstrap`). A sidecar knows no
+/// such limit.
+const STANDSTILL: Duration = Duration {
+    seconds: 24 * 3600,
+    nanos: 0,
+};
+
 /// What every HTTP listener of a node has in common.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct HttpOptions {
     /// The mesh's way with paths.
     pub paths: PathNormalization,
     /// Answers carry `REASON_HEADER`: the rule that allowed, or Envoy's own words for a refusal.
     pub reasons: bool,
+    /// Requests in a second that each listener inside a pod passes on; more get 429. None: as many as come.
+    pub requests_per_second: Option<NonZeroU32>,
+    /// Requests and other streams of a pod that are under way at a time; more get 503.
+    pub requests_at_once: NonZeroU32,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            paths: PathNormalization::default(),
+            reasons: false,
+            requests_per_second: None,
+            requests_at_once: budget::REQUESTS_AT_ONCE,
+        }
+    }
 }
 
 /// The listener of HTTP requests, as far as its filters go.
@@ -74,15 +96,26 @@ pub(super) fn filter(rules: Option<Rbac>) -> Any {
 }
 
 /// The manager of a listener inside a pod; as a sidecar's inbound one (`buildInboundHttpOptions`).
-pub(super) fn to_pod(name: &str, shape: &[StepKind], options: &HttpOptions) -> HttpConnectionManager {
-    let asks = manager(name, shape, options);
+pub(super) fn to_pod(
+    name: &str,
+    shape: &[StepKind],
+    cluster: &str,
+    options: &HttpOptions,
+) -> HttpConnectionManager {
+    let mut asks = manager(name, shape, options);
+    if let Some(per_second) = options.requests_per_second {
+        let limit = ConfigType::TypedConfig(budget::requests(per_second));
+        // Before all others: what is too much costs no judgement.
+        asks.http_filters
+            .insert(0, named("envoy.filters.http.local_ratelimit", limit));
+    }
     let route = Route {
         r#match: Some(RouteMatch {
             path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
             ..RouteMatch::default()
         }),
         action: Some(route::Action::Route(RouteAction {
-            cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(POD.to_owned())),
+            cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
             timeout: Some(Duration::default()),
             ..RouteAction::default()
         })),
@@ -94,7 +127,7 @@ pub(super) fn to_pod(name: &str, shape: &[StepKind], options: &HttpOptions) -> H
         // The pod's answer is its own.
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         proxy_100_continue: true,
-        stream_idle_timeout: Some(Duration::default()),
+        stream_idle_timeout: Some(STANDSTILL),
         delayed_close_timeout: None,
         route_specifier: Some(RouteSpecifier::RouteConfig(RouteConfiguration {
             name: "pod".to_owned(),
@@ -114,6 +147,7 @@ fn manager(name: &str, shape: &[StepKind], options: &HttpOptions) -> HttpConnect
     let yes = |value: bool| Some(BoolValue { value });
     HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
+        http2_protocol_options: Some(budget::http2()),
         stat_prefix: "oracle".to_owned(),
         http_filters: filters(name, shape),
         // The last address of X-Forwarded-For, as a sidecar takes it.
@@ -144,27 +178,30 @@ fn escaped_slashes(paths: PathNormalization) -> PathWithEscapedSlashesAction {
 
 /// Tokens before rules before the way on.
 fn filters(name: &str, shape: &[StepKind]) -> Vec<HttpFilter> {
-    let filter = |name: String, config: ConfigType| HttpFilter {
-        name,
-        config_type: Some(config),
-        ..HttpFilter::default()
-    };
     let mut filters = Vec::new();
     if shape.contains(&StepKind::Tokens) {
         let config = ConfigType::ConfigDiscovery(discovered::<JwtAuthentication>());
-        filters.push(filter(tokens_name(name), config));
+        filters.push(named(&tokens_name(name), config));
     }
     for name in names(name, shape) {
         let config = ConfigType::ConfigDiscovery(discovered::<HttpRbac>());
-        filters.push(filter(name, config));
+        filters.push(named(&name, config));
     }
     let router = Router {
         suppress_envoy_headers: true,
         ..Router::default()
     };
     let config = ConfigType::TypedConfig(packed(&router));
-    filters.push(filter("envoy.filters.http.router".to_owned(), config));
+    filters.push(named("envoy.filters.http.router", config));
     filters
+}
+
+fn named(name: &str, config: ConfigType) -> HttpFilter {
+    HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(config),
+        ..HttpFilter::default()
+    }
 }
 
 /// Every path but CONNECT's, which has none: that one ends as 404.

@@ -21,10 +21,11 @@ use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::Tl
 use envoy_types::pb::envoy::extensions::filters::network::set_filter_state::v3::Config as SetFilterState;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
-use envoy_types::pb::google::protobuf::BoolValue;
+use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 
+use super::budget::BUFFER;
 use super::{HttpOptions, INSPECTION, http, listener_filter, packed, tls, told};
-use crate::bootstrap::POD;
+use crate::cluster;
 use crate::lower::StepKind;
 
 /// What the HTTP inspector calls HTTP; inside of TLS a client may want the same, which its ClientHello says.
@@ -76,6 +77,7 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
         config_type: Some(ConfigType::TypedConfig(packed(&http::to_pod(
             &shape.http_name(),
             &shape.http,
+            &cluster::name(place),
             options,
         )))),
     };
@@ -95,7 +97,7 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
                 }),
                 ..requests
             }],
-            Some(streams(shape, steps)),
+            Some(streams(place, shape, steps)),
             vec![
                 listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default()),
                 listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default()),
@@ -111,6 +113,7 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
             address: Some(address_in(place, "::", shape.port)),
             ..AdditionalAddress::default()
         }],
+        per_connection_buffer_limit_bytes: Some(UInt32Value { value: BUFFER }),
         enable_reuse_port: Some(BoolValue { value: false }),
         listener_filters: inspectors,
         listener_filters_timeout: Some(INSPECTION),
@@ -120,14 +123,14 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
     }
 }
 
-fn streams(shape: &Shape, steps: &[StepKind]) -> FilterChain {
+fn streams(place: &Place, shape: &Shape, steps: &[StepKind]) -> FilterChain {
     let mut filters = vec![way_to_pod()];
     filters.extend(tls::judges(&shape.other_name(), steps));
     filters.push(Filter {
         name: "envoy.filters.network.tcp_proxy".to_owned(),
         config_type: Some(ConfigType::TypedConfig(packed(&TcpProxy {
             stat_prefix: "pod".to_owned(),
-            cluster_specifier: Some(ClusterSpecifier::Cluster(POD.to_owned())),
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster::name(place))),
             access_log: vec![told::streams()],
             ..TcpProxy::default()
         }))),

@@ -10,6 +10,7 @@ mod framing;
 mod http2;
 mod large;
 mod namespace;
+mod neighbours;
 mod paths;
 mod pod;
 mod policy;

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use thyra_node_proxy_bridge::envoy::{Binary, EnvoyConfig, EnvoyState, OLDEST, Supervisor};
+use thyra_node_proxy_bridge::envoy::{Binary, DEFAULT_HEAP, EnvoyConfig, EnvoyState, OLDEST, Supervisor};
 
 use super::node::{LIMIT, missing};
 
@@ -151,6 +151,7 @@ async fn inside() -> BTreeMap<String, String> {
         folder: own.clone(),
         node: "test".to_owned(),
         concurrency: 1,
+        heap: DEFAULT_HEAP,
         user: Some((USER, USER)),
         cgroup: Some(cgroup),
     })

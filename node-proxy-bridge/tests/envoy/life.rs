@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_node_proxy_bridge::bridge::{Question, Standing};
-use thyra_node_proxy_bridge::envoy::{Binary, BinaryError, EnvoyConfig, EnvoyState, OLDEST, Supervisor};
+use thyra_node_proxy_bridge::envoy::{
+    Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyState, OLDEST, Supervisor,
+};
 use thyra_node_proxy_bridge::listener::Reading;
 use thyra_policy_compiler::residual::{Residual, Test};
 use thyra_policy_compiler::traffic::PathNormalization;
@@ -239,7 +241,14 @@ async fn an_envoy_that_can_not_be_used_is_refused_by_name() {
 async fn an_envoy_that_keeps_ending_is_started_again_ever_later() {
     let folder = tempfile::tempdir().unwrap();
     let _held = std::fs::File::create(folder.path().join("secret")).unwrap();
-    let path = script(folder.path(), "ls -l /proc/$$/fd >> fds; exit 7");
+    let mut own = getrlimit(Resource::Nofile);
+    let most = own.maximum.unwrap();
+    own.current = Some(most / 2);
+    setrlimit(Resource::Nofile, own).unwrap();
+    let path = script(
+        folder.path(),
+        "ls -l /proc/$$/fd >> fds; ulimit -S -n > files; exit 7",
+    );
     let supervisor = Supervisor::start(EnvoyConfig {
         binary: Binary {
             path,
@@ -248,6 +257,7 @@ async fn an_envoy_that_keeps_ending_is_started_again_ever_later() {
         folder: folder.path().to_owned(),
         node: "test".to_owned(),
         concurrency: 1,
+        heap: DEFAULT_HEAP,
         user: None,
         cgroup: None,
     })
@@ -263,6 +273,8 @@ async fn an_envoy_that_keeps_ending_is_started_again_ever_later() {
     }
     supervisor.stop().await;
     assert!(waits[1] > waits[0] && waits[2] > waits[1], "{waits:?}");
+    let files = std::fs::read_to_string(folder.path().join("files")).unwrap();
+    assert_eq!(files.trim(), most.to_string(), "as many as this process may have");
     let descriptors = std::fs::read_to_string(folder.path().join("fds")).unwrap();
     assert!(
         descriptors.contains("pipe:") && !descriptors.contains("secret"),

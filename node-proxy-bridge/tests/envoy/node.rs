@@ -7,7 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_node_proxy_bridge::bridge::{Bridge, BridgeConfig, Question, Standing, Wanted};
-use thyra_node_proxy_bridge::envoy::{Binary, EnvoyConfig, EnvoyState, Supervisor};
+use thyra_node_proxy_bridge::envoy::{Binary, DEFAULT_HEAP, EnvoyConfig, EnvoyState, Supervisor};
 use thyra_node_proxy_bridge::listener::{HttpOptions, Reading};
 use thyra_policy_compiler::residual::Residual;
 use thyra_policy_compiler::traffic::PathNormalization;
@@ -74,6 +74,7 @@ impl Node {
             folder: folder.path().to_owned(),
             node: "test".to_owned(),
             concurrency: 1,
+            heap: DEFAULT_HEAP,
             user,
             cgroup: None,
         };
@@ -81,7 +82,11 @@ impl Node {
             xds_socket: config.xds_socket(),
             oracles: folder.path().to_owned(),
             owner: user,
-            http: HttpOptions { paths, reasons },
+            http: HttpOptions {
+                paths,
+                reasons,
+                ..HttpOptions::default()
+            },
         })
         .unwrap();
         let supervisor = Supervisor::start(config).unwrap();

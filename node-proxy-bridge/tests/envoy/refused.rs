@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemp
 use envoy_types::util::pack_any;
 use thyra_node_proxy_bridge::ads::{AdsServer, Kind, Name, Outcome, Resource};
 use thyra_node_proxy_bridge::bridge::Standing;
-use thyra_node_proxy_bridge::envoy::{Binary, EnvoyConfig, Supervisor};
+use thyra_node_proxy_bridge::envoy::{Binary, DEFAULT_HEAP, EnvoyConfig, Supervisor};
 use thyra_node_proxy_bridge::listener::{HttpOptions, Reading, http, rules};
 use thyra_node_proxy_bridge::lower::{Chain, Step, StepKind};
 use thyra_policy_compiler::residual::Test;
@@ -65,6 +65,7 @@ fn config(binary: &Binary, folder: &tempfile::TempDir) -> EnvoyConfig {
         folder: folder.path().to_owned(),
         node: "test".to_owned(),
         concurrency: 1,
+        heap: DEFAULT_HEAP,
         user: None,
         cgroup: None,
     }

@@ -52,6 +52,8 @@ pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     // `steer` knows the pod by its own address alone.
     let way = if port == 0 || packet.destination != F::own(record) {
         Way::Closed
+    } else if packet.is_syn() && packet.payload == 0 && !node.has_room(endpoint) {
+        Way::Full
     } else if packet.is_syn() {
         through_if(packet.payload == 0)
     } else {
@@ -63,7 +65,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
             packet.is_syn() && control.reports(packet.sequence),
             EventKind::New,
         ),
-        Way::Full => Outcome::drop(endpoint, Reason::L7Full).event(EventKind::Deny),
+        Way::Full => full(control, endpoint, packet),
         Way::Closed => closed(control, endpoint, packet, cell),
     }
 }
@@ -146,6 +148,28 @@ const fn through_if(condition: bool) -> Way {
     if condition { Way::Through } else { Way::Closed }
 }
 
+/// There is room for no more. Who asks first is told; whose SYN was still in time sends again.
+#[inline(always)]
+fn full<F: Family>(control: Control, endpoint: u16, packet: &Packet<F>) -> Outcome {
+    let outcome = Outcome::drop(endpoint, Reason::L7Full);
+    let act = if packet.is_syn() {
+        refusal(control)
+    } else {
+        Act::Drop
+    };
+    Outcome { act, ..outcome }.event(EventKind::Deny)
+}
+
+/// How a SYN is refused.
+#[inline(always)]
+fn refusal(control: Control) -> Act {
+    if control.has(Control::DENY_DROP) {
+        Act::Drop
+    } else {
+        Act::Refuse
+    }
+}
+
 /// The tables say something else by now.
 #[inline(always)]
 fn gone(endpoint: u16, cell: Cell) -> Outcome {
@@ -161,11 +185,7 @@ fn gone(endpoint: u16, cell: Cell) -> Outcome {
 fn closed<F: Family>(control: Control, endpoint: u16, packet: &Packet<F>, cell: Cell) -> Outcome {
     let outcome = Outcome::new(Act::Drop, endpoint).by(cell.verdict());
     if packet.is_syn() {
-        let act = if control.has(Control::DENY_DROP) {
-            Act::Drop
-        } else {
-            Act::Refuse
-        };
+        let act = refusal(control);
         return Outcome { act, ..outcome }.event(EventKind::Deny);
     }
     // A reset carries nothing and is never answered (RFC 9293 3.5.2).

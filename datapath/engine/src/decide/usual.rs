@@ -88,7 +88,7 @@ pub fn from_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
 /// Whether the packet opens a connection, or answers to one of the flow log's. One test of a bit where it has no SYN.
 #[inline(always)]
 fn is_opening<F: Family, N: Tables + ?Sized>(node: &N, packet: &Packet<F>) -> bool {
-    packet.has_syn() && packet.answered().is_none_or(|syn| node.control().logs(syn))
+    packet.has_syn() && (!packet.is_answer() || node.control().logs(packet.answered()))
 }
 
 /// The endpoint at the packet's interface, if its packets are judged at all.

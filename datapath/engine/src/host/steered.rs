@@ -1,19 +1,22 @@
 //! The connections that Envoy has, in memory.
 //!
-//! Invariant: as the kernel's maps, without their limits.
+//! Invariant: as the kernel's maps, without their limits; what one endpoint may have is the same.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 
+use thyra_datapath_abi::limits::L7_BUDGET;
 use thyra_datapath_abi::{Flow4, Flow6, FlowState, Opening};
 
 use super::HostNode;
 use crate::Steered;
 
 /// What is known of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct HostSteered {
+    /// How many accepted ones an endpoint may have.
+    pub budget: usize,
     /// Port of the listener of a verdict's residual.
     pub listeners: BTreeMap<u16, u16>,
     /// Endpoints whose new connections are steered.
@@ -26,6 +29,30 @@ pub struct HostSteered {
     pub accepted4: RefCell<HashMap<Flow4, FlowState>>,
     /// The same for IPv6.
     pub accepted6: RefCell<HashMap<Flow6, FlowState>>,
+}
+
+impl Default for HostSteered {
+    fn default() -> Self {
+        Self {
+            budget: usize::try_from(L7_BUDGET).unwrap_or(usize::MAX),
+            listeners: BTreeMap::new(),
+            endpoints: BTreeSet::new(),
+            opening4: RefCell::default(),
+            opening6: RefCell::default(),
+            accepted4: RefCell::default(),
+            accepted6: RefCell::default(),
+        }
+    }
+}
+
+impl HostSteered {
+    /// Accepted connections of an endpoint.
+    fn of(&self, endpoint: u16) -> usize {
+        let four = self.accepted4.borrow();
+        let six = self.accepted6.borrow();
+        four.keys().filter(|key| key.endpoint == endpoint).count()
+            + six.keys().filter(|key| key.endpoint == endpoint).count()
+    }
 }
 
 fn find<K: Eq + Hash>(
@@ -60,6 +87,9 @@ impl Steered for &HostNode {
     fn is_steered(&self, endpoint: u16) -> bool {
         self.steered.endpoints.contains(&endpoint)
     }
+    fn has_room(&self, endpoint: u16) -> bool {
+        self.steered.of(endpoint) < self.steered.budget
+    }
     fn opening4(&self, key: &Flow4) -> Option<Opening> {
         self.steered.opening4.borrow().get(key).copied()
     }
@@ -81,10 +111,10 @@ impl Steered for &HostNode {
         find(&self.steered.accepted6, key, mark, self.now_ns.get())
     }
     fn accept4(&self, key: &Flow4, port: u16, flags: u32) -> bool {
-        insert(&self.steered.accepted4, key, (port, flags), self.now_ns.get())
+        self.has_room(key.endpoint) && insert(&self.steered.accepted4, key, (port, flags), self.now_ns.get())
     }
     fn accept6(&self, key: &Flow6, port: u16, flags: u32) -> bool {
-        insert(&self.steered.accepted6, key, (port, flags), self.now_ns.get())
+        self.has_room(key.endpoint) && insert(&self.steered.accepted6, key, (port, flags), self.now_ns.get())
     }
     fn leave4(&self, key: &Flow4) {
         self.steered.opening4.borrow_mut().remove(key);

@@ -8,7 +8,7 @@
 use thyra_datapath_abi::Control;
 
 use super::{Hook, Maps, Node, Program, is_usual};
-use crate::account::{Direction, account, feasible, logged_answer};
+use crate::account::{Direction, account, feasible, is_logged_answer};
 use crate::decide::{self, Act, Outcome};
 use crate::packet::{Kind, Packet, Parsed};
 use crate::parse::non_tcp::{self, About, NonTcp, Shape};
@@ -213,15 +213,15 @@ fn error<F: Family, M: Maps, H: Hook>(maps: M, hook: H, error: &NonTcp<F>, is_re
 #[inline(always)]
 fn end<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Next {
     let act = feasible(outcome, parsed);
-    let answered = logged_answer(act, parsed, node.control());
-    end_with(node, hook, outcome, parsed, (act, answered))
+    let is_answer = is_logged_answer(act, parsed, node.control());
+    end_with(node, hook, outcome, parsed, (act, is_answer))
 }
 
 /// The same of another protocol than TCP: nothing of the flow log's takes room on its stack, which Linux 6.1 has none
 /// of to spare.
 #[inline(always)]
 fn end_other<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Next {
-    end_with(node, hook, outcome, parsed, (feasible(outcome, parsed), None))
+    end_with(node, hook, outcome, parsed, (feasible(outcome, parsed), false))
 }
 
 #[inline(always)]
@@ -230,9 +230,9 @@ fn end_with<F: Family, N: Node, H: Hook>(
     hook: &H,
     outcome: &Outcome,
     parsed: &Parsed<F>,
-    (act, answered): (Act, Option<u32>),
+    (act, is_answer): (Act, bool),
 ) -> Next {
     let rest = (&hook.arrival(), hook.length(), node.control().generation());
-    account(node, outcome, act, parsed, answered, rest);
+    account(node, outcome, act, parsed, is_answer, rest);
     Next::end(act)
 }

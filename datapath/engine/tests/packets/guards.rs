@@ -130,6 +130,9 @@ impl Steered for Off<'_> {
     fn is_steered(&self, endpoint: u16) -> bool {
         self.node.is_steered(endpoint)
     }
+    fn has_room(&self, endpoint: u16) -> bool {
+        self.node.has_room(endpoint)
+    }
     fn opening4(&self, key: &Flow4) -> Option<Opening> {
         self.node.opening4(key)
     }

@@ -123,6 +123,32 @@ fn a_connection_with_the_listener_passes_both_ways() {
 }
 
 #[test]
+fn a_pod_has_so_many_connections_with_envoy_and_no_more() {
+    let [four, six] = ENDS;
+    let third = ("10.244.1.66:40001", four.1);
+    let mut node = node();
+    node.steered.budget = 2;
+    for ends in [four, six] {
+        answered(&node, ends);
+        assert_eq!(arrives(&node, ends, "A seq=11 ack=101"), End::Pass);
+    }
+    assert_eq!(arrives(&node, third, "S seq=10"), End::Refuse);
+    assert!(node.ledger.borrow().reasons.contains_key(&Reason::L7Full));
+    assert_eq!(
+        arrives(&node, four, "AP seq=11 ack=101 payload=40"),
+        End::Pass,
+        "others go on"
+    );
+    // Two SYNs for the last place: who answers first has it.
+    node.steered.budget = 3;
+    let fourth = ("10.244.1.66:40002", four.1);
+    answered(&node, third);
+    answered(&node, fourth);
+    assert_eq!(arrives(&node, third, "A seq=11 ack=101"), End::Pass);
+    assert_eq!(arrives(&node, fourth, "A seq=11 ack=101"), End::Drop);
+}
+
+#[test]
 fn nothing_but_a_syn_passes_of_a_connection_that_no_listener_has() {
     for ends in ENDS {
         let node = node();

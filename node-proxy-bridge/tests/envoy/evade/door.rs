@@ -17,7 +17,8 @@ use tempfile::TempDir;
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
 use thyra_node_proxy_bridge::ads::{AdsServer, Kind, Name, Outcome, Resource};
-use thyra_node_proxy_bridge::envoy::{EnvoyConfig, Supervisor};
+use thyra_node_proxy_bridge::cluster::cluster;
+use thyra_node_proxy_bridge::envoy::{DEFAULT_HEAP, EnvoyConfig, EnvoyState, Supervisor};
 use thyra_node_proxy_bridge::listener::{HttpOptions, Place, Reading, Shape, inline, rules};
 use thyra_node_proxy_bridge::lower::{self, Chain};
 use thyra_policy_compiler::residual::{Answer, Residual};
@@ -50,6 +51,8 @@ pub(super) struct Node {
     server: AdsServer,
     supervisor: Supervisor,
     namespace: Namespace,
+    /// What the next doors have in common, but for the way with paths.
+    pub(super) options: HttpOptions,
     doors: u16,
     _folder: TempDir,
 }
@@ -63,6 +66,11 @@ pub(super) struct Door {
 impl Node {
     /// None where the machine can't, after saying so.
     pub(super) async fn start() -> Option<Self> {
+        Self::start_within(DEFAULT_HEAP).await
+    }
+
+    /// With so many bytes to allocate.
+    pub(super) async fn start_within(heap: u64) -> Option<Self> {
         let binary = binary().await?;
         if !rustix::process::geteuid().is_root() {
             missing("a network namespace needs root");
@@ -78,6 +86,7 @@ impl Node {
             folder: folder.path().to_owned(),
             node: "test".to_owned(),
             concurrency: 1,
+            heap,
             user: Some((USER, USER)),
             cgroup: Some(cgroup),
         };
@@ -85,6 +94,7 @@ impl Node {
             server: AdsServer::start(&config.xds_socket(), config.user).unwrap(),
             supervisor: Supervisor::start(config).unwrap(),
             namespace: Namespace::new(),
+            options: HttpOptions::default(),
             doors: 0,
             _folder: folder,
         })
@@ -95,6 +105,24 @@ impl Node {
         let pod = Pod::new(&self.namespace, serve);
         let listener = self.listener(residual, guard, pod.address).await;
         Door { listener, pod }
+    }
+
+    /// Bytes of memory that Envoy has of its own.
+    pub(super) async fn memory(&self) -> usize {
+        let mut state = self.supervisor.state();
+        let ready = state
+            .wait_for(|state| matches!(state, EnvoyState::Ready { .. }))
+            .await;
+        let EnvoyState::Ready { pid } = *ready.unwrap() else {
+            unreachable!("it was waited for");
+        };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .unwrap();
+        let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kib * 1024
     }
 
     /// A server of the test's own, in the namespace.
@@ -119,7 +147,7 @@ impl Node {
             other: other.as_ref().map(Chain::shape),
         };
         let place = Place {
-            pod: "pod".to_owned(),
+            pod: format!("pod-{port}"),
             netns: self.namespace.path.clone(),
         };
         let paths = match guard {
@@ -128,7 +156,7 @@ impl Node {
         };
         let options = HttpOptions {
             paths,
-            ..HttpOptions::default()
+            ..self.options.clone()
         };
         let listener = towards(inline(&place, &shape, &options), pod, guard);
         // Envoy asks for no rules that nothing in the listener names.
@@ -145,6 +173,7 @@ impl Node {
             .into_iter()
             .map(|one| Resource::rules(one, &residual))
             .collect();
+        resources.push(Resource::cluster(cluster(&place, options.requests_at_once)));
         let needs = resources.iter().map(|(name, _)| name.clone()).collect();
         let name: Name = (Kind::Listener, listener.name.as_str().into());
         resources.push((name, Resource::listener(listener, needs)));
