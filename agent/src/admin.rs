@@ -6,6 +6,7 @@ pub mod detail;
 mod diff;
 mod dry_run;
 mod entries;
+mod flows;
 mod identities;
 mod policies;
 mod policy_json;
@@ -16,6 +17,7 @@ mod wait;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use thyra_datapath_abi::{Event, EventKind};
 use thyra_proto::MONITOR_KINDS;
 use thyra_proto::thyra::v1 as api;
 use thyra_proto::thyra::v1::admin_service_server::AdminService;
@@ -27,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::board::Board;
+use crate::denied::is_refusal;
+use crate::flows::{Flows, pairs};
 use crate::monitor::{Hub, Namer, Seen};
 use crate::requests::Requests;
 use crate::snapshot::Snapshot;
@@ -34,6 +38,8 @@ use crate::store::{Handle, SharedPlane, lock};
 
 /// Events that one slow listener may have waiting.
 const STREAM_DEPTH: usize = 256;
+/// The kind that no filter holds back: it may be what was asked for that is missing.
+const LOST: &str = "lost";
 
 /// The service.
 #[derive(Clone)]
@@ -48,6 +54,8 @@ pub struct Admin {
     pub hub: Hub,
     /// What Envoy judged.
     pub requests: Arc<Requests>,
+    /// The flow log.
+    pub flows: Arc<Flows>,
     /// What never changes.
     pub about: Arc<About>,
     /// Ends streams that never end by themselves.
@@ -89,6 +97,7 @@ impl Admin {
 
 #[tonic::async_trait]
 impl AdminService for Admin {
+    type WatchFlowsStream = Pin<Box<dyn Stream<Item = Result<api::Flow, Status>> + Send>>;
     type MonitorStream = Pin<Box<dyn Stream<Item = Result<api::MonitorEvent, Status>> + Send>>;
 
     async fn get_status(
@@ -154,6 +163,49 @@ impl AdminService for Admin {
         _: Request<api::ListRequestsRequest>,
     ) -> Result<Response<api::ListRequestsResponse>, Status> {
         Ok(Response::new(self.requests.counted().to_api()))
+    }
+
+    async fn list_flows(
+        &self,
+        request: Request<api::ListFlowsRequest>,
+    ) -> Result<Response<api::ListFlowsResponse>, Status> {
+        let filter = flows::Filter::new(request.into_inner().filter)?;
+        self.blocking(move |s| {
+            Ok(api::ListFlowsResponse {
+                flows: s.flows.list(&|flow| filter.takes(flow)),
+                log: Some(s.flow_log()),
+            })
+        })
+        .await
+    }
+
+    async fn watch_flows(
+        &self,
+        request: Request<api::WatchFlowsRequest>,
+    ) -> Result<Response<Self::WatchFlowsStream>, Status> {
+        let filter = flows::Filter::new(request.into_inner().filter)?;
+        let (sender, receiver) = mpsc::channel(STREAM_DEPTH);
+        tokio::spawn(flows::follow(
+            filter,
+            self.flows.listen(),
+            sender,
+            self.stop.clone(),
+        ));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn list_flow_pairs(
+        &self,
+        _: Request<api::ListFlowPairsRequest>,
+    ) -> Result<Response<api::ListFlowPairsResponse>, Status> {
+        self.blocking(|s| {
+            Ok(api::ListFlowPairsResponse {
+                pairs: pairs::to_api(&s.flows.counted()),
+                bounds: pairs::BOUNDS.to_vec(),
+                log: Some(s.flow_log()),
+            })
+        })
+        .await
     }
 
     async fn monitor(
@@ -222,7 +274,7 @@ impl Admin {
                 () = self.stop.cancelled() => return,
             };
             let events = match next {
-                Ok(seen) => self.events(&seen),
+                Ok(seen) => self.events(&seen, wanted.aggregate),
                 Err(RecvError::Lagged(batches)) => {
                     vec![agent_event(
                         0,
@@ -239,6 +291,13 @@ impl Admin {
         }
     }
 
+    fn flow_log(&self) -> api::FlowLog {
+        api::FlowLog {
+            lost_events: lock::read(&self.plane).lost(),
+            ..self.flows.standing()
+        }
+    }
+
     fn namer<'a>(&'a self, snapshot: &'a Snapshot) -> Namer<'a> {
         Namer {
             snapshot,
@@ -246,19 +305,51 @@ impl Admin {
         }
     }
 
-    fn events(&self, seen: &Seen) -> Vec<api::MonitorEvent> {
+    /// What a listener is told, refusals one by one or counted (`is_aggregated`).
+    fn events(&self, seen: &Seen, is_aggregated: bool) -> Vec<api::MonitorEvent> {
         match seen {
             Seen::Agent(at, message) => vec![agent_event(*at, message.to_string())],
             Seen::Kernel(batch) => {
                 let snapshot = self.handle.snapshot();
                 let namer = self.namer(&snapshot);
-                batch.iter().map(|e| namer.name(e)).collect()
+                let told = |event: &&Event| {
+                    // For the flow log alone.
+                    event.kind != ANSWERED && !(is_aggregated && is_refusal(event))
+                };
+                batch.iter().filter(told).map(|e| namer.name(e)).collect()
             }
+            Seen::Denied(at, second) if is_aggregated => {
+                let mut events = second.events.clone();
+                if second.others > 0 {
+                    let message = format!("{} more were refused, of further kinds", second.others);
+                    events.push(agent_event(*at, message));
+                }
+                events
+            }
+            Seen::Denied(..) => Vec::new(),
+            Seen::Lost(at, count) => vec![lost_event(*at, *count)],
             Seen::Request(at, record) => {
                 let snapshot = self.handle.snapshot();
                 vec![self.namer(&snapshot).request(*at, record)]
             }
         }
+    }
+}
+
+/// `EventKind::Answered`.
+#[expect(
+    clippy::as_conversions,
+    reason = "the number is the enum's own representation"
+)]
+const ANSWERED: u8 = EventKind::Answered as u8;
+
+fn lost_event(time_unix_ms: u64, count: u64) -> api::MonitorEvent {
+    api::MonitorEvent {
+        time_unix_ms,
+        kind: LOST.into(),
+        message: format!("{count} events of the last second are missing here; the counters have them"),
+        count,
+        ..api::MonitorEvent::default()
     }
 }
 
@@ -277,7 +368,11 @@ fn wants(wanted: &api::MonitorRequest, event: &api::MonitorEvent) -> bool {
         from,
         to,
         related_to,
+        aggregate: _,
     } = wanted;
+    if event.kind == LOST {
+        return true;
+    }
     let source = [
         event.source.as_str(),
         &event.source_workload,
@@ -314,6 +409,7 @@ mod tests {
                     from,
                     to,
                     related_to,
+                    aggregate: false,
                 },
                 &event,
             )

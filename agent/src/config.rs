@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::limits::L7_BUDGET;
+use thyra_datapath_abi::{Control, Mode};
 use thyra_policy_compiler::world::{Bootstrap, NodeOptions};
 use thyra_xds_client::{Server, ServerError};
 
 pub use choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice,
-    PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HostTrafficChoice, LogFormat, ModeChoice,
+    NonTcpChoice, PolicySource, WorkloadSource,
 };
 pub use settings::Settings;
 
@@ -132,6 +132,10 @@ pub struct Config {
     pub envoy: EnvoyChoice,
     /// User and group of Envoy.
     pub envoy_user: u32,
+    /// What the flow log keeps.
+    pub flow_log: FlowLogChoice,
+    /// One of two to this number of connections is logged.
+    pub flow_log_sampling: u8,
     /// What it may be made to do.
     pub budget: Budget,
     /// Connections of one pod that it has at a time.
@@ -215,6 +219,8 @@ impl Settings {
             identity_grace: Duration::from_secs(self.identity_grace.unwrap_or(DEFAULT_GRACE)),
             envoy: envoy_choice(self.envoy.as_deref()),
             envoy_user: self.envoy_user.unwrap_or(DEFAULT_ENVOY_USER),
+            flow_log: self.flow_log.unwrap_or_default(),
+            flow_log_sampling: sampling(self.flow_log_sample.unwrap_or(1))?,
             budget,
             l7_connections: self.l7_connections.map_or(L7_BUDGET, |count| count.get().into()),
             local_redirect: self.local_redirect.unwrap_or(false),
@@ -330,6 +336,15 @@ fn metrics_address(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
             "is neither `off` nor an address like `127.0.0.1:9964`",
         )
     })
+}
+
+fn sampling(one_of: u32) -> Result<u8, ConfigError> {
+    let exponent = u8::try_from(one_of.trailing_zeros()).unwrap_or(u8::MAX);
+    if one_of.is_power_of_two() && exponent <= Control::MAX_SAMPLING {
+        return Ok(exponent);
+    }
+    let why = "is not a power of two up to 32768";
+    Err(value("flow-log-sample", &one_of.to_string(), why))
 }
 
 fn envoy_choice(text: Option<&str>) -> EnvoyChoice {

@@ -2,6 +2,8 @@
 //!
 //! Invariant: numbers of the kernel are read from the kernel on each scrape; nothing is counted twice.
 
+mod flows;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,7 +17,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use thyra_datapath_abi::tables::Verdict;
 
+use self::flows::FlowCounts;
 use crate::board::Board;
+use crate::flows::Flows;
 use crate::requests::{BOUNDS, Counted, Requests};
 use crate::store::{SharedPlane, lock};
 use crate::word;
@@ -52,6 +56,7 @@ pub fn registry(
     plane: SharedPlane,
     board: Arc<Board>,
     requests: Arc<Requests>,
+    flows: Arc<Flows>,
 ) -> Registry {
     let mut registry = Registry::with_prefix("thyra");
     let seconds = "Seconds from the arrival of news to its enforcement";
@@ -74,6 +79,7 @@ pub fn registry(
     registry.register_collector(Box::new(KernelCounters(plane)));
     registry.register_collector(Box::new(SourceAges(board)));
     registry.register_collector(Box::new(RequestCounts(requests)));
+    registry.register_collector(Box::new(FlowCounts(flows)));
     registry
 }
 
@@ -104,7 +110,7 @@ impl Collector for KernelCounters {
             };
             ConstCounter::new(counter.packets).encode(verdicts.encode_family(&VerdictLabels(verdict))?)?;
         }
-        let help = "Events that found the ring full";
+        let help = "Events that were not written: the ring was full, or the budget of refusals spent";
         let lost = encoder.encode_descriptor("lost_events", help, None, MetricType::Counter)?;
         ConstCounter::new(counts.lost).encode(lost)?;
         let status = plane.status();

@@ -6,17 +6,16 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use thyra_datapath::Datapath;
 use thyra_datapath_abi::tables::Verdict;
 use thyra_datapath_abi::{Action, Event, EventKind, Reason};
 use thyra_node_proxy_bridge::als::{Decision, Record, What};
 use thyra_proto::thyra::v1 as api;
 use tokio::sync::broadcast;
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use crate::admin::verdict;
-use crate::chain::chain;
-use crate::plane::Events;
+use crate::denied::Second;
+use crate::flows::Now;
 use crate::snapshot::Snapshot;
 use crate::store::{SharedPlane, lock};
 use crate::word;
@@ -31,6 +30,10 @@ pub enum Seen {
     Kernel(Arc<Vec<Event>>),
     /// At Envoy: a request or another stream, and milliseconds since the epoch when it was told.
     Request(u64, Arc<Record>),
+    /// What was refused in the kernel in the last second; milliseconds since the epoch when it ended.
+    Denied(u64, Arc<Second>),
+    /// So many events of the kernel were lost; milliseconds since the epoch when that was found out.
+    Lost(u64, u64),
     /// In the agent; milliseconds since the epoch and a sentence.
     Agent(u64, Arc<str>),
 }
@@ -73,22 +76,19 @@ impl Hub {
         self.tell(Seen::Request(unix_ms(), record));
     }
 
-    /// Reads the ring until `stop`.
-    pub async fn pump(self, mut events: Box<dyn Events>, stop: CancellationToken) {
-        loop {
-            let batch = tokio::select! {
-                batch = events.next_batch() => batch,
-                () = stop.cancelled() => return,
-            };
-            match batch {
-                Ok(batch) if !batch.is_empty() => self.tell(Seen::Kernel(Arc::new(batch))),
-                Ok(_) => {}
-                Err(error) => {
-                    warn!(error = chain(&error), "events can't be read any more");
-                    return;
-                }
-            }
-        }
+    /// Tells listeners what happened in the kernel.
+    pub fn kernel(&self, batch: Vec<Event>) {
+        self.tell(Seen::Kernel(Arc::new(batch)));
+    }
+
+    /// Tells listeners what was refused in a second.
+    pub fn denied(&self, second: Second) {
+        self.tell(Seen::Denied(unix_ms(), Arc::new(second)));
+    }
+
+    /// Tells listeners that nobody heard of so many events.
+    pub fn lost(&self, events: u64) {
+        self.tell(Seen::Lost(unix_ms(), events));
     }
 }
 
@@ -132,6 +132,7 @@ impl Namer<'_> {
             host: flag(Event::HOST),
             own_service: flag(Event::SELF),
             reset_sent: flag(Event::RESET_SENT),
+            count: 1,
         }
     }
 
@@ -186,6 +187,7 @@ impl Namer<'_> {
             protocol: protocol.to_owned(),
             direction: "to_pod".to_owned(),
             message,
+            count: 1,
             ..api::MonitorEvent::default()
         }
     }
@@ -213,14 +215,18 @@ impl Namer<'_> {
         }))
     }
 
-    fn identity(&self, address: IpAddr) -> (u32, String) {
+    /// Number and principal of an address; 0 and empty where it has none.
+    #[must_use]
+    pub fn identity(&self, address: IpAddr) -> (u32, String) {
         let class = self.snapshot.class(address);
         class.map_or((0, String::new()), |c| {
             (c.identity, c.principal.as_deref().unwrap_or_default().to_owned())
         })
     }
 
-    fn workload(&self, address: IpAddr) -> String {
+    /// "ns/pod" of an address, or empty.
+    #[must_use]
+    pub fn workload(&self, address: IpAddr) -> String {
         self.snapshot
             .owner(address)
             .map_or_else(String::new, |(namespace, name)| format!("{namespace}/{name}"))
@@ -257,7 +263,8 @@ fn told(record: &Record) -> (&'static str, &'static str, String) {
 }
 
 /// Addresses of events are v4-mapped where they are IPv4.
-fn address(bytes: [u8; 16]) -> IpAddr {
+#[must_use]
+pub fn address(bytes: [u8; 16]) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
 }
 
@@ -286,13 +293,20 @@ fn unix_ms() -> u64 {
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Now, on both clocks.
+#[must_use]
+pub fn now() -> Now {
+    Now {
+        unix_ms: unix_ms(),
+        boot_ns: Datapath::now_ns(),
+    }
+}
+
 /// An event's clock is the kernel's monotonic one.
 fn unix_ms_of(time_ns: u64) -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-    let monotonic = seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
-    unix_ms().saturating_sub(monotonic.saturating_sub(time_ns) / 1_000_000)
+    let now = now();
+    now.unix_ms
+        .saturating_sub(now.boot_ns.saturating_sub(time_ns) / 1_000_000)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thyra_datapath::Connection;
+use thyra_datapath::{Connection, EndedSockets, Held};
 use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event, Reason};
@@ -79,7 +79,7 @@ pub struct Counts {
     pub reasons: Vec<(Reason, ReasonCounter)>,
     /// By endpoint id.
     pub endpoints: Vec<(u16, EndpointCounter)>,
-    /// Events that found the ring full.
+    /// Events that were not written: the ring was full, or the budget of refusals spent.
     pub lost: u64,
 }
 
@@ -94,6 +94,18 @@ pub trait Kernel: Send {
 pub trait Events: Send {
     /// The next events, at least one.
     async fn next_batch(&mut self) -> std::io::Result<Vec<Event>>;
+}
+
+/// A pod's TCP sockets.
+#[async_trait::async_trait]
+pub trait Sockets: Send {
+    /// Those that end next.
+    async fn next_batch(&mut self) -> std::io::Result<EndedSockets>;
+    /// The connections that the pod holds now.
+    ///
+    /// # Errors
+    /// The kernel doesn't answer.
+    fn held(&self) -> std::io::Result<Vec<Held>>;
 }
 
 /// A datapath.
@@ -143,6 +155,8 @@ pub trait Plane: Send + Sync + 'static {
     fn set_listeners(&mut self, listeners: BTreeMap<Arc<str>, u16>) -> Result<(), PlaneError>;
     /// Whether allowed new connections are reported as events.
     fn report_new(&mut self, on: bool);
+    /// Which connections are reported for the flow log: one of two to this number.
+    fn flow_log(&mut self, sampling: Option<u8>);
     /// Index of an interface; none when it doesn't exist.
     fn interface_index(&self, name: &str) -> Option<u32>;
     /// Generation of the live tables; 0 when nothing was ever committed.
@@ -156,6 +170,8 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// The maps can't be read.
     fn counts(&self) -> Result<Counts, PlaneError>;
+    /// `Counts::lost` alone; 0 where that can't be read.
+    fn lost(&self) -> u64;
     /// Reads the live tables back.
     ///
     /// # Errors
@@ -166,6 +182,11 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// Its network namespace is not known or can't be entered.
     fn connections(&self, id: u16, registration: &Registration) -> Result<Vec<Connection>, PlaneError>;
+    /// The sockets of an endpoint's pod, watched from now on. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Its network namespace is not known or can't be entered.
+    fn sockets(&self, registration: &Registration) -> Result<Box<dyn Sockets>, PlaneError>;
     /// Endpoints that packets reach past the programs, and how many did since the last call, when that is news.
     fn check_coverage(&mut self) -> Vec<(u16, u64)>;
     /// Removes what finished connections left.

@@ -22,11 +22,13 @@ use crate::admin::{About, Admin};
 use crate::board::Board;
 use crate::change::Topic;
 use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, NonTcpChoice, PolicySource};
+use crate::flows::{self, Flows};
 use crate::held::Basis;
 use crate::l7::{self, L7, L7Error};
 use crate::metrics::{self, Metrics};
 use crate::monitor::Hub;
 use crate::plane::{Plane, PlaneError};
+use crate::pump::Pump;
 use crate::requests::Requests;
 use crate::service::Endpoints;
 use crate::socket::{self, SocketError};
@@ -123,6 +125,7 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
         // Only while somebody listens: `Admin::monitor`.
         report_new: false,
         local_redirect: config.local_redirect,
+        flow_log: None,
     })?)
 }
 
@@ -197,8 +200,20 @@ pub async fn run_on(
     for news in news.into_iter().flatten() {
         tasks.spawn(tell_of_envoy(news, handle.clone(), stop.clone()));
     }
+    let flows = Arc::new(Flows::new(config.flow_log, config.flow_log_sampling));
+    lock::write(&plane).flow_log(flows.reports());
     if let Some(events) = events {
-        tasks.spawn(hub.clone().pump(events, stop.clone()));
+        let pump = Pump {
+            hub: hub.clone(),
+            flows: flows.clone(),
+            plane: plane.clone(),
+            snapshot: handle.watch(),
+        };
+        tasks.spawn(pump.run(events, stop.clone()));
+    }
+    if flows.reports().is_some() {
+        let follow = flows::watch::follow(flows.clone(), plane.clone(), handle.watch(), stop.clone());
+        tasks.spawn(follow);
     }
     if let Some(listener) = metrics_listener {
         let registry = Arc::new(metrics::registry(
@@ -206,6 +221,7 @@ pub async fn run_on(
             plane.clone(),
             board.clone(),
             requests.clone(),
+            flows.clone(),
         ));
         tasks.spawn(http::serve(listener, registry, stop.clone()));
     }
@@ -224,6 +240,7 @@ pub async fn run_on(
         board,
         hub,
         requests,
+        flows,
         about: Arc::new(about),
         stop: stop.clone(),
     };
@@ -235,6 +252,8 @@ pub async fn run_on(
     let served = serve(listener, admin, endpoints, &stop, shutdown).await;
     stop.cancel();
     tasks.shutdown().await;
+    // Nobody would read it.
+    lock::write(&plane).flow_log(None);
     drop(handle);
     if tokio::time::timeout(GRACE, tokio::task::spawn_blocking(move || store.join()))
         .await

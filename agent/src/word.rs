@@ -37,6 +37,7 @@ pub fn event(kind: EventKind) -> &'static str {
         EventKind::Malformed => "malformed",
         EventKind::Audit => "audit",
         EventKind::Outbound => "outbound",
+        EventKind::Answered => "answered",
     }
 }
 

@@ -4,6 +4,8 @@
 
 #[path = "agent/api.rs"]
 mod api;
+#[path = "agent/flows.rs"]
+mod flows;
 #[path = "agent/lifecycle.rs"]
 mod lifecycle;
 #[path = "agent/plane.rs"]

@@ -127,6 +127,7 @@ pub(crate) fn open(bpffs: &Bpffs, local_redirect: bool) -> Result<Datapath> {
         non_tcp: NonTcp::Pass,
         l7_connections: L7_BUDGET,
         report_new: false,
+        flow_log: None,
         hook: None,
         order: Order::First,
         local_redirect,

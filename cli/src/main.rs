@@ -6,6 +6,8 @@ mod client;
 mod datapath;
 mod dry_run;
 mod endpoint;
+mod flows;
+mod histogram;
 mod identity;
 mod lab;
 mod monitor;
@@ -45,6 +47,8 @@ enum Command {
     Status(Single<status::Args>),
     /// Events as they happen
     Monitor(Single<monitor::Args>),
+    /// TCP connections and what was refused, with bytes, packets and latency; histograms by pair of identities
+    Flows(Single<flows::Args>),
     /// What Envoy judged: requests by pair of identities and by rule, with their durations
     Requests(Single<requests::Args>),
     /// What policy says of a connection, from files or from the agent
@@ -111,6 +115,7 @@ fn main() -> ExitCode {
         Command::Identity(group) => group.run(identity::run),
         Command::Policy(group) => group.run(policy::run),
         Command::Status(single) => single.run(status::run),
+        Command::Flows(single) => single.run(flows::run),
         Command::Requests(single) => single.run(requests::run),
         Command::Monitor(single) => single.run(monitor::run),
         Command::DryRun(single) => single.run(dry_run::run),

@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Only from or to this address, namespace/pod or endpoint id
     #[arg(long)]
     related_to: Option<String>,
+    /// Tell refusals once a second with their number, by kind of source, endpoint, port and reason
+    #[arg(long)]
+    aggregate: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,6 +68,8 @@ struct Event {
     own_service: bool,
     reset_sent: bool,
     message: String,
+    /// Packets that it stands for.
+    count: u64,
 }
 
 impl From<v1::MonitorEvent> for Event {
@@ -92,6 +97,7 @@ impl From<v1::MonitorEvent> for Event {
             own_service: e.own_service,
             reset_sent: e.reset_sent,
             message: e.message,
+            count: e.count,
         }
     }
 }
@@ -107,11 +113,13 @@ impl Event {
         let (mark, colour) = match self.kind.as_str() {
             "request" | "stream" if !refused => ("->", GREEN),
             "new" | "outbound" => ("->", GREEN),
-            "audit" | "agent" => ("~~", YELLOW),
+            "audit" | "agent" | "lost" => ("~~", YELLOW),
             _ => ("xx", RED),
         };
-        if self.kind == "agent" {
-            return format!("{} {}\n", coloured(mark, colour), self.message);
+        match self.kind.as_str() {
+            "agent" => return format!("{} {}\n", coloured(mark, colour), self.message),
+            "lost" => return format!("{} {}\n", coloured("~~ lost", colour), self.message),
+            _ => {}
         }
         let why = self.verdict.as_ref().map_or_else(String::new, |v| {
             let by = v
@@ -126,13 +134,17 @@ impl Event {
             };
             format!(" ({}{by}{because})", v.reason)
         });
+        let times = match self.count {
+            0 | 1 => String::new(),
+            many => format!(" ×{many}"),
+        };
         let side = if self.direction == "from_pod" {
             "from"
         } else {
             "to"
         };
         format!(
-            "{}{why} {side} endpoint {}, identity {}->{}: {} -> {} {} {}\n",
+            "{}{times}{why} {side} endpoint {}, identity {}->{}: {} -> {} {} {}\n",
             coloured(&format!("{mark} {}", self.kind), colour),
             self.endpoint,
             self.source_identity,
@@ -187,6 +199,7 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
         from: args.from.unwrap_or_default(),
         to: args.to.unwrap_or_default(),
         related_to: args.related_to.unwrap_or_default(),
+        aggregate: args.aggregate,
     };
     let mut events = client.admin.monitor(request).await.map_err(refused)?.into_inner();
     while let Some(event) = events.message().await.map_err(refused)? {
@@ -240,5 +253,24 @@ mod tests {
             "xx drop (policy denied by shop/deny-legacy#0) to endpoint 256, identity 31028->29898: \
              10.0.1.7:41022 -> 10.0.1.12:9080 tcp SYN\n"
         );
+    }
+
+    #[test]
+    fn refusals_that_are_told_together_say_how_many_they_are() {
+        let event = v1::MonitorEvent {
+            kind: "drop".into(),
+            source: "10.0.1.7".into(),
+            destination: "10.0.1.12".into(),
+            count: 230,
+            ..v1::MonitorEvent::default()
+        };
+        let line = Event::from(event).line();
+        assert!(line.starts_with("xx drop ×230 to endpoint 0"), "{line}");
+        let lost = v1::MonitorEvent {
+            kind: "lost".into(),
+            message: "7 events".into(),
+            ..v1::MonitorEvent::default()
+        };
+        assert_eq!(Event::from(lost).line(), "~~ lost 7 events\n");
     }
 }

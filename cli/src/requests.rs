@@ -1,6 +1,6 @@
 //! `thyra requests`: what Envoy judged since the agent started, and how long it took.
 //!
-//! Invariant: a quantile is the upper end of the bucket that holds it, never a guess inside it.
+//! Invariant: a request is in one pair and in one rule.
 
 use std::process::ExitCode;
 
@@ -9,10 +9,8 @@ use serde::Serialize;
 use thyra_proto::thyra::v1;
 
 use crate::client::{Agent, refused};
+use crate::histogram::{Histogram, upto};
 use crate::output::{Format, Show, show, table};
-
-/// Widest bar of a histogram, characters.
-const BAR: u64 = 40;
 
 /// `thyra requests …`
 #[derive(Debug, clap::Args)]
@@ -45,6 +43,8 @@ struct Pair {
     p99_ms: Option<f64>,
     /// Requests by duration.
     buckets: Vec<Bucket>,
+    #[serde(skip)]
+    histogram: Histogram,
 }
 
 /// Requests that took longer than the bucket before, up to this.
@@ -74,23 +74,22 @@ struct Requests {
 
 impl Pair {
     fn new(message: v1::RequestPair, bounds: &[f64]) -> Self {
-        let ends = bounds.iter().map(|bound| Some(bound * 1e3)).chain([None]);
-        let buckets = ends.zip(message.buckets);
-        let buckets: Vec<Bucket> = buckets
-            .map(|(upto_ms, requests)| Bucket { upto_ms, requests })
-            .collect();
-        let all: u64 = buckets.iter().map(|bucket| bucket.requests).sum();
-        let mean_ms = message.seconds * 1e3 / f64::from(u32::try_from(all.max(1)).unwrap_or(u32::MAX));
+        let histogram = Histogram::new(message.buckets, bounds, message.seconds);
+        let bucket = |(upto_ms, requests): &(Option<f64>, u64)| Bucket {
+            upto_ms: *upto_ms,
+            requests: *requests,
+        };
         Self {
             source: message.source,
             destination: message.destination,
             allowed: message.allowed,
             denied: message.denied,
             refused: message.refused,
-            mean_ms,
-            p50_ms: quantile(&buckets, all, 50),
-            p99_ms: quantile(&buckets, all, 99),
-            buckets,
+            mean_ms: histogram.mean_ms(),
+            p50_ms: histogram.quantile_ms(50),
+            p99_ms: histogram.quantile_ms(99),
+            buckets: histogram.buckets.iter().map(bucket).collect(),
+            histogram,
         }
     }
 
@@ -108,32 +107,13 @@ impl Pair {
     }
 
     fn bars(&self) -> String {
-        let most = self.buckets.iter().map(|b| b.requests).max().unwrap_or(0).max(1);
-        let mut text = format!("\n{} -> {}\n", self.source, self.destination);
-        for bucket in self.buckets.iter().filter(|bucket| bucket.requests > 0) {
-            let length = (bucket.requests * BAR).div_ceil(most);
-            let bar = "#".repeat(usize::try_from(length).unwrap_or(0));
-            text += &format!("{:>10} ms  {bar} {}\n", upto(bucket.upto_ms), bucket.requests);
-        }
-        text
+        format!(
+            "\n{} -> {}\n{}",
+            self.source,
+            self.destination,
+            self.histogram.bars()
+        )
     }
-}
-
-/// The end of the bucket that holds the request at `percent` of `all`.
-fn quantile(buckets: &[Bucket], all: u64, percent: u64) -> Option<f64> {
-    let wanted = (all * percent).div_ceil(100);
-    let mut seen = 0;
-    buckets
-        .iter()
-        .find(|bucket| {
-            seen += bucket.requests;
-            seen >= wanted
-        })
-        .and_then(|bucket| bucket.upto_ms)
-}
-
-fn upto(end: Option<f64>) -> String {
-    end.map_or_else(|| "more".to_owned(), |end| format!("<= {end}"))
 }
 
 impl Show for Requests {
@@ -204,26 +184,4 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
     };
     show(&requests, format)?;
     Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pair(buckets: &[u64]) -> Pair {
-        let message = v1::RequestPair {
-            buckets: buckets.to_vec(),
-            seconds: 0.1,
-            ..v1::RequestPair::default()
-        };
-        Pair::new(message, &[0.001, 0.002])
-    }
-
-    #[test]
-    fn a_quantile_is_the_end_of_its_bucket() {
-        let one = pair(&[98, 1, 1]);
-        assert_eq!((one.p50_ms, one.p99_ms), (Some(1.0), Some(2.0)));
-        assert_eq!(pair(&[1, 0, 99]).p50_ms, None);
-        assert_eq!(pair(&[0, 0, 0]).mean_ms, 100.0, "no request, no division by it");
-    }
 }

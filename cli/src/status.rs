@@ -215,7 +215,10 @@ impl Show for Status {
             );
         }
         if self.lost_events > 0 {
-            text += &format!("\n{} events were lost: the ring was full\n", self.lost_events);
+            text += &format!(
+                "\n{} events were lost: the ring was full, or too much was refused at once\n",
+                self.lost_events
+            );
         }
         if self.args.verbose {
             text += &self.details();

@@ -151,10 +151,7 @@ impl Datapath {
         if self.config.non_tcp == NonTcp::Enforce {
             flags |= Control::ENFORCE_NON_TCP;
         }
-        if self.config.report_new {
-            flags |= Control::REPORT_NEW;
-        }
-        flags
+        flags | self.config.reports()
     }
 
     /// Whether the live bank is what is wanted already.

@@ -22,7 +22,7 @@ pub struct Counters {
     pub reasons: BTreeMap<Reason, ReasonCounter>,
     /// By endpoint id; those that are attached.
     pub endpoints: BTreeMap<u16, EndpointCounter>,
-    /// Events that found the ring full.
+    /// Events that were not written: the ring was full, or the budget of refusals spent.
     pub lost_events: u64,
 }
 
@@ -76,8 +76,14 @@ impl CounterMemory {
             };
             counters.endpoints.insert(id, counter);
         }
-        [counters.lost_events] = self.sum(LOST, 0);
+        counters.lost_events = self.lost();
         counters
+    }
+
+    /// Events that were not written.
+    pub(crate) fn lost(&self) -> u64 {
+        let [lost] = self.sum(LOST, 0);
+        lost
     }
 
     /// Sets a verdict's counter to zero. No program may still count under the id.

@@ -81,6 +81,9 @@ pub struct Config {
     /// Report allowed new connections as events; in force from the next commit on. `Datapath::set_report_new` changes
     /// it at once.
     pub report_new: bool,
+    /// Report connections for the flow log, one of two to this number (`Control::flow_log`); in force from the next
+    /// commit on. `Datapath::set_flow_log` changes it at once.
+    pub flow_log: Option<u8>,
     /// How programs are put at interfaces; the best that this kernel has where nothing is said.
     pub hook: Option<Hook>,
     /// Where among other programs; for tcx links that are made from now on.
@@ -88,6 +91,14 @@ pub struct Config {
     /// Put connections between two pods of this node straight from one into the other, past the node's stack; for
     /// endpoints that are attached from now on. Turned off, connections that went so go through the stack.
     pub local_redirect: bool,
+}
+
+impl Config {
+    /// The flags of the control word that say what is reported.
+    pub(crate) fn reports(&self) -> u64 {
+        let all = if self.report_new { Control::REPORT_NEW } else { 0 };
+        all | self.flow_log.map_or(0, Control::flow_log)
+    }
 }
 
 /// Whether `open` found a datapath at work.
@@ -183,12 +194,26 @@ impl Datapath {
     /// the packet, so it is for when somebody listens.
     pub fn set_report_new(&mut self, on: bool) {
         self.config.report_new = on;
+        self.set_reports();
+    }
+
+    /// Which connections are reported for the flow log, from the next packet on: one of two to this number.
+    pub fn set_flow_log(&mut self, sampling: Option<u8>) {
+        self.config.flow_log = sampling;
+        self.set_reports();
+    }
+
+    fn set_reports(&mut self) {
         let Control(word) = self.memory.control();
-        self.memory.set_control(Control(if on {
-            word | Control::REPORT_NEW
-        } else {
-            word & !Control::REPORT_NEW
-        }));
+        let all = Control::REPORT_NEW | Control::flow_log(Control::MAX_SAMPLING);
+        self.memory
+            .set_control(Control(word & !all | self.config.reports()));
+    }
+
+    /// Events that were not written, since the maps were made: the ring was full, or the budget of refusals spent.
+    #[must_use]
+    pub fn lost_events(&self) -> u64 {
+        self.counters.lost()
     }
 
     /// All counters, summed over the CPUs. They grow as long as the maps live, across restarts.

@@ -37,11 +37,13 @@ mod open;
 mod outbound;
 mod preflight;
 mod programs;
+mod socket_watch;
 mod sockets;
 mod state_file;
 mod status;
 mod steering;
 mod sys;
+mod traffic;
 mod verdict_names;
 mod view;
 
@@ -59,10 +61,12 @@ pub use object::{ObjectError, built_by, object};
 pub use open::OpenError;
 pub use preflight::{Check, PreflightError, preflight};
 pub use programs::HookError;
-pub use sockets::{Connection, Phase};
+pub use socket_watch::{EndedSockets, SocketWatch};
+pub use sockets::{Connection, Held, Phase};
 pub use state_file::StateError;
 pub use status::{DatapathStatus, EndpointStatus, Fill};
 pub use steering::SteerError;
+pub use traffic::Traffic;
 pub use verdict_names::VerdictsFull;
 pub use view::{KernelView, Sighting};
 

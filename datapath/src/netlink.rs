@@ -43,6 +43,19 @@ pub(crate) fn dump<T: IntoBytes + Immutable>(
     message: &T,
     each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
+    dump_on(&Socket::new(protocol)?, kind, message, each)
+}
+
+/// The same on a socket that exists, in the network namespace that it was made in.
+///
+/// # Errors
+/// As `dump`.
+pub(crate) fn dump_on<T: IntoBytes + Immutable>(
+    socket: &Socket,
+    kind: u16,
+    message: &T,
+    each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     let header = Header {
         length: u32::try_from(size_of::<Header>() + size_of::<T>()).map_err(io::Error::other)?,
         kind,
@@ -50,7 +63,6 @@ pub(crate) fn dump<T: IntoBytes + Immutable>(
         sequence: 1,
         port: 0,
     };
-    let socket = Socket::new(protocol)?;
     socket.send(&[header.as_bytes(), message.as_bytes()].concat(), 0)?;
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -61,7 +73,7 @@ pub(crate) fn dump<T: IntoBytes + Immutable>(
 }
 
 /// Reads one datagram of a dump; whether more follow.
-fn messages(mut bytes: &[u8], each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
+pub(crate) fn messages(mut bytes: &[u8], each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<bool> {
     while !bytes.is_empty() {
         let (header, _) = Header::read_from_prefix(bytes).map_err(|_| cut_short())?;
         let length = usize::try_from(header.length).map_err(|_| cut_short())?;

@@ -11,9 +11,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use crate::traffic::{self, Traffic};
 use crate::{netlink, netns};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -49,6 +51,15 @@ pub struct Connection {
     pub phase: Phase,
 }
 
+/// A connection with what went over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Held {
+    /// The connection.
+    pub connection: Connection,
+    /// None where the kernel tells nothing of it: in TIME_WAIT, say.
+    pub traffic: Option<Traffic>,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 struct SocketId {
@@ -71,7 +82,7 @@ struct Request {
     id: SocketId,
 }
 
-/// The beginning of `inet_diag_msg`.
+/// `inet_diag_msg`.
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 struct Answer {
@@ -80,12 +91,17 @@ struct Answer {
     timer: u8,
     retransmits: u8,
     id: SocketId,
+    expires: u32,
+    receive_queue: u32,
+    write_queue: u32,
+    user: u32,
+    inode: u32,
 }
 
 /// What one socket is.
 enum Found {
     Listener(u16),
-    Connection(Connection),
+    Connection(Held),
 }
 
 /// The connections in the network namespace at `netns` (`/proc/PID/ns/net`, or a name's file).
@@ -93,55 +109,74 @@ enum Found {
 /// # Errors
 /// The namespace can't be entered (CAP_SYS_ADMIN), or the kernel doesn't answer.
 pub(crate) fn connections(netns: &Path) -> io::Result<Vec<Connection>> {
-    netns::inside(File::open(netns)?, connections_here)
+    let here = || held(&Socket::new(NETLINK_SOCK_DIAG)?);
+    let found = netns::inside(File::open(netns)?, here)?;
+    Ok(found.into_iter().map(|held| held.connection).collect())
 }
 
-fn connections_here() -> io::Result<Vec<Connection>> {
+/// The connections in the network namespace that the socket was made in, with their traffic.
+///
+/// # Errors
+/// The kernel doesn't answer.
+pub(crate) fn held(asked: &Socket) -> io::Result<Vec<Held>> {
     let mut listening: HashSet<u16> = HashSet::new();
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        for socket in dump(family)? {
+        for socket in dump(asked, family)? {
             match socket {
                 Found::Listener(port) => drop(listening.insert(port)),
-                Found::Connection(connection) => found.push(connection),
+                Found::Connection(held) => found.push(held),
             }
         }
     }
-    for connection in &mut found {
+    for Held { connection, .. } in &mut found {
         connection.accepted = listening.contains(&connection.local.port());
     }
     Ok(found)
 }
 
-/// All TCP sockets of a family in this thread's network namespace.
-fn dump(family: u8) -> io::Result<Vec<Found>> {
+/// The connection that ended, as a destroy notification tells it; none of a socket without another side.
+///
+/// # Errors
+/// It is cut short.
+pub(crate) fn ended(body: &[u8]) -> io::Result<Option<Held>> {
+    let (answer, attributes) = Answer::read_from_prefix(body).map_err(|_| netlink::cut_short())?;
+    let found = read(&answer, attributes)?;
+    Ok(match found {
+        Some(Found::Connection(held)) => Some(held),
+        Some(Found::Listener(_)) | None => None,
+    })
+}
+
+/// All TCP sockets of a family.
+fn dump(asked: &Socket, family: u8) -> io::Result<Vec<Found>> {
     let request = Request {
         family,
         protocol: IPPROTO_TCP,
-        extensions: 0,
+        extensions: traffic::WANTED,
         pad: 0,
         states: u32::MAX,
         id: SocketId::new_zeroed(),
     };
     let mut found = Vec::new();
-    netlink::dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, &request, &mut |body| {
-        let (answer, _) = Answer::read_from_prefix(body).map_err(|_| netlink::cut_short())?;
-        found.extend(read(&answer));
+    netlink::dump_on(asked, SOCK_DIAG_BY_FAMILY, &request, &mut |body| {
+        let (answer, attributes) = Answer::read_from_prefix(body).map_err(|_| netlink::cut_short())?;
+        found.extend(read(&answer, attributes)?);
         Ok(())
     })?;
     Ok(found)
 }
 
 /// None for a socket without another side.
-fn read(answer: &Answer) -> Option<Found> {
-    let local = SocketAddr::new(
-        address(answer.family, answer.id.source)?,
-        u16::from_be_bytes(answer.id.source_port),
-    );
-    let remote = SocketAddr::new(
-        address(answer.family, answer.id.destination)?,
-        u16::from_be_bytes(answer.id.destination_port),
-    );
+fn read(answer: &Answer, attributes: &[u8]) -> io::Result<Option<Found>> {
+    let (Some(local), Some(remote)) = (
+        address(answer.family, answer.id.source),
+        address(answer.family, answer.id.destination),
+    ) else {
+        return Ok(None);
+    };
+    let local = SocketAddr::new(local, u16::from_be_bytes(answer.id.source_port));
+    let remote = SocketAddr::new(remote, u16::from_be_bytes(answer.id.destination_port));
     // The TCP states of <https://github.com/torvalds/linux/blob/v6.6/include/net/tcp_states.h>.
     let phase = match answer.state {
         1 => Phase::Open,
@@ -149,15 +184,19 @@ fn read(answer: &Answer) -> Option<Found> {
         4 | 5 => Phase::LocalClosed,
         8 => Phase::RemoteClosed,
         6 | 9 | 11 => Phase::Closed,
-        10 => return Some(Found::Listener(local.port())),
-        _ => return None,
+        // Of one that is destroyed.
+        7 if remote.port() != 0 => Phase::Closed,
+        10 => return Ok(Some(Found::Listener(local.port()))),
+        _ => return Ok(None),
     };
-    Some(Found::Connection(Connection {
+    let connection = Connection {
         local,
         remote,
         accepted: false,
         phase,
-    }))
+    };
+    let traffic = netlink::attribute(attributes, traffic::INFO)?.and_then(Traffic::read);
+    Ok(Some(Found::Connection(Held { connection, traffic })))
 }
 
 fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {

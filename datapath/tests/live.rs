@@ -6,6 +6,8 @@
 mod clsact;
 #[path = "live/direct.rs"]
 mod direct;
+#[path = "live/flow_log.rs"]
+mod flow_log;
 #[path = "live/frames.rs"]
 mod frames;
 #[path = "live/node.rs"]

@@ -24,7 +24,7 @@ macro_rules! package {
 }
 
 /// What a `MonitorEvent` can be: what the kernel tells, what Envoy judged, what the agent did.
-pub const MONITOR_KINDS: [&str; 10] = [
+pub const MONITOR_KINDS: [&str; 11] = [
     "new",
     "drop",
     "revoke",
@@ -34,6 +34,7 @@ pub const MONITOR_KINDS: [&str; 10] = [
     "outbound",
     "request",
     "stream",
+    "lost",
     "agent",
 ];
 

@@ -138,6 +138,31 @@ pub enum NonTcpChoice {
     Enforce,
 }
 
+/// `--flow-log`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowLogChoice {
+    /// Nothing is kept or written.
+    Off,
+    /// What is refused, second by second.
+    #[default]
+    Denied,
+    /// Allowed TCP connections too.
+    All,
+}
+
+impl FlowLogChoice {
+    /// The word that selects it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Denied => "denied",
+            Self::All => "all",
+        }
+    }
+}
+
 /// `--log-format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]

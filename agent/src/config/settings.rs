@@ -9,8 +9,8 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, HostTrafficChoice, LogFormat, ModeChoice, NonTcpChoice,
-    PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HostTrafficChoice, LogFormat, ModeChoice,
+    NonTcpChoice, PolicySource, WorkloadSource,
 };
 
 /// Flags and file keys; see `Config` for what they mean together.
@@ -111,6 +111,12 @@ pub struct Settings {
     /// User and group id that Envoy runs as [default: 65532]
     #[arg(long, value_name = "UID")]
     pub envoy_user: Option<u32>,
+    /// What the flow log keeps: nothing, what is refused, or all TCP connections [default: denied]
+    #[arg(long, value_enum)]
+    pub flow_log: Option<FlowLogChoice>,
+    /// Log one of so many connections, a power of two up to 32768 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub flow_log_sample: Option<u32>,
     /// MiB that Envoy may allocate; near it what holds much is reset [default: 1024]
     #[arg(long, value_name = "MIB")]
     pub envoy_memory: Option<NonZeroU32>,
@@ -177,6 +183,8 @@ impl Settings {
             non_tcp: self.non_tcp.or(file.non_tcp),
             envoy: self.envoy.or(file.envoy),
             envoy_user: self.envoy_user.or(file.envoy_user),
+            flow_log: self.flow_log.or(file.flow_log),
+            flow_log_sample: self.flow_log_sample.or(file.flow_log_sample),
             envoy_memory: self.envoy_memory.or(file.envoy_memory),
             l7_connections: self.l7_connections.or(file.l7_connections),
             l7_requests: self.l7_requests.or(file.l7_requests),

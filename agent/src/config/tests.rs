@@ -98,3 +98,22 @@ fn what_is_not_supported_or_missing_is_refused_by_name() {
             .contains("--xds-address")
     );
 }
+
+#[test]
+fn a_flow_log_takes_one_of_a_power_of_two_and_says_so_of_another_number() {
+    let of = |args: &[&str]| flags(&[BASE, args].concat()).resolve();
+    let config = of(&["--flow-log=all", "--flow-log-sample=64"]).expect("good");
+    assert_eq!(
+        (config.flow_log, config.flow_log_sampling),
+        (FlowLogChoice::All, 6)
+    );
+    let config = of(&[]).expect("good");
+    assert_eq!(
+        (config.flow_log, config.flow_log_sampling),
+        (FlowLogChoice::Denied, 0)
+    );
+    for wrong in ["0", "3", "65536"] {
+        let refused = of(&[&format!("--flow-log-sample={wrong}")]).expect_err("not that one");
+        assert!(refused.to_string().contains("is not a power of two"), "{refused}");
+    }
+}

@@ -9,14 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use thyra_datapath::{
-    AttachError, CommitError, Connection, Datapath, EndpointSpec, EndpointStatus, EventReader, KernelView,
-    LocalRedirect, Origin, ReserveError,
+    AttachError, CommitError, Connection, Datapath, EndedSockets, EndpointSpec, EndpointStatus, EventReader,
+    Held, KernelView, LocalRedirect, Origin, ReserveError, SocketWatch,
 };
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event};
 use tracing::debug;
 
-use super::{Committed, Counts, Events, Fill, Kernel, Plane, PlaneError, PlaneStatus};
+use super::{Committed, Counts, Events, Fill, Kernel, Plane, PlaneError, PlaneStatus, Sockets};
 use crate::chain::chain;
 use crate::registration::Registration;
 
@@ -26,6 +26,14 @@ fn failed(error: &dyn std::error::Error) -> PlaneError {
 
 fn full(error: &dyn std::error::Error) -> PlaneError {
     PlaneError::Full(chain(error))
+}
+
+fn named_netns(registration: &Registration) -> Result<&Path, PlaneError> {
+    if registration.netns.is_empty() {
+        let why = "the registration doesn't name its network namespace";
+        return Err(PlaneError::Precondition(why.into()));
+    }
+    Ok(registration.netns.as_ref())
 }
 
 impl From<ReserveError> for PlaneError {
@@ -123,6 +131,10 @@ impl Plane for Datapath {
         self.set_report_new(on);
     }
 
+    fn flow_log(&mut self, sampling: Option<u8>) {
+        self.set_flow_log(sampling);
+    }
+
     fn interface_index(&self, name: &str) -> Option<u32> {
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::INET,
@@ -154,17 +166,22 @@ impl Plane for Datapath {
         })
     }
 
+    fn lost(&self) -> u64 {
+        self.lost_events()
+    }
+
     fn read_back(&self) -> Result<Box<dyn Kernel>, PlaneError> {
         Ok(Box::new(Datapath::read_back(self).map_err(|e| failed(&e))?))
     }
 
     fn connections(&self, id: u16, registration: &Registration) -> Result<Vec<Connection>, PlaneError> {
-        if registration.netns.is_empty() {
-            let why = "the registration doesn't name its network namespace";
-            return Err(PlaneError::Precondition(why.into()));
-        }
-        let (addresses, netns) = (&registration.addresses, registration.netns.as_ref());
-        Datapath::connections(self, id, addresses, netns).map_err(|e| failed(&e))
+        let netns = named_netns(registration)?;
+        Datapath::connections(self, id, &registration.addresses, netns).map_err(|e| failed(&e))
+    }
+
+    fn sockets(&self, registration: &Registration) -> Result<Box<dyn Sockets>, PlaneError> {
+        let watch = SocketWatch::open(named_netns(registration)?).map_err(|e| failed(&e))?;
+        Ok(Box::new(watch))
     }
 
     fn local_redirect(&self, id: u16) -> String {
@@ -239,5 +256,16 @@ impl Kernel for KernelView {
 impl Events for EventReader {
     async fn next_batch(&mut self) -> std::io::Result<Vec<Event>> {
         EventReader::next_batch(self).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Sockets for SocketWatch {
+    async fn next_batch(&mut self) -> std::io::Result<EndedSockets> {
+        SocketWatch::next_batch(self).await
+    }
+
+    fn held(&self) -> std::io::Result<Vec<Held>> {
+        SocketWatch::held(self)
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use thyra_agent::registration::Registration;
 use thyra_agent::{RunError, Settings, run_on};
 use thyra_datapath::{Connection, Phase};
 use thyra_proto::thyra::v1 as api;
@@ -20,7 +21,7 @@ use crate::plane::Remembering;
 use crate::sample::pod;
 
 const FRONT: &str = "10.0.1.2";
-const MESH: &str = r#"
+pub(crate) const MESH: &str = r#"
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {thyra.io/mode: enforce}}
@@ -55,25 +56,31 @@ fn allow(version: &str, account: &str) -> String {
     )
 }
 
-struct Agent {
+pub(crate) struct Agent {
     folder: tempfile::TempDir,
-    plane: Remembering,
+    pub(crate) plane: Remembering,
     stop: CancellationToken,
     task: JoinHandle<Result<(), RunError>>,
 }
 
 impl Agent {
     fn start(files: &[(&str, &str)]) -> Self {
+        Self::on(Remembering::default(), files, |_| {})
+    }
+
+    /// On a datapath that remembers already, with settings of one's own.
+    pub(crate) fn on(plane: Remembering, files: &[(&str, &str)], change: impl FnOnce(&mut Settings)) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let manifests = folder.path().join("manifests");
         std::fs::create_dir(&manifests).expect("made");
         for (name, text) in files {
             std::fs::write(manifests.join(name), text).expect("written");
         }
-        let plane = Remembering::default();
         plane.interface("veth-cart", 7);
         let stop = CancellationToken::new();
-        let config = settings(folder.path(), &manifests).resolve().expect("good");
+        let mut settings = settings(folder.path(), &manifests);
+        change(&mut settings);
+        let config = settings.resolve().expect("good");
         let task = tokio::spawn(run_on(
             Box::new(plane.clone()),
             config,
@@ -91,7 +98,7 @@ impl Agent {
         std::fs::write(self.folder.path().join("manifests").join(name), text).expect("written");
     }
 
-    async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         let path: PathBuf = self.folder.path().join("run/agent.sock");
         for _ in 0..200 {
             if path.exists() {
@@ -111,7 +118,11 @@ impl Agent {
     }
 
     async fn add_cart(&self) -> api::AddResponse {
-        let endpoint = Some(pod("cart", "veth-cart", "10.0.0.2").to_api());
+        self.add(pod("cart", "veth-cart", "10.0.0.2")).await
+    }
+
+    pub(crate) async fn add(&self, pod: Registration) -> api::AddResponse {
+        let endpoint = Some(pod.to_api());
         let mut client = EndpointServiceClient::new(self.channel().await);
         client
             .add(api::AddRequest { endpoint })
@@ -120,7 +131,7 @@ impl Agent {
             .into_inner()
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.cancel();
         self.task.await.expect("no panic").expect("a graceful stop");
         assert!(!self.folder.path().join("run/agent.sock").exists());

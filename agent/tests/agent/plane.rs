@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use thyra_agent::plane::{Committed, Counts, Events, Kernel, Plane, PlaneError, PlaneStatus};
+use thyra_agent::plane::{Committed, Counts, Events, Kernel, Plane, PlaneError, PlaneStatus, Sockets};
 use thyra_agent::registration::Registration;
-use thyra_datapath::Connection;
-use thyra_datapath_abi::Action;
+use thyra_datapath::{Connection, EndedSockets, Held};
 use thyra_datapath_abi::tables::{Tables, Verdict};
+use thyra_datapath_abi::{Action, Event};
+use tokio::sync::mpsc::Receiver;
 
 /// What it was told; outlives the agent as the kernel does.
 #[derive(Debug, Default)]
@@ -29,6 +30,14 @@ pub(crate) struct Told {
     pub(crate) connections: BTreeMap<u16, Vec<Connection>>,
     /// Whether allowed connections are reported.
     pub(crate) reports_new: bool,
+    /// What is reported for the flow log.
+    pub(crate) flow_log: Option<u8>,
+    /// The ring, for whoever reads it first.
+    pub(crate) events: Option<Receiver<Vec<Event>>>,
+    /// Events that were lost.
+    pub(crate) lost: u64,
+    /// The pods' sockets as they end, by namespace, for whoever watches them first.
+    pub(crate) ended: BTreeMap<String, Receiver<EndedSockets>>,
     /// The next commits fail with this.
     pub(crate) full: Option<String>,
     /// The next attachments fail with this.
@@ -141,6 +150,10 @@ impl Plane for Remembering {
         self.with(|t| t.reports_new = on);
     }
 
+    fn flow_log(&mut self, sampling: Option<u8>) {
+        self.with(|t| t.flow_log = sampling);
+    }
+
     fn interface_index(&self, name: &str) -> Option<u32> {
         self.with(|t| t.interfaces.get(name).copied())
     }
@@ -158,7 +171,20 @@ impl Plane for Remembering {
     }
 
     fn counts(&self) -> Result<Counts, PlaneError> {
-        Ok(Counts::default())
+        Ok(Counts {
+            lost: self.lost(),
+            ..Counts::default()
+        })
+    }
+
+    fn lost(&self) -> u64 {
+        self.with(|t| t.lost)
+    }
+
+    fn sockets(&self, registration: &Registration) -> Result<Box<dyn Sockets>, PlaneError> {
+        let ended = self.with(|t| t.ended.remove(&registration.netns));
+        let ended = ended.ok_or_else(|| PlaneError::Precondition("no such namespace".into()))?;
+        Ok(Box::new(Ending(ended)))
     }
 
     fn read_back(&self) -> Result<Box<dyn Kernel>, PlaneError> {
@@ -188,6 +214,37 @@ impl Plane for Remembering {
     }
 
     fn events(&self) -> Result<Option<Box<dyn Events>>, PlaneError> {
-        Ok(None)
+        let events = self.with(|t| t.events.take());
+        Ok(events.map(|events| -> Box<dyn Events> { Box::new(Ring(events)) }))
+    }
+}
+
+/// Batches of events.
+struct Ring(Receiver<Vec<Event>>);
+
+#[async_trait::async_trait]
+impl Events for Ring {
+    async fn next_batch(&mut self) -> std::io::Result<Vec<Event>> {
+        match self.0.recv().await {
+            Some(batch) => Ok(batch),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Sockets that end.
+struct Ending(Receiver<EndedSockets>);
+
+#[async_trait::async_trait]
+impl Sockets for Ending {
+    async fn next_batch(&mut self) -> std::io::Result<EndedSockets> {
+        match self.0.recv().await {
+            Some(batch) => Ok(batch),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn held(&self) -> std::io::Result<Vec<Held>> {
+        Ok(Vec::new())
     }
 }

@@ -20,6 +20,8 @@ pub enum EventKind {
     Audit = 6,
     /// A pod opened a connection of its own.
     Outbound = 7,
+    /// A TCP connection that the flow log takes was answered: a SYN-ACK went on, to the pod or from it.
+    Answered = 8,
 }
 
 impl EventKind {
@@ -34,6 +36,7 @@ impl EventKind {
             5 => Self::Malformed,
             6 => Self::Audit,
             7 => Self::Outbound,
+            8 => Self::Answered,
             _ => return None,
         })
     }
@@ -43,7 +46,7 @@ impl EventKind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Event {
-    /// Nanoseconds since boot: of the last timer interrupt (at most 10 ms ago) where the packet went on.
+    /// Nanoseconds since boot, time asleep left out.
     pub time_ns: u64,
     /// Generation of the tables that judged the packet.
     pub generation: u32,
@@ -51,7 +54,7 @@ pub struct Event {
     pub ifindex: u32,
     /// Bytes of the packet, headers included.
     pub length: u32,
-    /// TCP sequence number, host byte order.
+    /// TCP sequence number, host byte order; of `Answered` that of the SYN.
     pub sequence: u32,
     /// Source address of the packet.
     pub source: [u8; 16],

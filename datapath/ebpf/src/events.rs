@@ -22,7 +22,8 @@ pub fn report(kind: EventKind, event: &Event) {
     let now = if is_refusal(kind) {
         time_to_refuse()
     } else {
-        coarse_now()
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_ns() }
     };
     if now == 0 {
         return;

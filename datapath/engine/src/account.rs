@@ -4,7 +4,7 @@
 //! interface has received), and once under its verdict or its reason; an
 //! allowed answer of the pod is counted at the endpoint alone.
 
-use thyra_datapath_abi::{Event, EventKind, Reason};
+use thyra_datapath_abi::{Control, Event, EventKind, Reason};
 
 use crate::decide::{Act, Arrival, Outcome};
 use crate::packet::{Kind, Parsed};
@@ -43,13 +43,22 @@ pub fn feasible<F: Family>(outcome: &Outcome, parsed: &Parsed<F>) -> Act {
     }
 }
 
-/// Writes what is to be counted and reported.
+/// Whether the packet goes on with an answer to a connection that the flow log takes.
+#[must_use]
+#[inline(always)]
+pub fn is_logged_answer<F: Family>(act: Act, parsed: &Parsed<F>, control: Control) -> bool {
+    let packet = &parsed.packet;
+    act == Act::Pass && parsed.kind == Kind::Tcp && packet.is_answer() && control.logs(packet.answered())
+}
+
+/// Writes what is to be counted and reported: what was decided, else that a SYN was answered (`is_logged_answer`).
 #[inline(always)]
 pub fn account<F: Family, C: Counters + ?Sized>(
     counters: &C,
     outcome: &Outcome,
     act: Act,
     parsed: &Parsed<F>,
+    is_answer: bool,
     (arrival, bytes, generation): (&Arrival, u32, u32),
 ) {
     let direction = if outcome.flags & Event::FROM_POD == 0 {
@@ -64,12 +73,22 @@ pub fn account<F: Family, C: Counters + ?Sized>(
     } else if let Some(reason) = outcome.reason {
         counters.reason(reason, bytes);
     }
-    if let Some(kind) = outcome.event {
-        counters.report(
-            kind,
-            event(kind, outcome, act, parsed, (arrival, bytes, generation)),
-        );
-    }
+    let is_answer = is_answer && outcome.event.is_none();
+    let reported = if is_answer {
+        Some(EventKind::Answered)
+    } else {
+        outcome.event
+    };
+    let Some(kind) = reported else {
+        return;
+    };
+    let sequence = if is_answer {
+        parsed.packet.answered()
+    } else {
+        parsed.packet.sequence
+    };
+    let event = event(kind, outcome, act, parsed, (arrival, bytes, generation));
+    counters.report(kind, Event { sequence, ..event });
 }
 
 #[inline(always)]
@@ -96,7 +115,6 @@ fn event<F: Family>(
         kind: kind_number(kind),
         reason: reason_number(outcome.reason),
         flags: outcome.flags | answered,
-        sequence: packet.sequence,
         source: if known { F::mapped(packet.source) } else { [0; 16] },
         destination: if known {
             F::mapped(packet.destination)

@@ -67,6 +67,27 @@ impl<F: Family> Packet<F> {
         self.flags & (SYN | ACK) == SYN
     }
 
+    /// Opens a connection, or answers that.
+    #[must_use]
+    #[inline(always)]
+    pub fn has_syn(&self) -> bool {
+        self.flags & SYN != 0
+    }
+
+    /// Answers a SYN.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_answer(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN | ACK
+    }
+
+    /// The sequence number of the SYN that it answers (RFC 9293 3.5); means nothing of another packet.
+    #[must_use]
+    #[inline(always)]
+    pub fn answered(&self) -> u32 {
+        self.acknowledgment.wrapping_sub(1)
+    }
+
     /// Begins, answers or ends a connection: what the memory of connections wants to know.
     #[must_use]
     #[inline(always)]

@@ -160,6 +160,7 @@ pub(crate) fn config() -> Config {
         non_tcp: NonTcp::Pass,
         l7_connections: L7_BUDGET,
         report_new: true,
+        flow_log: None,
         hook: Some(hook()),
         order: Order::First,
         local_redirect: false,

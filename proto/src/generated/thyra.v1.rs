@@ -545,13 +545,16 @@ pub struct MonitorRequest {
     pub to: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub related_to: ::prost::alloc::string::String,
+    /// Refusals are told once a second, by kind of source, endpoint, port and reason, with their count.
+    #[prost(bool, tag = "5")]
+    pub aggregate: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MonitorEvent {
     /// Milliseconds since the epoch.
     #[prost(uint64, tag = "1")]
     pub time_unix_ms: u64,
-    /// new | drop | revoke | spoof | malformed | audit | outbound | request | stream | agent
+    /// new | drop | revoke | spoof | malformed | audit | outbound | request | stream | lost | agent
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
@@ -588,7 +591,7 @@ pub struct MonitorEvent {
     /// to_pod | from_pod
     #[prost(string, tag = "18")]
     pub direction: ::prost::alloc::string::String,
-    /// For kinds agent and request.
+    /// For kinds agent, lost, request and stream.
     #[prost(string, tag = "19")]
     pub message: ::prost::alloc::string::String,
     #[prost(bool, tag = "20")]
@@ -597,6 +600,183 @@ pub struct MonitorEvent {
     pub own_service: bool,
     #[prost(bool, tag = "22")]
     pub reset_sent: bool,
+    /// Packets that it stands for; of kind lost, events that nobody heard of. Addresses and source port are then those of
+    /// the first.
+    #[prost(uint64, tag = "23")]
+    pub count: u64,
+}
+/// As MonitorRequest's.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowFilter {
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub related_to: ::prost::alloc::string::String,
+    /// allow | deny | audit; empty: all
+    #[prost(string, tag = "4")]
+    pub verdict: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListFlowsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<FlowFilter>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListFlowsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub flows: ::prost::alloc::vec::Vec<Flow>,
+    #[prost(message, optional, tag = "2")]
+    pub log: ::core::option::Option<FlowLog>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchFlowsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<FlowFilter>,
+}
+/// How the log stands.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowLog {
+    /// off | denied | all
+    #[prost(string, tag = "1")]
+    pub logged: ::prost::alloc::string::String,
+    /// One of so many connections is logged.
+    #[prost(uint32, tag = "2")]
+    pub sample: u32,
+    /// Flows that had to make room.
+    #[prost(uint64, tag = "3")]
+    pub forgotten: u64,
+    /// Events that were not written, since the maps were made.
+    #[prost(uint64, tag = "4")]
+    pub lost_events: u64,
+    /// Endpoints whose sockets can't be watched, with the reason: what went over their flows is not known.
+    #[prost(string, repeated, tag = "5")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A TCP connection, or refusals of one kind in one second.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Flow {
+    /// open | closed | denied
+    #[prost(string, tag = "1")]
+    pub state: ::prost::alloc::string::String,
+    /// in: to the endpoint; out: from it
+    #[prost(string, tag = "2")]
+    pub direction: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub endpoint: u32,
+    #[prost(string, tag = "4")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "5")]
+    pub source_port: u32,
+    /// "ns/pod" where known.
+    #[prost(string, tag = "6")]
+    pub source_workload: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "7")]
+    pub source_identity: u32,
+    #[prost(string, tag = "8")]
+    pub source_principal: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub destination: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "10")]
+    pub destination_port: u32,
+    #[prost(string, tag = "11")]
+    pub destination_workload: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "12")]
+    pub destination_identity: u32,
+    #[prost(string, tag = "13")]
+    pub destination_principal: ::prost::alloc::string::String,
+    #[prost(string, tag = "14")]
+    pub protocol: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "15")]
+    pub verdict: ::core::option::Option<Verdict>,
+    /// Milliseconds since the epoch.
+    #[prost(uint64, tag = "16")]
+    pub start_unix_ms: u64,
+    #[prost(uint64, optional, tag = "17")]
+    pub end_unix_ms: ::core::option::Option<u64>,
+    /// From the SYN to its answer, at the endpoint's interface.
+    #[prost(uint64, optional, tag = "18")]
+    pub connect_us: ::core::option::Option<u64>,
+    /// As the endpoint's own stack counts it; absent where that is not known.
+    #[prost(message, optional, tag = "19")]
+    pub traffic: ::core::option::Option<FlowTraffic>,
+    /// Packets that it stands for, where denied.
+    #[prost(uint64, tag = "20")]
+    pub denied_packets: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlowTraffic {
+    #[prost(uint64, tag = "1")]
+    pub bytes_to_destination: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes_to_source: u64,
+    #[prost(uint64, tag = "3")]
+    pub packets_to_destination: u64,
+    #[prost(uint64, tag = "4")]
+    pub packets_to_source: u64,
+    /// Of the endpoint.
+    #[prost(uint64, tag = "5")]
+    pub retransmits: u64,
+    #[prost(uint64, optional, tag = "6")]
+    pub min_rtt_us: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub rtt_us: ::core::option::Option<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListFlowPairsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListFlowPairsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub pairs: ::prost::alloc::vec::Vec<FlowPair>,
+    /// Upper ends of the buckets, seconds; one more bucket takes the rest.
+    #[prost(double, repeated, tag = "2")]
+    pub bounds: ::prost::alloc::vec::Vec<f64>,
+    #[prost(message, optional, tag = "3")]
+    pub log: ::core::option::Option<FlowLog>,
+}
+/// Principals, or "unknown"; "others" where there are too many pairs to tell apart.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FlowPair {
+    /// source: seen at the pod that opens connections; destination: at the one that accepts them. A pair of pods of one
+    /// node is seen at both.
+    #[prost(string, tag = "1")]
+    pub reporter: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub destination: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub opened: u64,
+    #[prost(uint64, tag = "5")]
+    pub closed: u64,
+    #[prost(uint64, tag = "6")]
+    pub denied_packets: u64,
+    #[prost(uint64, tag = "7")]
+    pub bytes_to_destination: u64,
+    #[prost(uint64, tag = "8")]
+    pub bytes_to_source: u64,
+    #[prost(uint64, tag = "9")]
+    pub packets_to_destination: u64,
+    #[prost(uint64, tag = "10")]
+    pub packets_to_source: u64,
+    #[prost(uint64, tag = "11")]
+    pub retransmits: u64,
+    /// From SYN to answer.
+    #[prost(message, optional, tag = "12")]
+    pub connect: ::core::option::Option<FlowHistogram>,
+    /// Shortest round trip of each connection that ended.
+    #[prost(message, optional, tag = "13")]
+    pub min_rtt: ::core::option::Option<FlowHistogram>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FlowHistogram {
+    /// Not cumulative.
+    #[prost(uint64, repeated, tag = "1")]
+    pub buckets: ::prost::alloc::vec::Vec<u64>,
+    /// All together.
+    #[prost(double, tag = "2")]
+    pub seconds: f64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ObjectVersion {
@@ -1417,6 +1597,81 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("thyra.v1.AdminService", "ListRequests"));
             self.inner.unary(req, path, codec).await
         }
+        /// Connections that the flow log knows, and what was refused; oldest first.
+        pub async fn list_flows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListFlowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFlowsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/thyra.v1.AdminService/ListFlows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("thyra.v1.AdminService", "ListFlows"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Flows as they end, and what is refused, second by second, until the caller goes away.
+        pub async fn watch_flows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchFlowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Flow>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/thyra.v1.AdminService/WatchFlows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("thyra.v1.AdminService", "WatchFlows"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Flows by pair of identities, since the agent started.
+        pub async fn list_flow_pairs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListFlowPairsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFlowPairsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/thyra.v1.AdminService/ListFlowPairs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("thyra.v1.AdminService", "ListFlowPairs"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Events as they happen, until the caller goes away.
         pub async fn monitor(
             &mut self,
@@ -1531,6 +1786,33 @@ pub mod admin_service_server {
             request: tonic::Request<super::ListRequestsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListRequestsResponse>,
+            tonic::Status,
+        >;
+        /// Connections that the flow log knows, and what was refused; oldest first.
+        async fn list_flows(
+            &self,
+            request: tonic::Request<super::ListFlowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFlowsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchFlows method.
+        type WatchFlowsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Flow, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Flows as they end, and what is refused, second by second, until the caller goes away.
+        async fn watch_flows(
+            &self,
+            request: tonic::Request<super::WatchFlowsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchFlowsStream>, tonic::Status>;
+        /// Flows by pair of identities, since the agent started.
+        async fn list_flow_pairs(
+            &self,
+            request: tonic::Request<super::ListFlowPairsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFlowPairsResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the Monitor method.
@@ -1974,6 +2256,142 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListRequestsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/thyra.v1.AdminService/ListFlows" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListFlowsSvc<T: AdminService>(pub Arc<T>);
+                    impl<
+                        T: AdminService,
+                    > tonic::server::UnaryService<super::ListFlowsRequest>
+                    for ListFlowsSvc<T> {
+                        type Response = super::ListFlowsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListFlowsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::list_flows(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListFlowsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/thyra.v1.AdminService/WatchFlows" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchFlowsSvc<T: AdminService>(pub Arc<T>);
+                    impl<
+                        T: AdminService,
+                    > tonic::server::ServerStreamingService<super::WatchFlowsRequest>
+                    for WatchFlowsSvc<T> {
+                        type Response = super::Flow;
+                        type ResponseStream = T::WatchFlowsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchFlowsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::watch_flows(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchFlowsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/thyra.v1.AdminService/ListFlowPairs" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListFlowPairsSvc<T: AdminService>(pub Arc<T>);
+                    impl<
+                        T: AdminService,
+                    > tonic::server::UnaryService<super::ListFlowPairsRequest>
+                    for ListFlowPairsSvc<T> {
+                        type Response = super::ListFlowPairsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListFlowPairsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::list_flow_pairs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListFlowPairsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

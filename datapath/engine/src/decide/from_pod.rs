@@ -94,7 +94,7 @@ fn opened<F: Family, N: Flows + ?Sized>(
 ) -> Outcome {
     if F::open(node, FlowTable::Outbound, &packet.flow_from_pod(endpoint), 0) {
         let outcome = Outcome::pass(endpoint).because(Reason::OwnConnection);
-        return outcome.event_if(control.has(Control::REPORT_NEW), EventKind::Outbound);
+        return outcome.event_if(control.reports(packet.sequence), EventKind::Outbound);
     }
     let act = if control.has(Control::DENY_DROP) {
         Act::Drop

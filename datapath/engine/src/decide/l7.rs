@@ -62,7 +62,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     let control = node.control();
     match way {
         Way::Through => Outcome::pass(endpoint).by(cell.verdict()).event_if(
-            packet.is_syn() && control.has(Control::REPORT_NEW),
+            packet.is_syn() && control.reports(packet.sequence),
             EventKind::New,
         ),
         Way::Full => full(control, endpoint, packet),

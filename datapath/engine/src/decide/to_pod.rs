@@ -56,12 +56,15 @@ pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     }
     if sets.mode() == Mode::Off {
         track(node, packet, &packet.flow_to_pod(endpoint), Side::Remote);
-        return Outcome::pass(endpoint).because(Reason::NotEnforced);
+        let report = packet.is_syn() && control.logs(packet.sequence);
+        return Outcome::pass(endpoint)
+            .because(Reason::NotEnforced)
+            .event_if(report, EventKind::New);
     }
     let cell = lookup::cell(node, F::set(sets), source.class, packet.destination_port);
     if cell.action() == Action::Allow {
         track(node, packet, &packet.flow_to_pod(endpoint), Side::Remote);
-        let report = packet.is_syn() && control.has(Control::REPORT_NEW);
+        let report = packet.is_syn() && control.reports(packet.sequence);
         return Outcome::pass(endpoint)
             .by(cell.verdict())
             .event_if(report, EventKind::New);

@@ -1,4 +1,5 @@
-//! The short way of the usual packet: any but a SYN, on a connection which policy allows or which the pod opened.
+//! The short way of the usual packet, on a connection which policy allows or which the pod opened: any but a SYN, and
+//! but an answer to one that the flow log takes.
 //!
 //! Invariant: what passes here passes `to_pod` and `from_pod` too, and is counted as they would count it; a packet
 //! that is not that usual is left to them, with nothing written. (A test runs every packet both ways.)
@@ -22,7 +23,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     bytes: u32,
 ) -> bool {
     // What the node itself made has no interface that it came in by.
-    if packet.is_syn() || arrival.ingress_ifindex == 0 {
+    if is_opening(node, packet) || arrival.ingress_ifindex == 0 {
         return false;
     }
     let Some((endpoint, record, sets)) = judged(node, arrival) else {
@@ -72,7 +73,7 @@ pub fn from_pod_if<F: Family, N: Tables + Flows + Counters + ?Sized>(
     bytes: u32,
     also: impl FnOnce(u16, u16) -> bool,
 ) -> bool {
-    if packet.is_syn() {
+    if is_opening(node, packet) {
         return false;
     }
     let Some((endpoint, record, sets)) = judged(node, arrival) else {
@@ -95,6 +96,12 @@ pub fn from_pod_if<F: Family, N: Tables + Flows + Counters + ?Sized>(
         node.reason(Reason::OwnConnection, bytes);
     }
     true
+}
+
+/// Whether the packet opens a connection, or answers to one of the flow log's. One test of a bit where it has no SYN.
+#[inline(always)]
+fn is_opening<F: Family, N: Tables + ?Sized>(node: &N, packet: &Packet<F>) -> bool {
+    packet.has_syn() && (!packet.is_answer() || node.control().logs(packet.answered()))
 }
 
 /// The endpoint at the packet's interface, if its packets are judged at all.

@@ -8,7 +8,7 @@
 use thyra_datapath_abi::{Reason, limits};
 
 use super::{FromPod, Hook, Maps, Next, Step, ToPod, passes_unread, slow};
-use crate::account::{Counters as _, Direction, account, feasible};
+use crate::account::{Counters as _, Direction, account, feasible, is_logged_answer};
 use crate::decide::{self, Act, Outcome, direct, l7, usual};
 use crate::packet::{Kind, Packet, Parsed};
 use crate::parse::{self, Link, Shape};
@@ -452,7 +452,9 @@ fn there<F: Family, N: super::Node, H: Hook>(
 ) -> Act {
     let act = feasible(outcome, parsed);
     let arrival = direct::arrival(&hook.arrival(), node.record(to));
-    let generation = node.control().generation();
-    account(node, outcome, act, parsed, (&arrival, hook.length(), generation));
+    let control = node.control();
+    let is_answer = is_logged_answer(act, parsed, control);
+    let rest = (&arrival, hook.length(), control.generation());
+    account(node, outcome, act, parsed, is_answer, rest);
     act
 }

@@ -8,7 +8,7 @@
 use thyra_datapath_abi::Control;
 
 use super::{Hook, Maps, Node, Program, direct, is_usual};
-use crate::account::{Direction, account, feasible};
+use crate::account::{Direction, account, feasible, is_logged_answer};
 use crate::decide::{self, Act, Outcome};
 use crate::packet::{Kind, Packet, Parsed};
 use crate::parse::non_tcp::{self, About, NonTcp, Shape};
@@ -218,7 +218,7 @@ fn other<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, other: &NonT
         return Next::end(Act::Drop);
     };
     let outcome = P::decide_other(&node, &hook.arrival(), other);
-    end(&node, &hook, &outcome, &other.parsed)
+    end_other(&node, &hook, &outcome, &other.parsed)
 }
 
 #[inline(always)]
@@ -236,7 +236,7 @@ fn error<F: Family, M: Maps, H: Hook>(maps: M, hook: H, error: &NonTcp<F>, is_re
         return Next::end(Act::Drop);
     };
     let outcome = decide::non_tcp::error_to_pod(&node, &hook.arrival(), error, is_related);
-    end(&node, &hook, &outcome, &error.parsed)
+    end_other(&node, &hook, &outcome, &error.parsed)
 }
 
 /// Counts and reports the packet; what is done with it.
@@ -248,13 +248,26 @@ pub(super) fn end<F: Family, N: Node, H: Hook>(
     parsed: &Parsed<F>,
 ) -> Next {
     let act = feasible(outcome, parsed);
-    let generation = node.control().generation();
-    account(
-        node,
-        outcome,
-        act,
-        parsed,
-        (&hook.arrival(), hook.length(), generation),
-    );
+    let is_answer = is_logged_answer(act, parsed, node.control());
+    end_with(node, hook, outcome, parsed, (act, is_answer))
+}
+
+/// The same of another protocol than TCP: nothing of the flow log's takes room on its stack, which Linux 6.1 has none
+/// of to spare.
+#[inline(always)]
+fn end_other<F: Family, N: Node, H: Hook>(node: &N, hook: &H, outcome: &Outcome, parsed: &Parsed<F>) -> Next {
+    end_with(node, hook, outcome, parsed, (feasible(outcome, parsed), false))
+}
+
+#[inline(always)]
+fn end_with<F: Family, N: Node, H: Hook>(
+    node: &N,
+    hook: &H,
+    outcome: &Outcome,
+    parsed: &Parsed<F>,
+    (act, is_answer): (Act, bool),
+) -> Next {
+    let rest = (&hook.arrival(), hook.length(), node.control().generation());
+    account(node, outcome, act, parsed, is_answer, rest);
     Next::end(act)
 }

@@ -141,10 +141,14 @@ fn traffic(flags: u64, seed: u64) {
 
 #[test]
 fn the_short_way_changes_nothing() {
-    for (seed, flags) in [0, Control::REPORT_NEW, Control::ENFORCE_HOST, Control::DENY_DROP]
-        .into_iter()
-        .enumerate()
-    {
+    let all = [
+        0,
+        Control::REPORT_NEW,
+        Control::flow_log(0),
+        Control::ENFORCE_HOST,
+        Control::DENY_DROP,
+    ];
+    for (seed, flags) in all.into_iter().enumerate() {
         traffic(flags, u64::try_from(seed).unwrap());
     }
 }

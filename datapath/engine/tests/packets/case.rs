@@ -165,6 +165,8 @@ impl Case {
                     "enforce-non-tcp" => Control::ENFORCE_NON_TCP,
                     "enforce-host" => Control::ENFORCE_HOST,
                     "report-new" => Control::REPORT_NEW,
+                    "flow-log" => Control::flow_log(0),
+                    "flow-log-sampled" => Control::flow_log(Control::MAX_SAMPLING),
                     other => panic!("{}: no control flag is called `{other}`", self.name),
                 }
         })
@@ -316,6 +318,7 @@ fn event_kind(name: &str) -> EventKind {
         "malformed" => EventKind::Malformed,
         "audit" => EventKind::Audit,
         "outbound" => EventKind::Outbound,
+        "answered" => EventKind::Answered,
         other => panic!("no event is called `{other}`"),
     }
 }
