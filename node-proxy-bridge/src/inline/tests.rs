@@ -133,11 +133,13 @@ async fn who_is_asked_by_somebody_else_gets_another_listener_and_authorizers_go_
     let folder = tempfile::tempdir().expect("a folder");
     let mut inline = inline(&folder);
     let port = |inline: &Inline| inline.slots[0].port;
-    let clusters = |inline: &Inline| {
-        inline
-            .server
-            .read(|catalog| catalog.offered(Kind::Cluster).count())
+    let named = |inline: &Inline, prefix: &str| {
+        inline.server.read(|catalog| {
+            let offered = catalog.offered(Kind::Cluster);
+            offered.filter(|(name, _)| name.starts_with(prefix)).count()
+        })
     };
+    let clusters = |inline: &Inline| named(inline, "authorizer/");
     inline.apply(&[cell(Answer::Constant(Action::Allow, Reason::NoPolicy, None))]);
     for (step, name) in (1..).zip(["ext", "other"]) {
         inline.apply(&[cell(asking(name))]);
@@ -153,4 +155,9 @@ async fn who_is_asked_by_somebody_else_gets_another_listener_and_authorizers_go_
     assert_eq!(clusters(&inline), 1, "the tables still name it");
     inline.retire();
     assert_eq!(clusters(&inline), 0);
+    assert_eq!(named(&inline, "pod@"), 1);
+    inline.apply(&[]);
+    assert_eq!(named(&inline, "pod@"), 1, "the tables still lead there");
+    inline.retire();
+    assert_eq!(named(&inline, "pod@"), 0);
 }
