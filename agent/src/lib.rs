@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod plane;
 pub mod pump;
+pub mod reach;
 pub mod registration;
 pub mod requests;
 pub mod run;

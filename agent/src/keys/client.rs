@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::vec;
@@ -24,15 +24,10 @@ use rustls::{ClientConfig, RootCertStore};
 use tower::Service;
 use tracing::warn;
 
+use crate::reach::is_others;
+
 /// Most bytes of an answer.
 const MAX_BODY: usize = 256 * 1024;
-/// Where clouds tell machines of themselves, beside link-local addresses.
-const METADATA: [IpAddr; 3] = [
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-];
-
 /// Which addresses may be dialled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
@@ -121,13 +116,7 @@ impl Client {
 
 impl Reach {
     fn holds(self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        let local = match address {
-            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
-        let own = local || address.is_loopback() || address.is_unspecified() || address.is_multicast();
-        self == Self::Anywhere || !(own || METADATA.contains(&address))
+        self == Self::Anywhere || is_others(address)
     }
 }
 

@@ -13,6 +13,8 @@ use thyra_policy_compiler::authorizer::{Authorizer, Target};
 use thyra_policy_compiler::residual::{Answer, Residual};
 use thyra_policy_compiler::world::{Service, World};
 
+use crate::reach::is_others;
+
 /// The services that residuals ask, and what is missing, in words.
 #[must_use]
 pub(super) fn places<'a>(
@@ -112,19 +114,8 @@ fn service<'a>(world: &'a World, target: &Target) -> Result<&'a Arc<str>, String
 
 /// A pod of the host's network may be asked where it is the node's own address too: istiod says that it is a pod's.
 fn is_elsewhere(world: &World, address: IpAddr, host_network: bool) -> bool {
-    let local = match address {
-        IpAddr::V4(v4) => {
-            v4.is_loopback()
-                || v4.is_link_local()
-                || v4.is_unspecified()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-        }
-        IpAddr::V6(v6) => {
-            v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()
-        }
-    };
-    !local && (host_network || !world.node.node_addresses.contains(&address))
+    let address = address.to_canonical();
+    is_others(address) && (host_network || !world.node.node_addresses.contains(&address))
 }
 
 #[cfg(test)]
