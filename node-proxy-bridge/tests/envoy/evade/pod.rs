@@ -61,6 +61,12 @@ impl Pod {
         }
     }
 
+    /// Connections over which something came so far.
+    pub(super) fn connections(&self) -> usize {
+        let all = self.record.bytes.lock().unwrap();
+        all.iter().filter(|one| !one.is_empty()).count()
+    }
+
     /// Waits until `enough` is true of what came over one connection.
     pub(super) fn wait(&self, enough: impl Fn(&[u8]) -> bool) {
         self.wait_all(1, enough);
