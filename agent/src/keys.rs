@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-pub use self::client::{Client, FetchError, Reach};
+pub use self::client::{Client, FetchError};
 use crate::chain::chain;
 
 /// Between two fetches of a set (istiod's `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`).

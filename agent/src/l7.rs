@@ -30,7 +30,8 @@ use tracing::{info, warn};
 pub use self::cells::cells;
 use self::cgroup::Cgroup;
 use crate::chain::chain;
-use crate::keys::{Client, Keyring, Reach};
+use crate::keys::{Client, Keyring};
+use crate::reach::Reach;
 
 /// A running Envoy takes a change within milliseconds; a commit waits no longer than this for it.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod api_server;
 pub mod board;
+pub mod by_pair;
 pub mod chain;
 pub mod change;
 pub mod config;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, LabelSetEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, LabelSetEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -19,6 +19,7 @@ use thyra_datapath_abi::tables::Verdict;
 
 use self::flows::FlowCounts;
 use crate::board::Board;
+use crate::by_pair;
 use crate::flows::Flows;
 use crate::requests::{BOUNDS, Counted, Requests};
 use crate::store::{SharedPlane, lock};
@@ -163,19 +164,22 @@ impl Collector for RequestCounts {
         let mut durations = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for ((source, destination), pair) in &pairs {
             let labels = [("source", &**source), ("destination", &**destination)];
-            let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
-            let buckets: Vec<(f64, u64)> = bounds.zip(pair.buckets).collect();
-            durations
-                .encode_family(&labels)?
-                .encode_histogram::<[(&str, &str); 0]>(
-                    pair.took.as_secs_f64(),
-                    pair.total(),
-                    &buckets,
-                    None,
-                )?;
+            encode_durations(durations.encode_family(&labels)?, &BOUNDS, &pair.durations)?;
         }
         Ok(())
     }
+}
+
+/// The durations of one pair.
+fn encode_durations<const BUCKETS: usize>(
+    mut encoder: MetricEncoder<'_>,
+    bounds: &[f64],
+    durations: &by_pair::Histogram<BUCKETS>,
+) -> Result<(), fmt::Error> {
+    let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(durations.buckets).collect();
+    let (took, total) = (durations.took.as_secs_f64(), durations.total());
+    encoder.encode_histogram::<[(&str, &str); 0]>(took, total, &buckets, None)
 }
 
 #[derive(Debug)]

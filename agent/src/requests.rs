@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_node_proxy_bridge::als::{Decision, Record, Records, What};
@@ -16,6 +15,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::by_pair::{Histogram, OTHERS, UNKNOWN, told_apart};
 use crate::monitor::Hub;
 use crate::snapshot::Snapshot;
 
@@ -23,10 +23,6 @@ use crate::snapshot::Snapshot;
 pub const BOUNDS: [f64; 14] = [
     0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 4.096,
 ];
-/// Pairs that are told apart; requests of more are counted together.
-const MAX_PAIRS: usize = 1024;
-/// What stands for the pairs beyond.
-const OTHERS: &str = "others";
 /// What counts as denied where one number says it.
 const DENIED: [Outcome; 4] = [
     Outcome::Denied,
@@ -34,8 +30,6 @@ const DENIED: [Outcome; 4] = [
     Outcome::Unauthorized,
     Outcome::Unchecked,
 ];
-/// A source or destination without identity.
-const UNKNOWN: &str = "unknown";
 
 /// What became of a request, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,10 +68,8 @@ impl Outcome {
 pub struct Pair {
     /// By outcome.
     pub outcomes: BTreeMap<Outcome, u64>,
-    /// By duration: as many as `BOUNDS`, and the rest.
-    pub buckets: [u64; BOUNDS.len() + 1],
-    /// All durations together.
-    pub took: Duration,
+    /// By duration, by `BOUNDS`.
+    pub durations: Histogram<{ BOUNDS.len() + 1 }>,
 }
 
 /// All that was counted.
@@ -147,17 +139,10 @@ impl Requests {
                 // How long one lasts is its client's affair.
                 return;
             }
-            let known = counted.pairs.contains_key(&ends) || counted.pairs.len() < MAX_PAIRS;
-            let ends = if known {
-                ends
-            } else {
-                (OTHERS.into(), OTHERS.into())
-            };
+            let ends = told_apart(&counted.pairs, ends, || (OTHERS.into(), OTHERS.into()));
             let pair = counted.pairs.entry(ends).or_default();
             *pair.outcomes.entry(outcome).or_default() += 1;
-            let seconds = record.took.as_secs_f64();
-            pair.buckets[BOUNDS.partition_point(|bound| *bound < seconds)] += 1;
-            pair.took += record.took;
+            pair.durations.add(&BOUNDS, record.took);
         });
     }
 
@@ -178,12 +163,6 @@ impl Requests {
 }
 
 impl Pair {
-    /// All requests.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.buckets.iter().sum()
-    }
-
     fn of(&self, outcome: Outcome) -> u64 {
         self.outcomes.get(&outcome).copied().unwrap_or(0)
     }
@@ -199,8 +178,8 @@ impl Counted {
             allowed: pair.of(Outcome::Allowed),
             denied: DENIED.iter().map(|outcome| pair.of(*outcome)).sum(),
             refused: pair.of(Outcome::Refused),
-            buckets: pair.buckets.to_vec(),
-            seconds: pair.took.as_secs_f64(),
+            buckets: pair.durations.buckets.to_vec(),
+            seconds: pair.durations.took.as_secs_f64(),
         };
         let rule = |((rule, outcome), requests): (&(Option<RuleRef>, Outcome), &u64)| api::RequestRule {
             policy: rule.as_ref().map(|r| r.policy.to_string()).unwrap_or_default(),
@@ -226,8 +205,10 @@ fn principal(snapshot: &Snapshot, address: IpAddr) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
+    use std::time::Duration;
 
     use super::*;
+    use crate::by_pair::MAX_PAIRS;
 
     pub(super) const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
@@ -265,10 +246,14 @@ mod tests {
         }
         let counted = requests.counted();
         let pair = &counted.pairs[&("10.0.0.2".into(), "10.0.0.1".into())];
-        assert_eq!((pair.buckets[0], pair.buckets[1]), (1, 1), "bounds are inclusive");
-        assert_eq!(pair.buckets[BOUNDS.len()], 1, "and the rest");
-        assert_eq!(pair.total(), 6);
-        assert_eq!(pair.took, Duration::from_micros(9_003_501));
+        assert_eq!(
+            (pair.durations.buckets[0], pair.durations.buckets[1]),
+            (1, 1),
+            "bounds are inclusive"
+        );
+        assert_eq!(pair.durations.buckets[BOUNDS.len()], 1, "and the rest");
+        assert_eq!(pair.durations.total(), 6);
+        assert_eq!(pair.durations.took, Duration::from_micros(9_003_501));
         assert_eq!(counted.rules[&(None, Outcome::Denied)], 1);
         let told = counted.to_api();
         let pair = &told.pairs[0];
@@ -285,7 +270,10 @@ mod tests {
         requests.add(&record(2, 1, Decision::Refused), &numbered(0));
         let counted = requests.counted();
         assert_eq!(counted.pairs.len(), MAX_PAIRS + 1);
-        assert_eq!(counted.pairs[&(OTHERS.into(), OTHERS.into())].total(), 5);
-        assert_eq!(counted.pairs[&("0".into(), "0".into())].total(), 2);
+        assert_eq!(
+            counted.pairs[&(OTHERS.into(), OTHERS.into())].durations.total(),
+            5
+        );
+        assert_eq!(counted.pairs[&("0".into(), "0".into())].durations.total(), 2);
     }
 }

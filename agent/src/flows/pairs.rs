@@ -9,18 +9,13 @@ use std::time::Duration;
 use thyra_proto::thyra::v1 as api;
 
 use super::record;
+use crate::by_pair::{Histogram, OTHERS, UNKNOWN, told_apart};
 
 /// Upper ends of the histograms' buckets, seconds; one more bucket takes the rest.
 pub const BOUNDS: [f64; 16] = [
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256,
     0.512, 1.024, 4.096,
 ];
-/// Pairs that are told apart; flows of more are counted together.
-const MAX_PAIRS: usize = 1_024;
-/// What stands for the pairs beyond.
-const OTHERS: &str = "others";
-/// A source or destination without identity.
-const UNKNOWN: &str = "unknown";
 
 /// Who was seen talking to whom, and at which end.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,14 +28,8 @@ pub struct Ends {
     pub destination: String,
 }
 
-/// Durations, by how long they were.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Histogram {
-    /// As many as `BOUNDS`, and the rest.
-    pub buckets: [u64; BOUNDS.len() + 1],
-    /// All together.
-    pub took: Duration,
-}
+/// Durations, by `BOUNDS`.
+pub type Durations = Histogram<{ BOUNDS.len() + 1 }>;
 
 /// What was counted of one pair.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,9 +43,9 @@ pub struct Pair {
     /// What went over those that ended.
     pub traffic: api::FlowTraffic,
     /// From SYN to answer.
-    pub connect: Histogram,
+    pub connect: Durations,
     /// Shortest round trip of each that ended.
-    pub min_rtt: Histogram,
+    pub min_rtt: Durations,
 }
 
 /// All that was counted.
@@ -76,7 +65,7 @@ impl Pairs {
     }
 
     pub(super) fn answered(&mut self, flow: &api::Flow, took: Duration) {
-        self.of(flow).connect.add(took);
+        self.of(flow).connect.add(&BOUNDS, took);
     }
 
     pub(super) fn denied(&mut self, flow: &api::Flow) {
@@ -95,7 +84,7 @@ impl Pairs {
         pair.traffic.packets_to_source += traffic.packets_to_source;
         pair.traffic.retransmits += traffic.retransmits;
         if let Some(micros) = traffic.min_rtt_us {
-            pair.min_rtt.add(Duration::from_micros(micros));
+            pair.min_rtt.add(&BOUNDS, Duration::from_micros(micros));
         }
     }
 
@@ -114,37 +103,19 @@ impl Pairs {
             source: name(&flow.source_principal),
             destination: name(&flow.destination_principal),
         };
-        let ends = if self.0.contains_key(&ends) || self.0.len() < MAX_PAIRS {
-            ends
-        } else {
-            Ends {
-                reporter,
-                source: OTHERS.to_owned(),
-                destination: OTHERS.to_owned(),
-            }
-        };
+        let ends = told_apart(&self.0, ends, || Ends {
+            reporter,
+            source: OTHERS.to_owned(),
+            destination: OTHERS.to_owned(),
+        });
         self.0.entry(ends).or_default()
     }
 }
 
-impl Histogram {
-    fn add(&mut self, took: Duration) {
-        let seconds = took.as_secs_f64();
-        self.buckets[BOUNDS.partition_point(|bound| *bound < seconds)] += 1;
-        self.took += took;
-    }
-
-    /// All of them.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.buckets.iter().sum()
-    }
-
-    fn to_api(&self) -> api::FlowHistogram {
-        api::FlowHistogram {
-            buckets: self.buckets.to_vec(),
-            seconds: self.took.as_secs_f64(),
-        }
+fn histogram(durations: &Durations) -> api::FlowHistogram {
+    api::FlowHistogram {
+        buckets: durations.buckets.to_vec(),
+        seconds: durations.took.as_secs_f64(),
     }
 }
 
@@ -163,8 +134,8 @@ pub fn to_api(counted: &Counted) -> Vec<api::FlowPair> {
         packets_to_destination: pair.traffic.packets_to_destination,
         packets_to_source: pair.traffic.packets_to_source,
         retransmits: pair.traffic.retransmits,
-        connect: Some(pair.connect.to_api()),
-        min_rtt: Some(pair.min_rtt.to_api()),
+        connect: Some(histogram(&pair.connect)),
+        min_rtt: Some(histogram(&pair.min_rtt)),
     };
     counted.iter().map(pair).collect()
 }

@@ -24,20 +24,10 @@ use rustls::{ClientConfig, RootCertStore};
 use tower::Service;
 use tracing::warn;
 
-use crate::reach::is_others;
+use crate::reach::Reach;
 
 /// Most bytes of an answer.
 const MAX_BODY: usize = 256 * 1024;
-/// Which addresses may be dialled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reach {
-    /// Those that others have: not the node's loopback, nor link-local ones, nor a cloud's for its machines.
-    #[default]
-    Others,
-    /// All of them.
-    Anywhere,
-}
-
 /// Why there is no text.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -114,12 +104,6 @@ impl Client {
     }
 }
 
-impl Reach {
-    fn holds(self, address: IpAddr) -> bool {
-        self == Self::Anywhere || is_others(address)
-    }
-}
-
 /// Names to addresses that may be dialled.
 #[derive(Clone, Debug)]
 struct Resolver {
@@ -147,35 +131,5 @@ impl Service<Name> for Resolver {
             }
         });
         Box::pin(resolved)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_of_the_node_and_its_cloud_are_not_dialled() {
-        for text in [
-            "127.0.0.1",
-            "::1",
-            "::ffff:127.0.0.1",
-            "0.0.0.0",
-            "::",
-            "169.254.169.254",
-            "::ffff:169.254.169.254",
-            "fe80::1",
-            "fd00:ec2::254",
-            "100.100.100.200",
-            "224.0.0.1",
-            "ff02::1",
-        ] {
-            let address = text.parse().expect("an address");
-            assert!(!Reach::Others.holds(address), "{text}");
-            assert!(Reach::Anywhere.holds(address), "{text}");
-        }
-        for text in ["10.0.0.7", "192.0.2.1", "fd00::7", "2001:db8::1"] {
-            assert!(Reach::Others.holds(text.parse().expect("an address")), "{text}");
-        }
     }
 }

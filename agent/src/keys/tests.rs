@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::reach::Reach;
 
 const ONE: &str = r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#;
 const TWO: &str = r#"{"keys":[{"kty":"oct","k":"BBBB"}]}"#;

@@ -13,7 +13,7 @@ use thyra_policy_compiler::authorizer::{Authorizer, Target};
 use thyra_policy_compiler::residual::{Answer, Residual};
 use thyra_policy_compiler::world::{Service, World};
 
-use crate::reach::is_others;
+use crate::reach::Reach;
 
 /// The services that residuals ask, and what is missing, in words.
 #[must_use]
@@ -115,7 +115,7 @@ fn service<'a>(world: &'a World, target: &Target) -> Result<&'a Arc<str>, String
 /// A pod of the host's network may be asked where it is the node's own address too: istiod says that it is a pod's.
 fn is_elsewhere(world: &World, address: IpAddr, host_network: bool) -> bool {
     let address = address.to_canonical();
-    is_others(address) && (host_network || !world.node.node_addresses.contains(&address))
+    Reach::Others.holds(address) && (host_network || !world.node.node_addresses.contains(&address))
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 
+use super::encode_durations;
 use crate::flows::Flows;
-use crate::flows::pairs::{BOUNDS, Counted, Ends, Histogram, Pair};
+use crate::flows::pairs::{BOUNDS, Counted, Durations, Ends, Pair};
 
 #[derive(Debug)]
 pub(super) struct FlowCounts(pub(super) Arc<Flows>);
@@ -72,17 +73,11 @@ fn histogram(
     encoder: &mut DescriptorEncoder<'_>,
     (name, help): (&str, &str),
     counted: &Counted,
-    of: fn(&Pair) -> &Histogram,
+    of: fn(&Pair) -> &Durations,
 ) -> Result<(), fmt::Error> {
     let mut durations = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
     for (ends, pair) in counted {
-        let found = of(pair);
-        let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(found.buckets).collect();
-        let (took, total) = (found.took.as_secs_f64(), found.total());
-        durations
-            .encode_family(&labels(ends))?
-            .encode_histogram::<[(&str, &str); 0]>(took, total, &buckets, None)?;
+        encode_durations(durations.encode_family(&labels(ends))?, &BOUNDS, of(pair))?;
     }
     Ok(())
 }

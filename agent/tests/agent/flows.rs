@@ -19,6 +19,7 @@ use thyra_datapath_abi::{Event, EventKind, Reason};
 use thyra_proto::thyra::v1 as api;
 use thyra_proto::thyra::v1::admin_service_client::AdminServiceClient;
 use tokio::sync::mpsc;
+use tonic::transport::Channel;
 
 use crate::api::{Agent, MESH};
 use crate::plane::Remembering;
@@ -340,17 +341,39 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.expect("in time")
 }
 
+fn to(to: &str) -> Option<api::FlowFilter> {
+    Some(api::FlowFilter {
+        to: to.into(),
+        ..api::FlowFilter::default()
+    })
+}
+
+async fn filters_are_kept_and_read(admin: &mut AdminServiceClient<Channel>) {
+    let none = api::ListFlowsRequest {
+        filter: to("shop/other"),
+    };
+    let listed = admin.list_flows(none).await.expect("listed").into_inner();
+    assert!(listed.flows.is_empty());
+    let wrong = api::FlowFilter {
+        verdict: "maybe".into(),
+        ..api::FlowFilter::default()
+    };
+    let refused = admin
+        .list_flows(api::ListFlowsRequest { filter: Some(wrong) })
+        .await;
+    assert!(
+        refused
+            .expect_err("no such verdict")
+            .message()
+            .contains("allow, deny, audit")
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_ends_is_told_to_whoever_follows_and_listed_with_its_names() {
     let (agent, inputs) = logging().await;
     assert_eq!(agent.plane.with(|told| told.flow_log), Some(0));
     let mut admin = AdminServiceClient::new(agent.channel().await);
-    let to = |to: &str| {
-        Some(api::FlowFilter {
-            to: to.into(),
-            ..api::FlowFilter::default()
-        })
-    };
     let request = api::WatchFlowsRequest {
         filter: to("shop/cart"),
     };
@@ -394,37 +417,13 @@ async fn a_connection_that_ends_is_told_to_whoever_follows_and_listed_with_its_n
         .expect("a flow");
     assert_eq!((flow.state.as_str(), flow.connect_us), ("closed", Some(250)));
     assert_eq!(flow.traffic.expect("known").bytes_to_source, 2_000);
-    let none = api::ListFlowsRequest {
-        filter: to("shop/other"),
-    };
-    assert!(
-        admin
-            .list_flows(none)
-            .await
-            .expect("listed")
-            .into_inner()
-            .flows
-            .is_empty()
-    );
     let pairs = admin
         .list_flow_pairs(api::ListFlowPairsRequest {})
         .await
         .expect("listed")
         .into_inner();
     assert_eq!((pairs.pairs[0].opened, pairs.pairs[0].closed), (1, 1));
-    let wrong = api::FlowFilter {
-        verdict: "maybe".into(),
-        ..api::FlowFilter::default()
-    };
-    let refused = admin
-        .list_flows(api::ListFlowsRequest { filter: Some(wrong) })
-        .await;
-    assert!(
-        refused
-            .expect_err("no such verdict")
-            .message()
-            .contains("allow, deny, audit")
-    );
+    filters_are_kept_and_read(&mut admin).await;
     let plane = agent.plane.clone();
     drop(followed);
     agent.end().await;
