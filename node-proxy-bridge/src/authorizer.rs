@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
 };
-use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, UpstreamConnectionOptions};
+use envoy_types::pb::envoy::config::cluster::v3::{Cluster, UpstreamConnectionOptions};
 use envoy_types::pb::envoy::config::core::v3::{
     Address, Http1ProtocolOptions, Http2ProtocolOptions, KeepaliveSettings, SocketAddress as WireAddress,
     TcpKeepalive, address, socket_address,
@@ -19,16 +18,15 @@ use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
 };
-use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     self as options, ExplicitHttpConfig, UpstreamProtocolOptions,
 };
 use envoy_types::pb::google::protobuf::{Duration, UInt32Value};
-use envoy_types::util::pack_any;
 use options::explicit_http_config::ProtocolConfig;
 use thyra_policy_compiler::authorizer::{Authorizer, Check};
 
 use crate::ads::{Kind, Name, Resource};
+use crate::cluster::{at_once, speaking};
 use crate::listener::ads;
 use crate::lower::{Chain, Places};
 
@@ -77,17 +75,13 @@ pub fn clusters<'a>(chains: impl Iterator<Item = &'a Chain>, places: &Places) ->
 }
 
 fn cluster(name: &str, grpc: bool) -> Cluster {
-    let most = Some(UInt32Value { value: u32::MAX });
-    let protocol = HttpProtocolOptions {
-        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(if grpc {
-                ProtocolConfig::Http2ProtocolOptions(http2())
-            } else {
-                ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())
-            }),
-        })),
-        ..HttpProtocolOptions::default()
-    };
+    let protocols = UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+        protocol_config: Some(if grpc {
+            ProtocolConfig::Http2ProtocolOptions(http2())
+        } else {
+            ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())
+        }),
+    });
     Cluster {
         name: name.to_owned(),
         // All of them count together: names come and go.
@@ -99,21 +93,9 @@ fn cluster(name: &str, grpc: bool) -> Cluster {
             eds_config: Some(ads()),
             ..EdsClusterConfig::default()
         }),
-        typed_extension_protocol_options: [(
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
-            pack_any(protocol),
-        )]
-        .into(),
-        // How much is asked of it is what the listeners let in (`bootstrap`).
-        circuit_breakers: Some(CircuitBreakers {
-            thresholds: vec![Thresholds {
-                max_connections: most,
-                max_pending_requests: most,
-                max_requests: most,
-                ..Thresholds::default()
-            }],
-            ..CircuitBreakers::default()
-        }),
+        typed_extension_protocol_options: speaking(protocols),
+        // How much is asked of it is what the pods' own limits let in.
+        circuit_breakers: Some(at_once(u32::MAX)),
         upstream_connection_options: Some(UpstreamConnectionOptions {
             tcp_keepalive: Some(TcpKeepalive {
                 keepalive_probes: Some(UInt32Value { value: 3 }),

@@ -4,6 +4,7 @@
 //! Invariant: it leads nowhere but to where the client wanted to, from inside the namespace of the listener
 //! (`listener::inline` says both to it as filter state).
 
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
@@ -17,7 +18,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     UpstreamProtocolOptions, UseDownstreamHttpConfig,
 };
-use envoy_types::pb::google::protobuf::{Duration, UInt32Value};
+use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
 use envoy_types::util::pack_any;
 
 use crate::listener::{Place, budget};
@@ -33,16 +34,11 @@ pub fn name(place: &Place) -> String {
 /// A pod's cluster; `limit`: its requests and other streams at a time, more get 503.
 #[must_use]
 pub fn cluster(place: &Place, limit: NonZeroU32) -> Cluster {
-    let protocols = HttpProtocolOptions {
-        upstream_protocol_options: Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(
-            UseDownstreamHttpConfig {
-                http_protocol_options: Some(Http1ProtocolOptions::default()),
-                http2_protocol_options: Some(budget::http2()),
-                ..UseDownstreamHttpConfig::default()
-            },
-        )),
-        ..HttpProtocolOptions::default()
-    };
+    let protocols = UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+        http_protocol_options: Some(Http1ProtocolOptions::default()),
+        http2_protocol_options: Some(budget::http2()),
+        ..UseDownstreamHttpConfig::default()
+    });
     Cluster {
         name: name(place),
         // All of them count together: names come and go.
@@ -53,28 +49,35 @@ pub fn cluster(place: &Place, limit: NonZeroU32) -> Cluster {
         per_connection_buffer_limit_bytes: Some(UInt32Value {
             value: budget::BUFFER,
         }),
-        circuit_breakers: Some(CircuitBreakers {
-            thresholds: vec![thresholds(limit)],
-            ..CircuitBreakers::default()
-        }),
+        circuit_breakers: Some(at_once(limit.get())),
         upstream_bind_config: Some(inside()),
-        typed_extension_protocol_options: [(
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
-            pack_any(protocols),
-        )]
-        .into(),
+        typed_extension_protocol_options: speaking(protocols),
         ..Cluster::default()
     }
 }
 
-fn thresholds(limit: NonZeroU32) -> Thresholds {
-    let limit = Some(UInt32Value { value: limit.get() });
-    Thresholds {
-        max_connections: limit,
-        max_pending_requests: limit,
-        max_requests: limit,
-        ..Thresholds::default()
+/// What may be under way to a cluster; as much more waits. Envoy's defaults (1,024 of each) are too few for a node.
+pub(crate) fn at_once(limit: u32) -> CircuitBreakers {
+    let limit = Some(UInt32Value { value: limit });
+    CircuitBreakers {
+        thresholds: vec![Thresholds {
+            max_connections: limit,
+            max_pending_requests: limit,
+            max_requests: limit,
+            ..Thresholds::default()
+        }],
+        ..CircuitBreakers::default()
     }
+}
+
+/// How HTTP is spoken to a cluster, as it holds that.
+pub(crate) fn speaking(protocols: UpstreamProtocolOptions) -> HashMap<String, Any> {
+    let options = HttpProtocolOptions {
+        upstream_protocol_options: Some(protocols),
+        ..HttpProtocolOptions::default()
+    };
+    let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
+    HashMap::from([(name, pack_any(options))])
 }
 
 /// From any address of the namespace that the filter state names.
