@@ -109,7 +109,7 @@ enum Found {
 /// # Errors
 /// The namespace can't be entered (CAP_SYS_ADMIN), or the kernel doesn't answer.
 pub(crate) fn connections(netns: &Path) -> io::Result<Vec<Connection>> {
-    let here = || held(&Socket::new(NETLINK_SOCK_DIAG)?);
+    let here = || all(&Socket::new(NETLINK_SOCK_DIAG)?, 0);
     let found = netns::inside(File::open(netns)?, here)?;
     Ok(found.into_iter().map(|held| held.connection).collect())
 }
@@ -119,10 +119,15 @@ pub(crate) fn connections(netns: &Path) -> io::Result<Vec<Connection>> {
 /// # Errors
 /// The kernel doesn't answer.
 pub(crate) fn held(asked: &Socket) -> io::Result<Vec<Held>> {
+    all(asked, traffic::WANTED)
+}
+
+/// The same with these attributes of each socket.
+fn all(asked: &Socket, attributes: u8) -> io::Result<Vec<Held>> {
     let mut listening: HashSet<u16> = HashSet::new();
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        for socket in dump(asked, family)? {
+        for socket in dump(asked, family, attributes)? {
             match socket {
                 Found::Listener(port) => drop(listening.insert(port)),
                 Found::Connection(held) => found.push(held),
@@ -149,11 +154,11 @@ pub(crate) fn ended(body: &[u8]) -> io::Result<Option<Held>> {
 }
 
 /// All TCP sockets of a family.
-fn dump(asked: &Socket, family: u8) -> io::Result<Vec<Found>> {
+fn dump(asked: &Socket, family: u8, attributes: u8) -> io::Result<Vec<Found>> {
     let request = Request {
         family,
         protocol: IPPROTO_TCP,
-        extensions: traffic::WANTED,
+        extensions: attributes,
         pad: 0,
         states: u32::MAX,
         id: SocketId::new_zeroed(),

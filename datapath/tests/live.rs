@@ -32,7 +32,7 @@ use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use node::{
     Fate, Pod, announce, await_announcement, chain, config, echoes, eventually, hook, on_a_node, open, ready,
-    run, start_step, step,
+    run, runtime, start_step, step,
 };
 use policy::{Policy, allow, deny};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -896,11 +896,7 @@ fn a_refusal_is_reported_with_its_rule() {
         pods();
         let mut datapath = open();
         let id = enforce(&mut datapath);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let events = runtime.block_on(async {
+        let events = runtime().block_on(async {
             let mut reader = datapath.events().unwrap();
             only_the_friend_gets_in();
             let mut events: Vec<Event> = Vec::new();

@@ -22,7 +22,7 @@ use crate::events::coarse_now;
 use crate::maps;
 use crate::node::{Node, seed};
 
-pub(crate) const ORDERED: AtomicOrdering = AtomicOrdering::SeqCst;
+const ORDERED: AtomicOrdering = AtomicOrdering::SeqCst;
 
 /// The words of a bucket that the kernel gave out.
 #[derive(Clone, Copy)]
@@ -49,6 +49,14 @@ impl Bucket for Words {
 /// One family's table of the pods' own connections.
 struct Outbound<const VERSION: u8>(*mut State);
 
+impl<const VERSION: u8> Outbound<VERSION> {
+    #[inline(always)]
+    fn counts(&self) -> *mut [u64; MAX_ENDPOINTS] {
+        // SAFETY: a field of the element that the kernel gave out.
+        unsafe { &raw mut (*self.0).outbound }
+    }
+}
+
 impl<const VERSION: u8> FlowMemory for Outbound<VERSION> {
     type Bucket = Words;
 
@@ -71,7 +79,7 @@ impl<const VERSION: u8> FlowMemory for Outbound<VERSION> {
     fn take(&self, endpoint: u16) -> bool {
         // SAFETY: a word of the element that the kernel gave out.
         let budget = unsafe { core::ptr::read_volatile(&raw const (*self.0).outbound_budget) };
-        if count(self.0, endpoint, 1) < budget {
+        if count(self.counts(), endpoint, 1) < budget {
             return true;
         }
         self.give_back(endpoint);
@@ -79,17 +87,18 @@ impl<const VERSION: u8> FlowMemory for Outbound<VERSION> {
     }
     #[inline(always)]
     fn give_back(&self, endpoint: u16) {
-        let _before = count(self.0, endpoint, u64::MAX);
+        let _before = count(self.counts(), endpoint, u64::MAX);
     }
 }
 
-/// Adds to the number of an endpoint's connections (`u64::MAX`: takes one off); what it was.
+/// Adds to the number of an endpoint's connections (`u64::MAX`: takes one off); what it was. `counts`: a field of the
+/// state that the kernel gave out.
 #[inline(always)]
-fn count(state: *mut State, endpoint: u16, change: u64) -> u64 {
-    // SAFETY: the element that the kernel gave out, masked to the table.
+pub(crate) fn count(counts: *mut [u64; MAX_ENDPOINTS], endpoint: u16, change: u64) -> u64 {
+    // SAFETY: masked to the table; the programs and user space change it by such instructions alone.
     unsafe {
-        let counts: *mut u64 = (&raw mut (*state).outbound).cast();
-        atomic_xadd::<u64, u64, ORDERED>(counts.add(endpoint as usize & (MAX_ENDPOINTS - 1)), change)
+        let count = counts.cast::<u64>().add(endpoint as usize & (MAX_ENDPOINTS - 1));
+        atomic_xadd::<u64, u64, ORDERED>(count, change)
     }
 }
 

@@ -13,7 +13,6 @@ use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::macros::{sk_lookup, sock_ops};
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::{SkLookupContext, SockOpsContext};
-use core::intrinsics::atomic_xadd;
 use core::ptr::read_volatile;
 use thyra_datapath_abi::limits::{L7_FIRST_PORT, L7_PORTS, MAX_ENDPOINTS, MAX_VERDICTS};
 use thyra_datapath_abi::{Flow4, Flow6, FlowState, ListenerKey, Opening, Reason};
@@ -23,7 +22,7 @@ use thyra_datapath_engine::family::Address6;
 use thyra_datapath_engine::program::Maps as _;
 use thyra_datapath_engine::{Steered, V4, V6};
 
-use crate::flows::{ORDERED, mark, tick};
+use crate::flows::{count, mark, tick};
 use crate::maps;
 use crate::node::{Node, ThisNode};
 
@@ -52,21 +51,11 @@ fn leave<K>(opening: &LruHashMap<K, Opening>, accepted: &HashMap<K, FlowState>, 
 }
 
 impl<const SHORT: bool> Node<SHORT> {
-    /// Where an endpoint's accepted connections are counted.
-    #[inline(always)]
-    fn counted(&self, endpoint: u16) -> *mut u64 {
-        // SAFETY: masked to the table of the element that the kernel gave out; so are the others below.
-        unsafe {
-            let counts: *mut u64 = (&raw mut (*self.state).l7).cast();
-            counts.add(endpoint as usize & (MAX_ENDPOINTS - 1))
-        }
-    }
-
-    /// Adds to their number (`u64::MAX`: takes one off); what it was.
+    /// Adds to the number of an endpoint's accepted connections (`u64::MAX`: takes one off); what it was.
     #[inline(always)]
     fn count(&self, endpoint: u16, change: u64) -> u64 {
-        // SAFETY: as above; the programs and user space change it by such instructions alone.
-        unsafe { atomic_xadd::<u64, u64, ORDERED>(self.counted(endpoint), change) }
+        // SAFETY: a field of the element that the kernel gave out.
+        count(unsafe { &raw mut (*self.state).l7 }, endpoint, change)
     }
 
     /// Counted before it is there, so that no two take the last place.
@@ -101,18 +90,22 @@ impl<const SHORT: bool> Node<SHORT> {
     /// Cookie of the endpoint's network namespace; 0 where nothing is steered.
     #[inline(always)]
     fn netns(&self, endpoint: u16) -> u64 {
-        // SAFETY: masked to the table of the element that the kernel gave out; so are the others below.
-        unsafe {
-            let cookies: *const u64 = (&raw const (*self.state).netns).cast();
-            read_volatile(cookies.add(endpoint as usize & (MAX_ENDPOINTS - 1)))
-        }
+        // SAFETY: a field of the element that the kernel gave out.
+        word(unsafe { &raw const (*self.state).netns }, endpoint)
     }
+}
+
+/// The endpoint's word of a field of the state that the kernel gave out.
+#[inline(always)]
+fn word(field: *const [u64; MAX_ENDPOINTS], endpoint: u16) -> u64 {
+    // SAFETY: masked to the table.
+    unsafe { read_volatile(field.cast::<u64>().add(endpoint as usize & (MAX_ENDPOINTS - 1))) }
 }
 
 impl<const SHORT: bool> Steered for Node<SHORT> {
     #[inline(always)]
     fn listener(&self, verdict: u16) -> u16 {
-        // SAFETY: as above.
+        // SAFETY: masked to the table of the element that the kernel gave out.
         unsafe {
             let ports: *const u16 = (&raw const (*self.state).listeners).cast();
             read_volatile(ports.add(verdict as usize & (MAX_VERDICTS - 1)))
@@ -125,7 +118,7 @@ impl<const SHORT: bool> Steered for Node<SHORT> {
     #[inline(always)]
     fn has_room(&self, endpoint: u16) -> bool {
         // SAFETY: as above.
-        let count = unsafe { read_volatile(self.counted(endpoint)) };
+        let count = word(unsafe { &raw const (*self.state).l7 }, endpoint);
         count < self.l7_budget()
     }
     #[inline(always)]

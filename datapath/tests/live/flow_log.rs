@@ -8,7 +8,7 @@ use std::time::Duration;
 use thyra_datapath::abi::{Control, Event, EventKind};
 use thyra_datapath::{Config, Datapath, EventReader, SocketWatch, Traffic};
 
-use crate::node::{Fate, chain, config, echoes, on_a_node};
+use crate::node::{Fate, chain, config, echoes, on_a_node, runtime};
 use crate::{FRIEND, PORT, SERVER, STRANGER, families, pods, tables_of_both};
 
 /// An emulated CPU is some twenty times slower than a real one.
@@ -75,11 +75,7 @@ fn a_connection_is_heard_of_at_both_ends_and_its_data_at_none() {
         || {
             pods();
             let datapath = logging();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
+            runtime().block_on(async {
                 let mut reader = datapath.events().unwrap();
                 let mut watch = SocketWatch::open(Path::new("/run/netns/pod4")).unwrap();
                 for (to, peer) in families(SERVER).into_iter().zip(families(FRIEND)) {
@@ -119,11 +115,7 @@ fn what_the_log_does_not_take_is_not_reported() {
     on_a_node("flow_log::what_the_log_does_not_take_is_not_reported", || {
         pods();
         let mut datapath = logging();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        runtime().block_on(async {
             let mut reader = datapath.events().unwrap();
             datapath.set_flow_log(Some(1));
             let taken = Control(Control::flow_log(1));

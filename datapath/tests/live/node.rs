@@ -135,6 +135,14 @@ pub(crate) fn eventually<T>(claim: &str, mut ask: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// What drives a reader of events.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
 /// Runs a command and expects it to succeed.
 pub(crate) fn run(line: &str) {
     output(line);
