@@ -14,7 +14,7 @@ use serde::Serialize;
 use thyra_proto::thyra::v1;
 
 use crate::client::{Agent, refused};
-use crate::output::{Format, Show, dash, no_picture, show, table, write};
+use crate::output::{Format, Show, dash, show, show_next, socket, table};
 use crate::verdict::Verdict;
 
 /// `thyra flows`
@@ -268,15 +268,6 @@ impl Flow {
         ];
         cells.iter().map(|cell| dash(cell)).collect()
     }
-
-    fn render(&self, format: Format) -> Result<String> {
-        Ok(match format {
-            Format::Table => self.row().join("  ") + "\n",
-            Format::Json => serde_json::to_string(self)? + "\n",
-            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(self)?),
-            Format::Html | Format::Svg => return Err(no_picture()),
-        })
-    }
 }
 
 /// Of the day in UTC.
@@ -295,10 +286,9 @@ fn milliseconds(micros: u64) -> String {
 }
 
 fn end(workload: &str, address: &str, port: u32) -> String {
-    match (workload, address) {
-        ("", v6) if v6.contains(':') => format!("[{v6}]:{port}"),
-        ("", v4) => format!("{v4}:{port}"),
-        (known, _) => format!("{known}:{port}"),
+    match workload {
+        "" => socket(address, port),
+        known => format!("{known}:{port}"),
     }
 }
 
@@ -339,7 +329,8 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
             .map_err(refused)?
             .into_inner();
         while let Some(flow) = flows.message().await.map_err(refused)? {
-            write(&Flow::from(flow).render(format)?)?;
+            let flow = Flow::from(flow);
+            show_next(&flow, || flow.row().join("  ") + "\n", format)?;
         }
         return Ok(ExitCode::SUCCESS);
     }

@@ -11,7 +11,7 @@ use thyra_proto::MONITOR_KINDS;
 use thyra_proto::thyra::v1;
 
 use crate::client::{Agent, refused};
-use crate::output::{Format, GREEN, RED, YELLOW, coloured, no_picture, write};
+use crate::output::{Format, GREEN, RED, YELLOW, coloured, show_next, socket};
 use crate::verdict::Verdict;
 
 /// Cilium's word for what happened to a new connection; the others are the agent's own.
@@ -149,8 +149,8 @@ impl Event {
             self.endpoint,
             self.source_identity,
             self.destination_identity,
-            socket(&self.source, self.source_port, &self.source_workload),
-            socket(
+            end(&self.source, self.source_port, &self.source_workload),
+            end(
                 &self.destination,
                 self.destination_port,
                 &self.destination_workload
@@ -163,23 +163,10 @@ impl Event {
             }
         )
     }
-
-    fn render(&self, format: Format) -> Result<String> {
-        Ok(match format {
-            Format::Table => self.line(),
-            Format::Json => serde_json::to_string(self)? + "\n",
-            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(self)?),
-            Format::Html | Format::Svg => return Err(no_picture()),
-        })
-    }
 }
 
-fn socket(address: &str, port: u32, workload: &str) -> String {
-    let socket = if address.contains(':') {
-        format!("[{address}]:{port}")
-    } else {
-        format!("{address}:{port}")
-    };
+fn end(address: &str, port: u32, workload: &str) -> String {
+    let socket = socket(address, port);
     if workload.is_empty() {
         socket
     } else {
@@ -203,7 +190,8 @@ pub(crate) async fn run(args: Args, agent: Agent, format: Format) -> Result<Exit
     };
     let mut events = client.admin.monitor(request).await.map_err(refused)?.into_inner();
     while let Some(event) = events.message().await.map_err(refused)? {
-        write(&Event::from(event).render(format)?)?;
+        let event = Event::from(event);
+        show_next(&event, || event.line(), format)?;
     }
     Ok(ExitCode::SUCCESS)
 }

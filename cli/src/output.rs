@@ -48,6 +48,17 @@ pub(crate) fn show(value: &impl Show, format: Format) -> Result<()> {
     write(&text)
 }
 
+/// Shows one of the values that come as they happen: a line for people, a line of JSON or a document of YAML.
+pub(crate) fn show_next(value: &impl Serialize, line: impl FnOnce() -> String, format: Format) -> Result<()> {
+    let text = match format {
+        Format::Table => line(),
+        Format::Json => serde_json::to_string(value).context("write JSON")? + "\n",
+        Format::Yaml => format!("---\n{}", serde_saphyr::to_string(value).context("write YAML")?),
+        Format::Html | Format::Svg => return Err(no_picture()),
+    };
+    write(&text)
+}
+
 /// What every other command says.
 pub(crate) fn no_picture() -> anyhow::Error {
     anyhow!("only `policy matrix` makes pages and pictures; give `-o table`, `-o json` or `-o yaml`")
@@ -98,6 +109,15 @@ pub(crate) const RED: u8 = 31;
 pub(crate) const GREEN: u8 = 32;
 /// Yellow.
 pub(crate) const YELLOW: u8 = 33;
+
+/// One end of a connection: an IPv6 address stands in brackets.
+pub(crate) fn socket(address: &str, port: u32) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
+}
 
 /// A dash for what isn't there.
 pub(crate) fn dash(text: &str) -> String {
