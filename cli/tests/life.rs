@@ -2,6 +2,10 @@
 //!
 //! They need root, an Envoy (`make envoy`) and the agent beside the command; without them they say so, and fail on CI.
 
+#[path = "life/failures.rs"]
+mod failures;
+#[path = "life/leaks.rs"]
+mod leaks;
 #[path = "life/node.rs"]
 mod node;
 #[path = "life/outlives.rs"]

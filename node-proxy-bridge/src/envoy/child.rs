@@ -26,6 +26,9 @@ use crate::bootstrap::MAX_CONNECTIONS;
 
 /// Descriptors of as many connections as Envoy holds at most (`bootstrap`), and some.
 const FILES: u32 = 2 * MAX_CONNECTIONS + 1024;
+/// For so many seconds Envoy keeps what it has of a listener that went: its connections, which the kernel has cut, and of
+/// one that changed those that it opened before. By default it is ten minutes, in which thousands of pods come and go.
+const DRAIN: &str = "15";
 /// How a program begins that needs no interpreter.
 const ELF: &[u8; 4] = b"\x7fELF";
 
@@ -104,6 +107,7 @@ fn command(config: &EnvoyConfig, binary: &File) -> Command {
         .arg(config.concurrency.to_string())
         // No shared memory and no second socket: a new Envoy takes its listeners from the bridge.
         .args(["--disable-hot-restart", "--log-level", "warning"])
+        .args(["--drain-time-s", DRAIN])
         // That it can't reach the bridge it would say each second, for as long as there is none.
         .args([
             "--component-log-level",
