@@ -1,4 +1,5 @@
-//! The node's Envoy as a process: found, checked, started or taken over, watched, started again, stopped or left at work.
+//! The node's Envoy as a process: found, checked, started or taken over, watched, started again, stopped or left at
+//! work.
 //!
 //! Invariant: only the process that was started here, or that `left` knows again, is ever signalled, by a descriptor.
 //!

@@ -3,8 +3,8 @@
 //! Invariant: a port is named for a residual only when Envoy has acknowledged that residual's rules on it. A cell whose
 //! residual changes keeps its port where nobody else holds it, so that the change acts in place, on the next request
 //! of an open connection; what is no longer wanted stays until `retire`, since the kernel's tables still name it. Which
-//! port is whose is stored before Envoy hears of it: the next bridge gives an Envoy that is at work nothing else to judge
-//! on a port than this one would.
+//! port is whose is stored before Envoy hears of it: the next bridge gives an Envoy that is at work nothing else to
+//! judge on a port than this one would.
 
 mod slot;
 

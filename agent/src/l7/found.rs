@@ -1,7 +1,7 @@
 //! What an earlier agent left of Envoy: the process, and which port is whose.
 //!
-//! Invariant: both or neither. An Envoy whose ports nobody knows could be told to judge on one what its open connections
-//! were not judged by; it is ended, and so is what can't be known again.
+//! Invariant: both or neither. An Envoy whose ports nobody knows could be told to judge on one what its open
+//! connections were not judged by; it is ended, and so is what can't be known again.
 
 use std::path::{Path, PathBuf};
 

@@ -85,8 +85,10 @@ fn pods(round: usize) -> String {
     for pod in 0..PODS {
         write!(
             text,
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: passing-{round}-{pod}, namespace: shop, labels: {{app: cart}}}}\n\
-             spec:\n  containers:\n  - {{name: main, image: example/echo, ports: [{{containerPort: 9000, name: tcp}}]}}\n---\n"
+            "apiVersion: v1\nkind: Pod\n\
+             metadata: {{name: passing-{round}-{pod}, namespace: shop, labels: {{app: cart}}}}\n\
+             spec:\n  containers:\n  - name: main\n    image: example/echo\n\
+             \x20   ports: [{{containerPort: 9000, name: tcp}}]\n---\n"
         )
         .expect("a string");
     }

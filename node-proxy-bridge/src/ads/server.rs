@@ -1,7 +1,8 @@
 //! The socket, and a task for each stream of Envoy's.
 //!
-//! Invariant: one stream at a time has a say; a newer one takes its place, since there is one Envoy. While the catalog is
-//! held back nothing is sent, so that an Envoy never sees half a change, nor loses what the catalog doesn't have yet.
+//! Invariant: one stream at a time has a say; a newer one takes its place, since there is one Envoy. While the catalog
+//! is held back nothing is sent, so that an Envoy never sees half a change, nor loses what the catalog doesn't have
+//! yet.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

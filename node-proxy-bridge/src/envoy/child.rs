@@ -26,8 +26,8 @@ use crate::bootstrap::MAX_CONNECTIONS;
 
 /// Descriptors of as many connections as Envoy holds at most (`bootstrap`), and some.
 const FILES: u32 = 2 * MAX_CONNECTIONS + 1024;
-/// For so many seconds Envoy keeps what it has of a listener that went: its connections, which the kernel has cut, and of
-/// one that changed those that it opened before. By default it is ten minutes, in which thousands of pods come and go.
+/// For so many seconds Envoy keeps what it has of a listener that went: its connections, which the kernel has cut, and
+/// of one that changed those that it opened before. By default it is ten minutes: thousands of pods come and go.
 const DRAIN: &str = "15";
 /// How a program begins that needs no interpreter.
 const ELF: &[u8; 4] = b"\x7fELF";

@@ -37,7 +37,8 @@ struct Note {
 pub struct Left(pub(super) Process);
 
 impl Left {
-    /// The Envoy that an earlier supervisor with this configuration left at work, if there is one. Needs a tokio runtime.
+    /// The Envoy that an earlier supervisor with this configuration left at work, if there is one. Needs a tokio
+    /// runtime.
     #[must_use]
     pub fn find(config: &EnvoyConfig) -> Option<Self> {
         match found(config) {
