@@ -1,8 +1,8 @@
 //! The way to the node's Envoy: which pods need which residuals there, and on which ports it has taken them.
 //!
 //! Invariant: the kernel is told of a port only once Envoy judges that residual on it; an Envoy that is missing, starts
-//! or is gone refuses what needs it and nothing else. It isn't started before something needs it, and outlives the agent:
-//! the next one takes it over with all its connections, or ends it before it starts another.
+//! or is gone refuses what needs it and nothing else. It isn't started before something needs it, and outlives the
+//! agent: the next one takes it over with all its connections, or ends it before it starts another.
 
 mod authorizers;
 mod cells;
@@ -86,6 +86,8 @@ pub struct Options {
     pub budget: Budget,
     /// Its folder.
     pub folder: PathBuf,
+    /// The agent's state folder; it exists.
+    pub state: PathBuf,
     /// Name of this node.
     pub node: String,
 }
@@ -175,7 +177,8 @@ impl L7 {
             cgroup: Some(group.path().to_owned()),
             note: Some(found::note(&options.folder)),
         };
-        let keys = Keyring::new(Client::new(Reach::Others), Handle::current());
+        let client = Client::new(Reach::Others);
+        let keys = Keyring::new(client, Handle::current(), Some(&options.state));
         let http = HttpOptions {
             requests_at_once: options.budget.requests_at_once,
             requests_per_second: options.budget.requests_per_second,

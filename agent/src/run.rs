@@ -178,6 +178,7 @@ pub async fn run_on(
         user: config.envoy_user,
         budget: config.budget,
         folder: beside(&config.socket, "envoy"),
+        state: config.state.clone(),
         node: config.node.name.clone(),
     };
     let l7 = L7::open(&options, |cgroup| register(&plane, cgroup)).await?;
