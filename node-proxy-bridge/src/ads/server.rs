@@ -133,6 +133,12 @@ impl AdsServer {
         self.shared.held.store(true, Ordering::Release);
     }
 
+    /// Whether nothing is sent.
+    #[cfg(test)]
+    pub(crate) fn is_held(&self) -> bool {
+        self.shared.held.load(Ordering::Acquire)
+    }
+
     /// What differs goes out.
     pub fn release(&self) {
         self.shared.held.store(false, Ordering::Release);
