@@ -143,11 +143,11 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// They are refused as before.
     fn steer(&mut self, id: u16, netns: &str) -> Result<(), PlaneError>;
-    /// Whatever runs in this control group is Envoy.
+    /// Whatever runs in this control group is Envoy; whether it has been all the time, before this process too.
     ///
     /// # Errors
     /// Its sockets get no connection.
-    fn register_envoy(&mut self, cgroup: &Path) -> Result<(), PlaneError>;
+    fn register_envoy(&mut self, cgroup: &Path) -> Result<bool, PlaneError>;
     /// On which port Envoy judges a residual, by its address.
     ///
     /// # Errors

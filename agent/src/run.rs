@@ -16,10 +16,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin::{About, Admin};
 use crate::board::Board;
+use crate::chain::chain;
 use crate::change::Topic;
 use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, NonTcpChoice, PolicySource};
 use crate::flows::{self, Flows};
@@ -172,14 +173,15 @@ pub async fn run_on(
         );
     }
     let metrics = Arc::new(Metrics::default());
-    let l7 = L7::open(&l7::Options {
+    let options = l7::Options {
         envoy: config.envoy.clone(),
         user: config.envoy_user,
         budget: config.budget,
         folder: beside(&config.socket, "envoy"),
+        state: config.state.clone(),
         node: config.node.name.clone(),
-    })
-    .await?;
+    };
+    let l7 = L7::open(&options, |cgroup| register(&plane, cgroup)).await?;
     let news = l7.as_ref().map(L7::changes);
     let records = l7.as_ref().map(L7::records);
     let (handle, store) = Store::start(Parts {
@@ -259,7 +261,7 @@ pub async fn run_on(
         .await
         .is_err()
     {
-        tracing::warn!("the store is still busy; stopping all the same");
+        warn!("the store is still busy; stopping all the same");
     }
     info!(
         generation = lock::read(&plane).generation(),
@@ -309,6 +311,18 @@ fn basis(config: &Config, awaited: std::collections::BTreeSet<Topic>) -> Basis {
         identities: std::collections::BTreeMap::new(),
         identity_grace: config.identity_grace,
     }
+}
+
+/// Lets the kernel know Envoy's sockets; whether it has known them all the time.
+fn register(plane: &SharedPlane, cgroup: &Path) -> bool {
+    let registered = lock::write(plane).register_envoy(cgroup);
+    registered.unwrap_or_else(|error| {
+        warn!(
+            error = chain(&error),
+            "envoy's sockets can't be known; what needs L7 is refused"
+        );
+        false
+    })
 }
 
 /// A file beside another one.

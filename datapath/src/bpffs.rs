@@ -6,6 +6,7 @@
 //! <bpffs dir>/<layout>/link-<endpoint id>-{to,from}
 //! <bpffs dir>/<layout>/filter-<endpoint id>-{to,from}-<interface index>
 //! <bpffs dir>/<layout>/steer-<endpoint id>     the link in the pod's network namespace
+//! <bpffs dir>/<layout>/envoy                   the link at Envoy's control group
 //! ```
 //!
 //! Invariant: only names of these shapes are ever removed, links first: no program runs without its maps.
@@ -25,6 +26,8 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// A pin that is about to get its name.
 pub(crate) const UNFINISHED: &str = "unfinished";
+/// The link at Envoy's control group.
+const ENVOY: &str = "envoy";
 
 /// Which way packets of a link go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +71,8 @@ pub(crate) enum Pin {
     Filter(u16, Direction, u32),
     /// The link in the network namespace of an endpoint.
     Steer(u16),
+    /// The link at Envoy's control group.
+    Envoy,
     Program {
         content: String,
     },
@@ -188,6 +193,10 @@ impl Pins {
         self.dir.join(format!("steer-{endpoint}"))
     }
 
+    pub(crate) fn envoy(&self) -> PathBuf {
+        self.dir.join(ENVOY)
+    }
+
     /// All pins of known names, links first, then programs, then maps.
     pub(crate) fn list(&self) -> Result<Vec<(Pin, PathBuf)>, BpffsError> {
         let mut pins: Vec<_> = names(&self.dir)?
@@ -205,7 +214,7 @@ impl Pins {
         }
         for (pin, path) in self.list()? {
             match pin {
-                Pin::Steer(_) => unlink(&path)?,
+                Pin::Steer(_) | Pin::Envoy => unlink(&path)?,
                 _ => unpin(&path)?,
             }
         }
@@ -236,6 +245,9 @@ pub(crate) fn unpin(path: &Path) -> Result<(), BpffsError> {
 fn parse(name: &str) -> Option<Pin> {
     if maps::ALL.contains(&name) {
         return Some(Pin::Map);
+    }
+    if name == ENVOY {
+        return Some(Pin::Envoy);
     }
     if let Some(rest) = name.strip_prefix("program-") {
         let (content, _) = rest.split_once('-')?;

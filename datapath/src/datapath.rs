@@ -20,6 +20,7 @@ use crate::counters::{CounterMemory, Counters};
 use crate::coverage::Coverage;
 use crate::direct::LocalRedirect;
 use crate::endpoint_ids::{EndpointIds, ReserveError};
+use crate::envoy_group::EnvoyGroup;
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
 use crate::grace::Grace;
@@ -29,6 +30,7 @@ use crate::open::endpoint_numbers;
 use crate::programs::Programs;
 use crate::sockets::{self, Connection};
 use crate::steering::Steering;
+use crate::sys;
 use crate::verdict_names::VerdictNames;
 use crate::view::KernelView;
 
@@ -276,6 +278,8 @@ impl Datapath {
         }
         let lock = Lock::take(bpffs)?;
         for pins in bpffs::layouts(bpffs)? {
+            // Before the guards go: what Envoy holds is reset, nothing is let through instead.
+            end_envoy(&pins)?;
             pins.remove()?;
         }
         clsact::remove_everywhere()
@@ -285,4 +289,21 @@ impl Datapath {
         let _ = std::fs::remove_dir(bpffs);
         Ok(())
     }
+}
+
+/// Ends the Envoy whose sockets are noted by these pins, and takes its control group away.
+fn end_envoy(pins: &Pins) -> Result<(), BpffsError> {
+    let pin = pins.envoy();
+    let wrong = |source| BpffsError::io("end the envoy of", &pin, source);
+    let number = match sys::link_cgroup(&pin) {
+        Ok(number) => number,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(wrong(e)),
+    };
+    let other = |e| wrong(std::io::Error::other(e));
+    let Some(group) = EnvoyGroup::numbered(number).map_err(other)? else {
+        return Ok(());
+    };
+    group.empty().map_err(other)?;
+    group.remove().map_err(other)
 }

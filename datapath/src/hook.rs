@@ -74,7 +74,7 @@ pub(crate) fn attachments(pins: &Pins) -> Result<Vec<Attachment>, BpffsError> {
             filter_at: Some(ifindex),
             path,
         }),
-        Pin::Steer(_) | Pin::Program { .. } | Pin::Map => None,
+        Pin::Steer(_) | Pin::Envoy | Pin::Program { .. } | Pin::Map => None,
     };
     Ok(pins.list()?.into_iter().filter_map(attachment).collect())
 }

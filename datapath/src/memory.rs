@@ -177,6 +177,12 @@ impl Memory {
             .store16(LISTENERS + usize::from(verdict) % limits::MAX_VERDICTS, port);
     }
 
+    /// The port of the listener that judges a verdict's residual; 0 for none.
+    pub(crate) fn listener(&self, verdict: u16) -> u16 {
+        self.state
+            .load16(LISTENERS + usize::from(verdict) % limits::MAX_VERDICTS)
+    }
+
     pub(crate) fn sets(&self, endpoint: u16) -> EndpointSets {
         let word = &self.bank(Table::EndpointSets, self.control().bank())[usize::from(endpoint)];
         EndpointSets(word.load(Ordering::Relaxed))

@@ -12,6 +12,7 @@ pub mod bridge;
 pub mod cluster;
 pub mod envoy;
 pub mod inline;
+mod keep;
 pub mod listener;
 pub mod lower;
 

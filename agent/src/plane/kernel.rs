@@ -119,7 +119,7 @@ impl Plane for Datapath {
         Datapath::steer(self, id, netns.as_ref()).map_err(|e| failed(&e))
     }
 
-    fn register_envoy(&mut self, cgroup: &Path) -> Result<(), PlaneError> {
+    fn register_envoy(&mut self, cgroup: &Path) -> Result<bool, PlaneError> {
         self.register(cgroup).map_err(|e| failed(&e))
     }
 

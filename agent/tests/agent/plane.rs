@@ -114,8 +114,8 @@ impl Plane for Remembering {
         Ok(())
     }
 
-    fn register_envoy(&mut self, _: &std::path::Path) -> Result<(), PlaneError> {
-        Ok(())
+    fn register_envoy(&mut self, _: &std::path::Path) -> Result<bool, PlaneError> {
+        Ok(false)
     }
 
     fn set_listeners(&mut self, _: BTreeMap<std::sync::Arc<str>, u16>) -> Result<(), PlaneError> {
