@@ -3,12 +3,14 @@
 //! Invariant: the exit code is 0 only when every promised figure was measured and keeps its goal.
 
 mod added;
+mod agent;
 mod apply;
 mod bpffs;
 mod compile;
 mod control_plane;
 mod flood;
 mod growth;
+mod l7;
 mod live;
 mod load;
 mod mesh;
@@ -47,6 +49,9 @@ struct Arguments {
     /// The agent to measure; by default the one beside this program.
     #[arg(long)]
     agent: Option<PathBuf>,
+    /// The stock Envoy that judges L7, and that it is compared with; `make envoy` installs one.
+    #[arg(long, default_value = "envoy")]
+    envoy: PathBuf,
     /// Only one part, while working on it; the figures of the others are missing, which fails the run.
     #[arg(long, value_enum)]
     only: Option<Part>,
@@ -70,6 +75,8 @@ enum Part {
     Apply,
     /// The compiler alone.
     Compile,
+    /// Verdicts that need L7, beside stock Envoys.
+    L7,
 }
 
 /// How long things are measured.
@@ -108,6 +115,10 @@ fn main() -> Result<ExitCode> {
         Some(path) => path,
         None => std::env::current_exe()?.with_file_name("thyra-agent"),
     };
+    let programs = l7::Programs {
+        agent: &agent,
+        envoy: &arguments.envoy,
+    };
     let steps = Steps::new(all_steps(&effort));
     let picture = arguments.results.with_file_name("compile.svg");
     let mut found = Found::new();
@@ -133,6 +144,10 @@ fn main() -> Result<ExitCode> {
         if wanted(Part::Compile) {
             let compile = || compile::measure(&picture, &steps);
             parts.push(("compile", Box::new(compile)));
+        }
+        if wanted(Part::L7) {
+            let l7 = || l7::measure(programs, effort.slice, &steps);
+            parts.push(("L7", Box::new(l7)));
         }
         for (name, part) in parts {
             // A thread of its own, since it moves into a network namespace.
@@ -178,6 +193,7 @@ const fn all_steps(effort: &Effort) -> usize {
         + propagation::steps(effort.changes)
         + apply::steps(effort.changes)
         + compile::steps()
+        + l7::steps()
 }
 
 fn on_policed_node(wanted: &(dyn Fn(Part) -> bool + Sync), effort: &Effort, steps: &Steps) -> Result<Found> {
