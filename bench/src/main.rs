@@ -13,6 +13,8 @@ mod growth;
 mod l7;
 mod live;
 mod load;
+mod lookup;
+mod lpm;
 mod mesh;
 mod netns;
 mod nft;
@@ -25,7 +27,7 @@ mod redirect;
 mod report;
 mod stats;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -131,6 +133,9 @@ fn main() -> Result<ExitCode> {
             let node = || on_policed_node(&wanted, &effort, &steps);
             parts.push(("traffic and packets", Box::new(node)));
         }
+        if wanted(Part::Packets) {
+            parts.push(("look-up", Box::new(|| lookup::measure(effort.repeat, &steps))));
+        }
         if wanted(Part::Redirect) {
             parts.push(("redirect", Box::new(|| redirect::measure(effort.slice, &steps))));
         }
@@ -159,6 +164,11 @@ fn main() -> Result<ExitCode> {
         }
     });
     drop(steps);
+    tell(&found, &arguments.results)
+}
+
+/// Prints the table and writes the results; whether every promise is kept.
+fn tell(found: &Found, results: &Path) -> Result<ExitCode> {
     let commit = commit();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let line = |promise: &Promise| {
@@ -175,8 +185,7 @@ fn main() -> Result<ExitCode> {
         .chain(INFORMATION.iter().map(line))
         .collect();
     print!("{}", report::table(&all));
-    report::write(&arguments.results, &all)
-        .with_context(|| format!("write `{}`", arguments.results.display()))?;
+    report::write(results, &all).with_context(|| format!("write `{}`", results.display()))?;
     Ok(if report::all_hold(&promised) {
         ExitCode::SUCCESS
     } else {
@@ -190,6 +199,7 @@ const fn all_steps(effort: &Effort) -> usize {
         + redirect::steps()
         + live::steps()
         + added::steps()
+        + lookup::steps()
         + propagation::steps(effort.changes)
         + apply::steps(effort.changes)
         + compile::steps()
