@@ -22,6 +22,8 @@ mod policy;
 mod prober;
 #[path = "live/steered.rs"]
 mod steered;
+#[path = "live/storm.rs"]
+mod storm;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -284,7 +284,7 @@ impl Pod {
 
     /// Opens a connection from this pod.
     pub(crate) fn connect(self, to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
-        self.inside(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), PATIENCE))
+        self.inside(|| connect(to, port))
     }
 
     /// Opens a connection from this pod and asks for an echo.
@@ -300,6 +300,11 @@ impl Pod {
             Fate::Silent
         }
     }
+}
+
+/// Opens a connection from the network namespace that the calling thread is in.
+pub(crate) fn connect(to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&SocketAddr::new(to, port), PATIENCE)
 }
 
 /// Sends frames out of an interface of the node: through the hooks, or past them as `PACKET_QDISC_BYPASS` does
