@@ -10,6 +10,8 @@ mod direct;
 mod flow_log;
 #[path = "live/frames.rs"]
 mod frames;
+#[path = "live/inside.rs"]
+mod inside;
 #[path = "live/node.rs"]
 mod node;
 #[path = "live/non_tcp.rs"]
