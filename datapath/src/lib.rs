@@ -11,6 +11,7 @@
 //! bank and switches; `attach` puts the programs at the pod's interface.
 
 mod attach;
+mod beside;
 mod blocks;
 mod bpffs;
 mod clsact;

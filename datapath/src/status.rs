@@ -150,7 +150,8 @@ impl Datapath {
         interface: &Interface,
         pinned: &Pinned,
     ) -> Option<String> {
-        let program = direction.program();
+        let role = self.role(id, direction);
+        let program = role.program();
         let attached = match pinned {
             Ok(all) => all.iter().find(|a| a.endpoint == id && a.direction == direction),
             Err(e) => return Some(format!("the pins can't be listed: {e}")),
@@ -169,7 +170,6 @@ impl Datapath {
         if attached.hook() == Hook::Tcx && self.config.order == Order::Last {
             return None;
         }
-        let role = self.role(id, direction);
         match self.programs.is_first((attached.hook(), role), interface) {
             Ok(true) => None,
             Ok(false) => Some(format!(

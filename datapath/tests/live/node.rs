@@ -185,6 +185,15 @@ pub(crate) fn hook() -> Hook {
     }
 }
 
+/// Whether `test`, which is about the host end, is to run.
+pub(crate) fn judges_at_host_end(test: &str) -> bool {
+    let here = place() == Place::Host;
+    if !here {
+        eprintln!("SKIPPED `{test}`: it is about the host end");
+    }
+    here
+}
+
 /// `THYRA_LIVE_HOOK=pod` judges what comes to pods inside them.
 pub(crate) fn place() -> Place {
     match std::env::var("THYRA_LIVE_HOOK").as_deref() {
