@@ -1,9 +1,9 @@
 //! Whether every packet that a pod receives has met `to_pod`: what its interface has received, against what the
 //! program has counted.
 //!
-//! Invariant: the program counts every packet that it sees, also those that it drops. At the host end it does so before the
-//! interface does: the counters are read before and after the interface, so what arrives meanwhile never shows as missed.
-//! Inside the pod (`Place::Pod`) the interface is first, so what has just arrived is waited for.
+//! Invariant: the program counts every packet that it sees, also those that it drops. At the host end it does so before
+//! the interface does: the counters are read before and after the interface, so what arrives meanwhile never shows as
+//! missed. Inside the pod (`Place::Pod`) the interface is first, so what has just arrived is waited for.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -97,7 +97,8 @@ impl Datapath {
 }
 
 impl Datapath {
-    /// What the programs have seen after `received` was read: inside pods, once they have seen all of that, or will not.
+    /// What the programs have seen after `received` was read: inside pods, once they have seen all of that, or will
+    /// not.
     fn seen_by_now(&self, received: &[(u16, u32, u64)]) -> BTreeMap<u16, EndpointCounter> {
         let mut now = self.counters().endpoints;
         let patience = match self.config.place {

@@ -1,6 +1,6 @@
-//! `to_pod` at the pod's own end of its veth (`Place::Pod`). Interface indices repeat between network namespaces, so each
-//! pod has an instance of a small program, which is given the index of its veth's host end when it is loaded and goes on
-//! to one that all share.
+//! `to_pod` at the pod's own end of its veth (`Place::Pod`). Interface indices repeat between network namespaces, so
+//! each pod has an instance of a small program, which is given the index of its veth's host end when it is loaded and
+//! goes on to one that all share.
 //!
 //! Invariant: `origin` takes the place of `to_pod` at the host end only once the pod's end is judged, and gives it back
 //! before the pod's end is left: at each moment at least one of both judges what comes to the pod.

@@ -599,7 +599,10 @@ fn a_program_before_ours_is_noticed() {
         let status = datapath.status();
         assert_eq!(problems(&status).len(), 1);
         assert!(
-            problems(&status)[0].contains("before `to_pod`"),
+            problems(&status)[0].contains(match node::place() {
+                Place::Host => "before `to_pod`",
+                Place::Pod => "before `origin`",
+            }),
             "{:?}",
             problems(&status)
         );

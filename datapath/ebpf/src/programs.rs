@@ -37,8 +37,8 @@ pub fn from_pod_direct(ctx: TcContext) -> i32 {
 #[unsafe(no_mangle)]
 static HOST_IFINDEX: u32 = 0;
 
-/// At the ingress of the pod's own end of the veth (`--hook=pod`): interface indices repeat between network namespaces,
-/// so it says in which it is and goes on to `to_pod_inside`, which all pods share.
+/// At the ingress of the pod's own end of the veth (`--hook=pod`). Interface indices repeat between network namespaces:
+/// it says in which it is, and goes on to `to_pod_inside`, which all pods share.
 #[classifier]
 pub fn to_pod_entry(ctx: TcContext) -> i32 {
     // SAFETY: a number of this very program, which the loader has changed, and a field that tc programs may write.

@@ -55,8 +55,8 @@ pub enum Step {
     Clash4,
     /// The same of IPv6.
     Clash6,
-    /// With `--hook=pod`, at the host end: where a packet to the pod, at the offset, came from; what is not TCP goes on to
-    /// `OtherOrigin4` where it is judged.
+    /// With `--hook=pod`, at the host end: where a packet to the pod, at the offset, came from; what is not TCP goes on
+    /// to `OtherOrigin4` where it is judged.
     Origin4,
     /// The same of IPv6.
     Origin6,
