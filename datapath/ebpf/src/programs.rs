@@ -32,8 +32,8 @@ pub fn from_pod_direct(ctx: TcContext) -> i32 {
     program::from_pod_direct(ThisNode::<true>, Skb::<false>(ctx.skb.skb))
 }
 
-/// Index of the host end of the veth that `to_pod_entry` belongs to: each pod has an instance of its own, which is given
-/// this number when it is loaded.
+/// Index of the host end of the veth that `to_pod_entry` belongs to: each pod has an instance of its own, which is
+/// given this number when it is loaded.
 #[unsafe(no_mangle)]
 static HOST_IFINDEX: u32 = 0;
 
