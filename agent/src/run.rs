@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order};
+use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order, Place};
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
 use tokio::sync::watch;
@@ -22,7 +22,9 @@ use crate::admin::{About, Admin};
 use crate::board::Board;
 use crate::chain::chain;
 use crate::change::Topic;
-use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, NonTcpChoice, PolicySource};
+use crate::config::{
+    AttachChoice, Config, DenyChoice, HookChoice, HostTrafficChoice, NonTcpChoice, PolicySource,
+};
 use crate::flows::{self, Flows};
 use crate::held::Basis;
 use crate::l7::{self, L7, L7Error};
@@ -109,6 +111,10 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
             AttachChoice::Auto => None,
             AttachChoice::Tcx | AttachChoice::TcxLast => Some(Hook::Tcx),
             AttachChoice::Clsact => Some(Hook::Clsact),
+        },
+        place: match config.hook {
+            HookChoice::Host => Place::Host,
+            HookChoice::Pod => Place::Pod,
         },
         order: match config.attach {
             AttachChoice::TcxLast => Order::Last,

@@ -24,8 +24,9 @@ use crate::envoy_group::EnvoyGroup;
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
 use crate::grace::Grace;
-use crate::hook::{self, Hook, Order};
+use crate::hook::{self, Hook, Order, Place};
 use crate::memory::Memory;
+use crate::object::ShippedObject;
 use crate::open::endpoint_numbers;
 use crate::programs::Programs;
 use crate::sockets::{self, Connection};
@@ -88,6 +89,8 @@ pub struct Config {
     pub flow_log: Option<u8>,
     /// How programs are put at interfaces; the best that this kernel has where nothing is said.
     pub hook: Option<Hook>,
+    /// Where packets to pods are judged; endpoints that are attached go there when they are attached again.
+    pub place: Place,
     /// Where among other programs; for tcx links that are made from now on.
     pub order: Order,
     /// Put connections between two pods of this node straight from one into the other, past the node's stack; for
@@ -118,6 +121,8 @@ pub struct Datapath {
     pub(crate) pins: Pins,
     pub(crate) hook: Hook,
     pub(crate) layout: String,
+    /// What instances inside pods are loaded from.
+    pub(crate) object: ShippedObject,
     /// Pins of other layouts that still hold endpoints.
     pub(crate) older: Vec<Pins>,
     pub(crate) _lock: Lock,

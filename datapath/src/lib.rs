@@ -11,6 +11,7 @@
 //! bank and switches; `attach` puts the programs at the pod's interface.
 
 mod attach;
+mod beside;
 mod blocks;
 mod bpffs;
 mod clsact;
@@ -27,6 +28,7 @@ mod flow_maps;
 mod grace;
 mod hook;
 mod host_flows;
+mod inside;
 mod interface;
 mod l7_flows;
 mod mapping;
@@ -58,7 +60,8 @@ pub use endpoint_ids::ReserveError;
 pub use envoy_group::{EnvoyGroup, EnvoyGroupError};
 pub use events::EventReader;
 pub use flow_maps::CollectReport;
-pub use hook::{Hook, Order};
+pub use hook::{Hook, Order, Place};
+pub use inside::InsideError;
 pub use object::{ObjectError, built_by, object};
 pub use open::OpenError;
 pub use preflight::{Check, PreflightError, preflight};

@@ -62,6 +62,10 @@ pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
         let live = ["test", "-p", "thyra-datapath", "--test", "live"];
         cargo_tests(tree.cargo().args(live).env("THYRA_LIVE_HOOK", "clsact"))
     });
+    report.step("tests, pod", || {
+        let live = ["test", "-p", "thyra-datapath", "--test", "live"];
+        cargo_tests(tree.cargo().args(live).env("THYRA_LIVE_HOOK", "pod"))
+    });
     report.step("build", || demo::build(tree).map(|()| Tally::of(true)));
     match scenarios(tree) {
         Ok(scenarios) => {

@@ -196,6 +196,10 @@ impl Plane for Remembering {
             .ok_or_else(|| PlaneError::Precondition("no such namespace".into()))
     }
 
+    fn hook_of(&self, _: u16) -> &'static str {
+        "host"
+    }
+
     fn local_redirect(&self, _: u16) -> String {
         "off".into()
     }

@@ -11,6 +11,7 @@
 //! | `L7_FLOWS4`, `L7_FLOWS6` | hash | `Flow4`, `Flow6` → `FlowState`, tagged with the listener's port |
 //! | `L7_OPENING4`, `L7_OPENING6` | LRU hash | `Flow4`, `Flow6` → `Opening` |
 //! | `L7_LISTENERS` | socket hash | `ListenerKey` → a listening socket of Envoy |
+//! | `INSIDE` | program array | 0 → `TO_POD_INSIDE` |
 //! | `COUNTERS` | mmap array | CPU → `CpuCounters` |
 //! | `EVENTS` | ring buffer | `Event` |
 
@@ -24,7 +25,7 @@ macro_rules! names {
 
 names! {
     STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 DATAGRAMS4 DATAGRAMS6 HOST_FLOWS4 HOST_FLOWS6
-    L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS COUNTERS EVENTS
+    L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS INSIDE COUNTERS EVENTS
 }
 
 /// Program at the host veth's egress.
@@ -35,6 +36,15 @@ pub const FROM_POD: &str = "from_pod";
 pub const TO_POD_DIRECT: &str = "to_pod_direct";
 /// In the place of `FROM_POD` with `--local-redirect`.
 pub const FROM_POD_DIRECT: &str = "from_pod_direct";
+
+/// In the place of `TO_POD` with `--hook=pod`: `TO_POD` is inside the pod.
+pub const ORIGIN: &str = "origin";
+/// At the ingress of the pod's own end of the veth, an instance for each pod; goes on to `TO_POD_INSIDE`.
+pub const TO_POD_ENTRY: &str = "to_pod_entry";
+/// `TO_POD` there, which all pods share.
+pub const TO_POD_INSIDE: &str = "to_pod_inside";
+/// Number that each instance of `TO_POD_ENTRY` is given at load: index of the host end of its veth.
+pub const HOST_IFINDEX: &str = "HOST_IFINDEX";
 
 /// Program in a pod's network namespace: finds the socket of a new connection.
 pub const STEER: &str = "steer";

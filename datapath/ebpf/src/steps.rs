@@ -25,18 +25,24 @@ pub fn needed(mut number: u32) -> u32 {
 /// A function for each step that a program takes, known by its name, with `SHORT` of its `ThisNode`; and `step`, which
 /// calls it.
 macro_rules! steps {
-    ($($direction:ident $name:ident = $step:ident $short:literal;)*) => {
+    ($function:ident $at_pod:literal: $($direction:ident $name:ident = $step:ident $short:literal;)*) => {
         $(
             #[unsafe(no_mangle)]
             #[inline(never)]
             extern "C" fn $name(skb: *mut __sk_buff, at: u32) -> u32 {
-                program::step::take::<$direction, _, _>(ThisNode::<$short>, Skb(skb), Step::$step, needed(at)).0
+                program::step::take::<$direction, _, _>(
+                    ThisNode::<$short>,
+                    Skb::<$at_pod>(skb),
+                    Step::$step,
+                    needed(at),
+                )
+                .0
             }
         )*
 
         /// Takes a step; what no program takes is none.
         #[inline(always)]
-        pub fn step(direction: Direction, step: Step, skb: *mut __sk_buff, at: u32) -> u32 {
+        pub fn $function(direction: Direction, step: Step, skb: *mut __sk_buff, at: u32) -> u32 {
             match (direction, step) {
                 $((Direction::$direction, Step::$step) => $name(skb, at),)*
                 _ => Next::DROP,
@@ -46,6 +52,7 @@ macro_rules! steps {
 }
 
 steps! {
+    step false:
     ToPod to_pod_usual4 = Usual4 true;
     ToPod to_pod_usual6 = Usual6 true;
     ToPod to_pod_plain4 = Plain4 false;
@@ -64,6 +71,10 @@ steps! {
     ToPod to_pod_occupied6 = Occupied6 false;
     ToPod to_pod_clash4 = Clash4 false;
     ToPod to_pod_clash6 = Clash6 false;
+    ToPod origin4 = Origin4 false;
+    ToPod origin6 = Origin6 false;
+    ToPod other_origin4 = OtherOrigin4 false;
+    ToPod other_origin6 = OtherOrigin6 false;
     ToPod to_pod_invalid = Invalid false;
     ToPod to_pod_unsupported = Unsupported false;
     FromPod from_pod_usual6 = Usual6 true;
@@ -79,6 +90,29 @@ steps! {
     FromPod from_pod_unsupported = Unsupported false;
 }
 
+steps! {
+    step_at_pod true:
+    ToPod at_pod_usual6 = Usual6 true;
+    ToPod at_pod_plain4 = Plain4 false;
+    ToPod at_pod_plain6 = Plain6 false;
+    ToPod at_pod_ask4 = Ask4 false;
+    ToPod at_pod_ask6 = Ask6 false;
+    ToPod at_pod_unusual4 = Unusual4 false;
+    ToPod at_pod_unusual6 = Unusual6 false;
+    ToPod at_pod_other4 = Other4 false;
+    ToPod at_pod_other6 = Other6 false;
+    ToPod at_pod_about4 = About4 false;
+    ToPod at_pod_about6 = About6 false;
+    ToPod at_pod_error4 = Error4 false;
+    ToPod at_pod_error6 = Error6 false;
+    ToPod at_pod_exempt4 = Exempt4 false;
+    ToPod at_pod_exempt6 = Exempt6 false;
+    ToPod at_pod_other_exempt4 = OtherExempt4 false;
+    ToPod at_pod_other_exempt6 = OtherExempt6 false;
+    ToPod at_pod_invalid = Invalid false;
+    ToPod at_pod_unsupported = Unsupported false;
+}
+
 #[inline(always)]
 fn act(is_established: u32) -> Act {
     if is_established == 0 {
@@ -91,13 +125,25 @@ fn act(is_established: u32) -> Act {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn to_pod_answer(skb: *mut __sk_buff, is_established: u32) -> i32 {
-    program::answer::<ToPod, _>(Skb(skb), act(is_established))
+    program::answer::<ToPod, _>(Skb::<false>(skb), act(is_established))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn from_pod_answer(skb: *mut __sk_buff, is_established: u32) -> i32 {
-    program::answer::<FromPod, _>(Skb(skb), act(is_established))
+    program::answer::<FromPod, _>(Skb::<false>(skb), act(is_established))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn at_pod_answer(skb: *mut __sk_buff, is_established: u32) -> i32 {
+    program::answer::<ToPod, _>(Skb::<true>(skb), act(is_established))
+}
+
+/// The same as `answer`, of a packet to the pod inside the pod.
+#[inline(always)]
+pub fn answer_at_pod(skb: *mut __sk_buff, is_established: bool) -> i32 {
+    at_pod_answer(skb, is_established.into())
 }
 
 /// Answers the packet's sender, and the far end of an established connection.
@@ -113,5 +159,7 @@ pub fn answer(direction: Direction, skb: *mut __sk_buff, is_established: bool) -
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn walk(skb: *mut __sk_buff, chain: u64, end: u32) -> u64 {
-    Chain::from_number(chain).walk(&Skb(skb), end).to_number()
+    Chain::from_number(chain)
+        .walk(&Skb::<false>(skb), end)
+        .to_number()
 }
