@@ -13,6 +13,10 @@ use thyra_agent::{Config, ConfigError, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// glibc's keeps what large tables leave behind, some 50 MiB on a node of 50 pods, and takes longer (docs/design/0016).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Enforces Istio's identity policy in the kernel, at each pod of this node
 #[derive(Parser)]
 #[command(name = "thyra-agent", version)]

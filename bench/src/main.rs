@@ -106,6 +106,10 @@ impl Effort {
     }
 }
 
+/// The agent's, since the compiler and the commit are measured in this process.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 type Found = Vec<(&'static str, Estimate)>;
 /// A measurement that can fail by itself.
 type Measurement<'a> = Box<dyn FnOnce() -> Result<Found> + Send + 'a>;
