@@ -28,6 +28,7 @@ const L7: usize = offset_of!(State, l7) / WORD;
 const OUTBOUND: usize = offset_of!(State, outbound) / WORD;
 /// Where the table of interfaces begins, in entries of 16 bits.
 const INTERFACES: usize = offset_of!(State, ifindex) / size_of::<u16>();
+const AGENT: usize = offset_of!(State, agent) / WORD;
 const NETNS: usize = offset_of!(State, netns) / WORD;
 /// Where the table of listeners begins, in entries of 16 bits.
 const LISTENERS: usize = offset_of!(State, listeners) / size_of::<u16>();
@@ -169,6 +170,17 @@ impl Memory {
 
     pub(crate) fn set_netns(&self, endpoint: u16, cookie: u64) {
         self.state.publish(NETNS + usize::from(endpoint), cookie);
+    }
+
+    /// Who judges a verdict's residual: see `State::listeners`.
+    pub(crate) fn listener(&self, verdict: u16) -> u16 {
+        self.state
+            .load16(LISTENERS + usize::from(verdict) % limits::MAX_VERDICTS)
+    }
+
+    /// Which interface leads to the agent; 0 for none.
+    pub(crate) fn set_agent(&self, ifindex: u32) {
+        self.state.publish(AGENT, u64::from(ifindex));
     }
 
     /// Says which port's listener judges a verdict's residual; 0 for none.

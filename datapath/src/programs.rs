@@ -41,9 +41,9 @@ impl Variant {
     }
 
     /// All that are pinned.
-    const fn names(self) -> [&'static str; 4] {
+    const fn names(self) -> [&'static str; 5] {
         let [to_pod, from_pod] = [self.program(Direction::To), self.program(Direction::From)];
-        [from_pod, to_pod, maps::STEER, maps::REGISTER]
+        [from_pod, to_pod, maps::STEER, maps::REGISTER, maps::FROM_AGENT]
     }
 }
 
@@ -69,6 +69,8 @@ pub(crate) struct Programs {
     from_pod_id: u32,
     pub(crate) steer: SkLookup,
     pub(crate) register: SockOps,
+    /// Of the object that they are of.
+    pub(crate) content: String,
 }
 
 /// A link could not be made, pinned or given another program.
@@ -185,6 +187,7 @@ impl Programs {
         let refused = |name| move |source| OpenError::Program { name, source };
         Ok(Self {
             steer: SkLookup::from_pin(path(maps::STEER)).map_err(refused(maps::STEER))?,
+            content: object.content.clone(),
             register: SockOps::from_pin(path(maps::REGISTER)).map_err(refused(maps::REGISTER))?,
             to_pod,
             from_pod,

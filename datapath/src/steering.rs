@@ -28,6 +28,8 @@ use crate::sys;
 pub(crate) struct Steering {
     /// Port of the listener of a residual, by its address.
     listeners: BTreeMap<Arc<str>, u16>,
+    /// Number of a residual whose connections are held, by its address.
+    pub(crate) holds: BTreeMap<Arc<str>, u16>,
     /// Where the endpoints' programs are.
     places: BTreeMap<u16, PathBuf>,
     /// Envoy's sockets are noted as long as this lives.
@@ -39,7 +41,7 @@ impl Steering {
     pub(crate) fn listener_of(&self, verdict: &Verdict) -> u16 {
         let residual = verdict.residual.as_ref();
         residual
-            .and_then(|address| self.listeners.get(address))
+            .and_then(|address| self.holds.get(address).or_else(|| self.listeners.get(address)))
             .copied()
             .unwrap_or(0)
     }
@@ -187,14 +189,7 @@ impl Datapath {
         let ports: BTreeSet<u16> = listeners.values().copied().collect();
         let went = self.steering.listeners.values().any(|port| !ports.contains(port));
         self.steering.listeners = listeners;
-        let known: Vec<u16> = self.names.known().collect();
-        for id in known {
-            let port = self
-                .names
-                .get(id)
-                .map_or(0, |verdict| self.steering.listener_of(verdict));
-            self.memory.set_listener(id, port);
-        }
+        self.tell_listeners();
         if went {
             self.flows
                 .keep_listeners(&self.memory, &ports)
@@ -203,11 +198,21 @@ impl Datapath {
         Ok(())
     }
 
+    /// Tells the programs who judges the verdicts.
+    pub(crate) fn tell_listeners(&self) {
+        for id in self.names.known() {
+            let port = self
+                .names
+                .get(id)
+                .map_or(0, |verdict| self.steering.listener_of(verdict));
+            self.memory.set_listener(id, port);
+        }
+    }
+
     /// After a start: no listener is known yet, and links run this build's program.
     pub(crate) fn pick_up_steering(&mut self) -> Result<(), OpenError> {
-        for id in self.names.known().collect::<Vec<_>>() {
-            self.memory.set_listener(id, 0);
-        }
+        self.pick_up_holds();
+        self.tell_listeners();
         let mut linked = BTreeSet::new();
         let program = self
             .programs

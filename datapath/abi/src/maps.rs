@@ -11,6 +11,9 @@
 //! | `L7_FLOWS4`, `L7_FLOWS6` | hash | `Flow4`, `Flow6` → `FlowState`, tagged with the listener's port |
 //! | `L7_OPENING4`, `L7_OPENING6` | LRU hash | `Flow4`, `Flow6` → `Opening` |
 //! | `L7_LISTENERS` | socket hash | `ListenerKey` → a listening socket of Envoy |
+//! | `HELD_OPENING4`, `HELD_OPENING6` | LRU hash | `Flow4`, `Flow6` → `HeldOpening` |
+//! | `HELD_FLOWS4`, `HELD_FLOWS6` | hash | `Flow4`, `Flow6` → `HeldFlow` |
+//! | `HELD_VERDICTS4`, `HELD_VERDICTS6` | LRU hash | `HeldKey4`, `HeldKey6` → `HeldVerdict` |
 //! | `COUNTERS` | mmap array | CPU → `CpuCounters` |
 //! | `EVENTS` | ring buffer | `Event` |
 
@@ -24,7 +27,8 @@ macro_rules! names {
 
 names! {
     STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 DATAGRAMS4 DATAGRAMS6 HOST_FLOWS4 HOST_FLOWS6
-    L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS COUNTERS EVENTS
+    L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS HELD_OPENING4 HELD_OPENING6 HELD_FLOWS4
+    HELD_FLOWS6 HELD_VERDICTS4 HELD_VERDICTS6 COUNTERS EVENTS
 }
 
 /// Program at the host veth's egress.
@@ -40,6 +44,9 @@ pub const FROM_POD_DIRECT: &str = "from_pod_direct";
 pub const STEER: &str = "steer";
 /// Program at Envoy's control group: notes its listening sockets.
 pub const REGISTER: &str = "register";
+
+/// Program at the interface through which the agent gives back what it held.
+pub const FROM_AGENT: &str = "from_agent";
 
 /// Flag of a map that user space may mmap (`BPF_F_MMAPABLE`).
 pub const MMAPABLE: u32 = 1 << 10;

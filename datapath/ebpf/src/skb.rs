@@ -12,12 +12,13 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use thyra_datapath_abi::EndpointRecord;
 use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_engine::account::Direction;
+use thyra_datapath_engine::decide::hold::Back;
 use thyra_datapath_engine::decide::{Act, Arrival};
 use thyra_datapath_engine::parse::ipv6::Chain;
 use thyra_datapath_engine::program::{Hook, Leg, Maps, Next, Program, Step, Way, Whole};
 use thyra_datapath_engine::{Family, Load, Packet};
 
-use crate::{direct, segment, steps};
+use crate::{direct, held, segment, steps};
 
 /// The next program decides (`TCX_NEXT`, and `TC_ACT_UNSPEC` of clsact).
 pub const NEXT: i32 = -1;
@@ -167,12 +168,20 @@ impl Hook for Skb {
         segment::revoke(*self, packet, direction)
     }
     #[inline(always)]
+    fn divert(&self) -> i32 {
+        held::divert()
+    }
+    #[inline(always)]
+    fn give_back(&self, back: Back) -> i32 {
+        held::give_back(*self, back)
+    }
+    #[inline(always)]
     fn redirect(&self, to: &EndpointRecord) -> i32 {
         direct::redirect(*self, to)
     }
     #[inline(always)]
     fn revoke_into(&self, to: &EndpointRecord) -> i32 {
-        if steps::answer(Direction::FromPod, self.0, true) == NEXT {
+        if steps::answer(Direction::FromPod, self.0, Act::Revoke) == NEXT {
             direct::redirect(*self, to)
         } else {
             SHOT
@@ -194,6 +203,6 @@ impl Hook for Skb {
     }
     #[inline(always)]
     fn answer<P: Program>(&self, act: Act) -> i32 {
-        steps::answer(P::DIRECTION, self.0, matches!(act, Act::Revoke))
+        steps::answer(P::DIRECTION, self.0, act)
     }
 }

@@ -52,6 +52,8 @@ steps! {
     ToPod to_pod_plain6 = Plain6 false;
     ToPod to_pod_ask4 = Ask4 false;
     ToPod to_pod_ask6 = Ask6 false;
+    ToPod to_pod_hold4 = Hold4 false;
+    ToPod to_pod_hold6 = Hold6 false;
     ToPod to_pod_unusual4 = Unusual4 false;
     ToPod to_pod_unusual6 = Unusual6 false;
     ToPod to_pod_other4 = Other4 false;
@@ -71,6 +73,8 @@ steps! {
     FromPod from_pod_plain6 = Plain6 false;
     FromPod from_pod_ask4 = Ask4 false;
     FromPod from_pod_ask6 = Ask6 false;
+    FromPod from_pod_hold4 = Hold4 false;
+    FromPod from_pod_hold6 = Hold6 false;
     FromPod from_pod_unusual4 = Unusual4 false;
     FromPod from_pod_unusual6 = Unusual6 false;
     FromPod from_pod_other4 = Other4 false;
@@ -79,33 +83,43 @@ steps! {
     FromPod from_pod_unsupported = Unsupported false;
 }
 
+/// The acts that `program::answer` carries out, as numbers.
+const REFUSE: u32 = 0;
+const REVOKE: u32 = 1;
+const DIVERT: u32 = 2;
+
 #[inline(always)]
-fn act(is_established: u32) -> Act {
-    if is_established == 0 {
-        Act::Refuse
-    } else {
-        Act::Revoke
+fn act(number: u32) -> Act {
+    match number {
+        DIVERT => Act::Divert,
+        REVOKE => Act::Revoke,
+        _ => Act::Refuse,
     }
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn to_pod_answer(skb: *mut __sk_buff, is_established: u32) -> i32 {
-    program::answer::<ToPod, _>(Skb(skb), act(is_established))
+extern "C" fn to_pod_answer(skb: *mut __sk_buff, number: u32) -> i32 {
+    program::answer::<ToPod, _>(Skb(skb), act(number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn from_pod_answer(skb: *mut __sk_buff, is_established: u32) -> i32 {
-    program::answer::<FromPod, _>(Skb(skb), act(is_established))
+extern "C" fn from_pod_answer(skb: *mut __sk_buff, number: u32) -> i32 {
+    program::answer::<FromPod, _>(Skb(skb), act(number))
 }
 
-/// Answers the packet's sender, and the far end of an established connection.
+/// Answers the packet's sender, and the far end of an established connection; or gives the packet to the agent.
 #[inline(always)]
-pub fn answer(direction: Direction, skb: *mut __sk_buff, is_established: bool) -> i32 {
+pub fn answer(direction: Direction, skb: *mut __sk_buff, act: Act) -> i32 {
+    let number = match act {
+        Act::Divert => DIVERT,
+        Act::Revoke => REVOKE,
+        _ => REFUSE,
+    };
     match direction {
-        Direction::ToPod => to_pod_answer(skb, is_established.into()),
-        Direction::FromPod => from_pod_answer(skb, is_established.into()),
+        Direction::ToPod => to_pod_answer(skb, number),
+        Direction::FromPod => from_pod_answer(skb, number),
     }
 }
 
