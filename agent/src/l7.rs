@@ -6,6 +6,7 @@
 mod authorizers;
 mod cells;
 mod cgroup;
+mod holds;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -19,6 +20,7 @@ use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::envoy::{
     Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyState, Supervisor,
 };
+use thyra_node_proxy_bridge::hold::Oracles;
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
 use thyra_node_proxy_bridge::listener::HttpOptions;
 use thyra_node_proxy_bridge::listener::budget::REQUESTS_AT_ONCE;
@@ -29,6 +31,7 @@ use tracing::{info, warn};
 
 pub use self::cells::cells;
 use self::cgroup::Cgroup;
+use self::holds::Holds;
 use crate::chain::chain;
 use crate::keys::{Client, Keyring};
 use crate::reach::Reach;
@@ -116,6 +119,8 @@ pub enum L7Error {
 /// See the module.
 pub struct L7 {
     inline: Inline,
+    /// Connections that are judged once.
+    holds: Holds,
     config: EnvoyConfig,
     supervisor: Option<Supervisor>,
     cgroup: Cgroup,
@@ -167,8 +172,9 @@ impl L7 {
             requests_per_second: options.budget.requests_per_second,
             ..HttpOptions::default()
         };
-        let server = AdsServer::start(&config.xds_socket(), user)?;
+        let server = Arc::new(AdsServer::start(&config.xds_socket(), user)?);
         Ok(Some(Self {
+            holds: Holds::new(Arc::clone(&server), &options.folder),
             inline: Inline::new(server, http.clone()),
             http,
             config,
@@ -204,11 +210,12 @@ impl L7 {
         let tokens = cells.iter().filter_map(|cell| cell.residual.http.tokens());
         self.keys.want(tokens.map(|tokens| &**tokens));
         self.inline.set_keys(self.keys.sets());
-        self.inline.apply(cells);
+        self.holds.apply(cells);
         self.cells = cells.to_vec();
+        self.apply_inline();
         if self.is_ready() {
             self.settle();
-        } else if !self.inline.is_empty() {
+        } else if !self.inline.is_empty() || !self.holds.is_empty() {
             self.start();
         }
         true
@@ -217,16 +224,50 @@ impl L7 {
     /// Gives Envoy the keys that were fetched since.
     pub fn take_keys(&mut self) {
         if self.inline.set_keys(self.keys.sets()) {
-            self.inline.apply(&self.cells);
+            self.apply_inline();
             if self.is_ready() {
                 self.settle();
             }
         }
     }
 
+    /// What is not held goes through Envoy.
+    fn apply_inline(&mut self) {
+        let (holds, cells) = (&self.holds, self.cells.iter());
+        let inline: Vec<Cell> = cells.filter(|cell| !holds.has(&cell.address)).cloned().collect();
+        self.inline.apply(&inline);
+    }
+
     /// Gives a running Envoy a moment to take what it was told.
     fn settle(&self) {
-        self.runtime.block_on(self.inline.settled(PATIENCE));
+        let mut changes = self.inline.changes();
+        let settled = async {
+            while !(self.inline.is_settled() && self.holds.is_settled()) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // What isn't then is refused until it is.
+        let _late = self
+            .runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, settled).await });
+    }
+
+    /// From now on what can be judged once is held, as `known` was by an earlier process; where its oracles are.
+    pub fn hold(&mut self, known: BTreeMap<Arc<str>, u16>) -> watch::Receiver<Arc<Oracles>> {
+        self.holds.start(known)
+    }
+
+    /// The number of each residual whose connections are held.
+    #[must_use]
+    pub fn holds(&self) -> BTreeMap<Arc<str>, u16> {
+        self.holds.numbers()
+    }
+
+    /// Tells who holds connections where the oracles are by now.
+    pub fn tell_oracles(&self) {
+        self.holds.tell();
     }
 
     /// Key sets that can't be had, in words.
@@ -244,6 +285,7 @@ impl L7 {
     /// The live tables name what is wanted and nothing else.
     pub fn retire(&mut self) {
         self.inline.retire();
+        self.holds.retire();
     }
 
     /// The port of each residual that Envoy judges.
@@ -255,7 +297,9 @@ impl L7 {
     /// Residuals that are refused, with the reason.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<Arc<str>, Refusal> {
-        self.inline.refused()
+        let mut refused = self.inline.refused();
+        refused.extend(self.holds.refused());
+        refused
     }
 
     /// Counters of which one moves whenever ports may have changed, other keys are there, or Envoy has come or gone.
@@ -276,7 +320,7 @@ impl L7 {
         match state {
             // It acknowledges what it is to listen for before it does.
             Some(EnvoyState::Starting) => true,
-            Some(EnvoyState::Ready { .. }) => !self.inline.is_settled(),
+            Some(EnvoyState::Ready { .. }) => !(self.inline.is_settled() && self.holds.is_settled()),
             Some(EnvoyState::Waiting { .. } | EnvoyState::Stopped) | None => false,
         }
     }

@@ -10,18 +10,22 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order};
+use thyra_node_proxy_bridge::hold::Keeper;
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admin::{About, Admin};
 use crate::board::Board;
+use crate::chain::chain;
 use crate::change::Topic;
-use crate::config::{AttachChoice, Config, DenyChoice, HostTrafficChoice, NonTcpChoice, PolicySource};
+use crate::config::{
+    AttachChoice, Config, DenyChoice, HoldChoice, HostTrafficChoice, NonTcpChoice, PolicySource,
+};
 use crate::flows::{self, Flows};
 use crate::held::Basis;
 use crate::l7::{self, L7, L7Error};
@@ -172,7 +176,7 @@ pub async fn run_on(
         );
     }
     let metrics = Arc::new(Metrics::default());
-    let l7 = L7::open(&l7::Options {
+    let mut l7 = L7::open(&l7::Options {
         envoy: config.envoy.clone(),
         user: config.envoy_user,
         budget: config.budget,
@@ -180,6 +184,9 @@ pub async fn run_on(
         node: config.node.name.clone(),
     })
     .await?;
+    if let Some(l7) = l7.as_mut().filter(|_| config.l7_hold != HoldChoice::Off) {
+        hold(l7, &plane, &mut tasks, &stop);
+    }
     let news = l7.as_ref().map(L7::changes);
     let records = l7.as_ref().map(L7::records);
     let (handle, store) = Store::start(Parts {
@@ -314,6 +321,33 @@ fn basis(config: &Config, awaited: std::collections::BTreeSet<Topic>) -> Basis {
 /// A file beside another one.
 fn beside(file: &Path, name: &str) -> PathBuf {
     file.parent().unwrap_or(Path::new(".")).join(name)
+}
+
+/// Holds connections that can be judged once, where that is possible here.
+fn hold(l7: &mut L7, plane: &SharedPlane, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
+    let holding = lock::write(plane).hold();
+    let holding = match holding {
+        Ok(Some(holding)) => holding,
+        Ok(None) => return,
+        Err(error) => {
+            warn!(
+                error = chain(&error),
+                "nothing can be held: all that needs L7 goes through envoy"
+            );
+            return;
+        }
+    };
+    let known = lock::read(plane).holds();
+    let keeper = Keeper::new(holding, l7.hold(known));
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            ended = keeper.run() => if let Err(error) = ended {
+                warn!(%error, "connections are no longer held: those that would be are dropped");
+            },
+            () = stop.cancelled() => {}
+        }
+    });
 }
 
 async fn tell_of_envoy(mut news: watch::Receiver<u64>, handle: Handle, stop: CancellationToken) {

@@ -8,21 +8,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::tc::{NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use thyra_datapath_abi::held::is_held;
-use thyra_datapath_abi::{
-    EndpointRecord, Flow4, Flow6, FlowState, HeldFlow, HeldKey4, HeldKey6, HeldVerdict, Isns, maps,
-};
+use thyra_datapath_abi::{Flow4, Flow6, FlowState, HeldFlow, HeldKey4, HeldKey6, HeldVerdict, Isns, maps};
 
 use crate::clsact;
 use crate::datapath::Datapath;
 use crate::flow_maps::{KEY4, KEY6};
 use crate::hook::Hook;
 use crate::interface::Interface;
+use crate::mapping::Mapping;
+use crate::memory;
 use crate::open::endpoint_numbers;
 use crate::steering::SteerError;
 use crate::tap::Tap;
@@ -77,6 +78,7 @@ pub struct HeldConnection {
 pub struct Holding {
     tap: Arc<Tap>,
     maps: HeldMaps,
+    state: Mapping,
     /// Keeps the program of a tcx link where it is; a filter goes with its interface.
     _program: SchedClassifier,
 }
@@ -165,16 +167,14 @@ impl Holding {
         &self.tap
     }
 
-    /// What the kernel knows of a connection of this endpoint; none where it isn't held.
+    /// What the kernel knows of a connection; none where it isn't held.
     ///
     /// # Errors
     /// A map can't be read.
-    pub fn find(
-        &self,
-        local: SocketAddr,
-        remote: SocketAddr,
-        endpoint: u16,
-    ) -> io::Result<Option<HeldConnection>> {
+    pub fn find(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<HeldConnection>> {
+        let Some(endpoint) = self.endpoint(local.ip()) else {
+            return Ok(None);
+        };
         let Some(key) = Key::new(local, remote, endpoint) else {
             return Ok(None);
         };
@@ -190,6 +190,18 @@ impl Holding {
             verdict: self.maps.verdict(&key, flow.isns)?,
             ..connection(local, remote, endpoint, &flow)
         }))
+    }
+
+    /// The endpoint that has this address.
+    fn endpoint(&self, address: IpAddr) -> Option<u16> {
+        endpoint_numbers().find(|id| {
+            let record = memory::record(&self.state, *id);
+            let own = match address {
+                IpAddr::V4(_) => IpAddr::from(record.address4),
+                IpAddr::V6(_) => IpAddr::from(record.address6),
+            };
+            record.ifindex != 0 && own == address
+        })
     }
 
     /// Says what becomes of a connection.
@@ -281,33 +293,19 @@ impl Datapath {
         program
             .attach_with_options(tap.name(), TcAttachType::Ingress, options)
             .map_err(|e| failed(io::Error::other(e)))?;
-        let maps = HeldMaps::open(self)?;
+        let held = HeldMaps::open(self)?;
+        let state =
+            MapData::from_pin(self.pins.map(maps::STATE)).map_err(|e| HoldError::Map(maps::STATE, e))?;
+        let state = Mapping::new(state.fd().as_fd(), memory::STATE_WORDS)
+            .map_err(|e| HoldError::Map(maps::STATE, MapError::IoError(e)))?;
         tap.start().map_err(HoldError::Interface)?;
         self.memory.set_agent(tap.index());
         Ok(Holding {
             tap: Arc::new(tap),
-            maps,
+            maps: held,
+            state,
             _program: program,
         })
-    }
-
-    /// Which endpoints have these addresses.
-    #[must_use]
-    pub fn own_addresses(&self) -> BTreeMap<IpAddr, u16> {
-        let mut addresses = BTreeMap::new();
-        for id in endpoint_numbers() {
-            let EndpointRecord {
-                ifindex,
-                address4,
-                address6,
-                ..
-            } = self.memory.record(id);
-            let own = [IpAddr::from(address4), IpAddr::from(address6)];
-            if ifindex != 0 {
-                addresses.extend(own.into_iter().filter(|a| !a.is_unspecified()).map(|a| (a, id)));
-            }
-        }
-        addresses
     }
 
     /// The residuals whose connections are held, with their numbers.

@@ -70,7 +70,7 @@ pub use sockets::{Connection, Held, Phase};
 pub use state_file::StateError;
 pub use status::{DatapathStatus, EndpointStatus, Fill};
 pub use steering::SteerError;
-pub use tap::{TAP_HEADER, Tap};
+pub use tap::{TAP_HEADER, Tap, TapWatch};
 pub use traffic::Traffic;
 pub use verdict_names::VerdictsFull;
 pub use view::{KernelView, Sighting};

@@ -17,7 +17,8 @@ use crate::mapping::Mapping;
 use crate::open::{OpenError, Source};
 
 const WORD: usize = size_of::<u64>();
-const STATE_WORDS: usize = size_of::<State>() / WORD;
+/// 64-bit words of the state.
+pub(crate) const STATE_WORDS: usize = size_of::<State>() / WORD;
 const CONTROL: usize = offset_of!(State, control) / WORD;
 const RECORDS: usize = offset_of!(State, endpoints) / WORD;
 const RECORD_WORDS: usize = size_of::<EndpointRecord>() / WORD;
@@ -137,12 +138,7 @@ impl Memory {
     }
 
     pub(crate) fn record(&self, endpoint: u16) -> EndpointRecord {
-        let mut record = EndpointRecord::default();
-        let start = RECORDS + usize::from(endpoint) * RECORD_WORDS;
-        for (i, bytes) in record.as_mut_bytes().chunks_exact_mut(8).enumerate() {
-            bytes.copy_from_slice(&self.state.load(start + i).to_ne_bytes());
-        }
-        record
+        record(&self.state, endpoint)
     }
 
     /// Writes an endpoint's record, the word with its interface last.
@@ -200,6 +196,16 @@ impl Memory {
             self.bank(Table::EndpointSets, bank)[usize::from(endpoint)].store(0, Ordering::Relaxed);
         }
     }
+}
+
+/// An endpoint's record in the state.
+pub(crate) fn record(state: &Mapping, endpoint: u16) -> EndpointRecord {
+    let mut record = EndpointRecord::default();
+    let start = RECORDS + usize::from(endpoint) * RECORD_WORDS;
+    for (i, bytes) in record.as_mut_bytes().chunks_exact_mut(8).enumerate() {
+        bytes.copy_from_slice(&state.load(start + i).to_ne_bytes());
+    }
+    record
 }
 
 /// Where a table stands in `Table::ALL`.

@@ -9,8 +9,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::Arc;
 
-use crate::interface::Interface;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::interface::Interface as Link;
 
 /// The kernel puts a number in the place of `%d`.
 const NAME: &[u8] = b"thyra%d";
@@ -57,7 +61,7 @@ impl Tap {
         // SAFETY: the kernel wrote a name that ends in zero.
         let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
         let name = name.to_string_lossy().into_owned();
-        let interface = Interface::by_name(&name)?.ok_or_else(|| io::Error::other("it has gone"))?;
+        let interface = Link::by_name(&name)?.ok_or_else(|| io::Error::other("it has gone"))?;
         Ok(Self {
             file,
             name,
@@ -112,6 +116,35 @@ impl Tap {
     /// The kernel has no memory, or doesn't like the header.
     pub fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
         (&self.file).write_vectored(pieces).map(drop)
+    }
+}
+
+/// An interface that is waited for; needs a tokio runtime.
+#[derive(Debug)]
+pub struct TapWatch(AsyncFd<Arc<Tap>>);
+
+impl TapWatch {
+    /// Waits for frames of this interface.
+    ///
+    /// # Errors
+    /// The runtime refuses it.
+    pub fn new(tap: &Arc<Tap>) -> io::Result<Self> {
+        // SAFETY: the descriptor lives as long as the interface, which is shared and never gives it away.
+        let watched = unsafe { AsyncFd::register_with_interest(Arc::clone(tap), Interest::READABLE) }?;
+        Ok(Self(watched))
+    }
+
+    /// The next frame, `TAP_HEADER` in front; its length. One that is not waited for to the end is not lost.
+    ///
+    /// # Errors
+    /// The interface has gone.
+    pub async fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            if let Ok(read) = ready.try_io(|tap| tap.get_ref().read(frame)) {
+                return read;
+            }
+        }
     }
 }
 

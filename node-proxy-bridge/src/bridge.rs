@@ -91,7 +91,7 @@ type Filled = (Slot, Vec<(Name, Resource)>);
 #[derive(Debug)]
 pub struct Bridge {
     config: BridgeConfig,
-    server: AdsServer,
+    server: Arc<AdsServer>,
     places: Places,
     slots: Vec<Slot>,
     refused: BTreeMap<Question, Refusal>,
@@ -112,14 +112,39 @@ impl Bridge {
     /// The xDS socket can't be made.
     pub fn start(config: BridgeConfig) -> Result<Self, AdsError> {
         let server = AdsServer::start(&config.xds_socket, config.owner)?;
-        Ok(Self {
+        Ok(Self::beside(Arc::new(server), config))
+    }
+
+    /// Beside others that Envoy asks the same server for.
+    #[must_use]
+    pub fn beside(server: Arc<AdsServer>, config: BridgeConfig) -> Self {
+        Self {
             config,
             server,
             places: Places::new(),
             slots: Vec::new(),
             refused: BTreeMap::new(),
             next: 0,
-        })
+        }
+    }
+
+    /// What Envoy is not given, with the reason.
+    #[must_use]
+    pub fn refused(&self) -> &BTreeMap<Question, Refusal> {
+        &self.refused
+    }
+
+    /// Whether Envoy has said its word on everything.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let mut questions = self.slots.iter().map(|slot| &slot.question);
+        !questions.any(|question| self.standing(question) == Standing::Awaited)
+    }
+
+    /// Whether nothing is wanted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
     }
 
     /// Where authorizers are, from the next `apply` on.

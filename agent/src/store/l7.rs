@@ -18,8 +18,15 @@ impl Store {
     /// From now on the kernel knows Envoy's sockets.
     pub(super) fn register_envoy(&mut self) {
         let Some(l7) = &self.l7 else {
+            // Nobody judges what an earlier process held.
+            if let Err(error) = lock::write(&self.plane).set_holds(BTreeMap::new()) {
+                warn!(error = chain(&error), "held connections are not cut");
+            }
             return;
         };
+        if let Err(error) = lock::write(&self.plane).set_holds(l7.holds()) {
+            warn!(error = chain(&error), "held connections are not cut");
+        }
         if let Err(error) = lock::write(&self.plane).register_envoy(l7.cgroup()) {
             warn!(
                 error = chain(&error),
@@ -36,7 +43,9 @@ impl Store {
         let registrations = &self.held.registrations;
         let cells = l7::cells(tables, self.compiler.residuals(), registrations);
         let changed = l7.prepare(&cells, &self.held.world);
-        let pods: BTreeSet<&str> = cells.iter().map(|cell| cell.place.pod.as_str()).collect();
+        let holds = l7.holds();
+        let inline = cells.iter().filter(|cell| !holds.contains_key(&cell.address));
+        let pods: BTreeSet<&str> = inline.map(|cell| cell.place.pod.as_str()).collect();
         let needy = registrations
             .iter()
             .filter(|(_, r)| pods.contains(r.uid.as_str()));
@@ -98,6 +107,13 @@ impl Store {
         let Some(l7) = &self.l7 else {
             return;
         };
+        l7.tell_oracles();
+        if let Err(error) = lock::write(&self.plane).set_holds(l7.holds()) {
+            warn!(
+                error = chain(&error),
+                "held connections of rules that went are not cut"
+            );
+        }
         if let Err(error) = lock::write(&self.plane).set_listeners(l7.ports()) {
             warn!(
                 error = chain(&error),
@@ -115,6 +131,7 @@ impl Store {
             available: true,
             is_awaited: l7.is_awaited(),
             ports: l7.ports(),
+            holds: l7.holds(),
             refused: refused
                 .map(|(residual, why)| (residual, chain(&why)))
                 .collect::<BTreeMap<_, _>>(),
