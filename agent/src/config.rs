@@ -18,8 +18,8 @@ use thyra_policy_compiler::world::{Bootstrap, NodeOptions};
 use thyra_xds_client::{Server, ServerError};
 
 pub use choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HostTrafficChoice, LogFormat, ModeChoice,
-    NonTcpChoice, PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HostTrafficChoice, LogFormat,
+    ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
 };
 pub use settings::Settings;
 

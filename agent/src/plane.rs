@@ -172,6 +172,14 @@ pub trait Plane: Send + Sync + 'static {
         drop(holds);
         Ok(())
     }
+    /// Forgets what was judged of connections that these tables, which are live, judge otherwise.
+    ///
+    /// # Errors
+    /// Some are still remembered.
+    fn keep_held(&mut self, tables: &Tables) -> Result<(), PlaneError> {
+        let _none = tables;
+        Ok(())
+    }
     /// The connections that are held, or were.
     ///
     /// # Errors

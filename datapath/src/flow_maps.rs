@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::mem::offset_of;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use thyra_datapath_abi::{Flow4, Flow6, FlowState, HeldFlow, maps};
@@ -114,6 +114,15 @@ impl FlowMaps {
     /// Forgets all connections that are held, or were, for other residuals than those with these numbers.
     pub(crate) fn keep_held(&self, memory: &Memory, residuals: &BTreeSet<u16>) -> io::Result<()> {
         self.held.keep(memory, residuals)
+    }
+
+    /// Forgets all connections that are held, or were, and that `is_held` doesn't know.
+    pub(crate) fn keep_held_if(
+        &self,
+        memory: &Memory,
+        is_held: impl Fn(u16, IpAddr, u16, u16) -> bool,
+    ) -> io::Result<()> {
+        self.held.keep_if(memory, is_held)
     }
 
     /// All connections that are held, or were, by family.

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use thyra_datapath_abi::{FlowState, HeldFlow, HeldOpening, maps};
+use thyra_datapath_abi::{Flow4, Flow6, FlowState, HeldFlow, HeldOpening, maps};
 
 use crate::flow_maps::{KEY4, KEY6, Swept, is_finished};
 use crate::host_flows::HostFlows;
@@ -62,6 +63,28 @@ impl HeldFlows {
         let unwanted = |state: FlowState| !residuals.contains(&state.tag());
         self.flows4.forget_if(unwanted, gone)?;
         self.flows6.forget_if(unwanted, gone)
+    }
+
+    /// Forgets those that `is_held` doesn't know: of the endpoint, the client's address, the pod's port and the
+    /// residual's number.
+    pub(crate) fn keep_if(
+        &self,
+        memory: &Memory,
+        is_held: impl Fn(u16, IpAddr, u16, u16) -> bool,
+    ) -> io::Result<()> {
+        let gone = |endpoint| memory.give_back_l7(endpoint);
+        let unwanted4 = |key: &[u8; KEY4], state: FlowState| {
+            let flow: Flow4 = zerocopy::transmute!(*key);
+            let (local, remote) = flow.ends();
+            !is_held(flow.endpoint, (*remote.ip()).into(), local.port(), state.tag())
+        };
+        let unwanted6 = |key: &[u8; KEY6], state: FlowState| {
+            let flow: Flow6 = zerocopy::transmute!(*key);
+            let (local, remote) = flow.ends();
+            !is_held(flow.endpoint, (*remote.ip()).into(), local.port(), state.tag())
+        };
+        self.flows4.forget_where(unwanted4, gone)?;
+        self.flows6.forget_where(unwanted6, gone)
     }
 
     /// Entries of each family, as of the last whole walk.

@@ -15,7 +15,10 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::tc::{NlOptions, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use thyra_datapath_abi::held::is_held;
-use thyra_datapath_abi::{Flow4, Flow6, FlowState, HeldFlow, HeldKey4, HeldKey6, HeldVerdict, Isns, maps};
+use thyra_datapath_abi::tables::Tables;
+use thyra_datapath_abi::{
+    Action, Flow4, Flow6, FlowState, HeldFlow, HeldKey4, HeldKey6, HeldVerdict, Isns, Mode, maps,
+};
 
 use crate::clsact;
 use crate::datapath::Datapath;
@@ -336,6 +339,26 @@ impl Datapath {
                 .map_err(SteerError::Forget)?;
         }
         Ok(())
+    }
+
+    /// Forgets what was judged of connections that these tables, which are live, judge otherwise: while they did, others
+    /// may have taken the same ends unseen.
+    ///
+    /// # Errors
+    /// Some are still remembered.
+    pub fn keep_held(&self, tables: &Tables) -> Result<(), SteerError> {
+        let is_held = |endpoint, client, port, number| {
+            let enforced = tables
+                .endpoint(endpoint)
+                .is_some_and(|placed| placed.mode == Mode::Enforce);
+            let verdict = tables.judge(endpoint, client, port).filter(|_| enforced);
+            let residual = verdict.filter(|verdict| verdict.cell_action() == Action::Proxy);
+            let residual = residual.and_then(|verdict| verdict.residual.as_ref());
+            residual.and_then(|residual| self.steering.holds.get(residual)) == Some(&number)
+        };
+        self.flows
+            .keep_held_if(&self.memory, is_held)
+            .map_err(SteerError::Forget)
     }
 
     /// Numbers that an earlier process gave.

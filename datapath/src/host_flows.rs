@@ -115,6 +115,20 @@ impl<const K: usize, const V: usize> HostFlows<K, V> {
         Ok(())
     }
 
+    /// Forgets all connections whose key and state are unwanted; `gone`: as in `sweep`.
+    pub(crate) fn forget_where(
+        &self,
+        unwanted: impl Fn(&[u8; K], FlowState) -> bool,
+        gone: impl Fn(u16),
+    ) -> io::Result<()> {
+        for (key, value) in self.all()? {
+            if unwanted(&key, state(value)) && self.remove_if(&key, |value| unwanted(&key, state(*value)))? {
+                gone(self.endpoint(&key));
+            }
+        }
+        Ok(())
+    }
+
     /// The connections of an endpoint.
     pub(crate) fn of(&self, endpoint: u16) -> io::Result<Vec<Entry<K>>> {
         let own = self.all()?.into_iter();

@@ -33,6 +33,8 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 const GUARD: Duration = Duration::from_secs(60);
 /// How often is looked what is over.
 const LOOK: Duration = Duration::from_millis(100);
+/// What the client won't send again goes to the pod once more after so long.
+const AGAIN: Duration = Duration::from_millis(300);
 /// Connections that are held at a time; what comes then is dropped and comes again.
 const MAX_HELD: usize = 4_096;
 /// Those of one pod, and of one client's address.
@@ -75,6 +77,9 @@ struct Flow {
     /// Most bytes in a segment.
     largest: usize,
     since: Instant,
+    /// The client was told that its bytes have arrived, and won't say them again.
+    is_acknowledged: bool,
+    given_back: Instant,
     /// Where the oracle gets its bytes from; none once it has answered.
     asking: Option<mpsc::UnboundedSender<Vec<u8>>>,
 }
@@ -176,6 +181,7 @@ impl Keeper {
         let fin = segment.flags & FIN != 0;
         match flow.custody.take(segment.sequence, segment.payload, fin) {
             Taken::Nothing => {}
+            Taken::Known => acknowledge(&self.tap, flow),
             Taken::More(range) => self.feed(ends, range),
             Taken::Again(range) => self.give_back(&ends, range),
             Taken::Beyond => {
@@ -202,6 +208,8 @@ impl Keeper {
             acknowledgment: segment.acknowledgment,
             largest: segment.largest,
             since: Instant::now(),
+            is_acknowledged: false,
+            given_back: Instant::now(),
             asking: None,
             kernel,
         };
@@ -267,6 +275,7 @@ impl Keeper {
             Said::Yes => {
                 flow.asking = None;
                 flow.since = Instant::now();
+                flow.given_back = flow.since;
                 let end = flow.custody.allow();
                 if let Err(error) = self.holding.judge(&kernel, HeldVerdict::ALLOW, end) {
                     warn!(%error, "a verdict can't be written; the connection is refused");
@@ -329,8 +338,8 @@ impl Keeper {
 
     /// What took too long is refused; what is open is no longer in custody.
     fn look(&mut self) {
-        let (mut late, mut over) = (Vec::new(), Vec::new());
-        for (ends, flow) in &self.flows {
+        let (mut late, mut over, mut again) = (Vec::new(), Vec::new(), Vec::new());
+        for (ends, flow) in &mut self.flows {
             let limit = if flow.custody.is_allowed() {
                 GUARD
             } else {
@@ -341,11 +350,19 @@ impl Keeper {
             } else if flow.custody.is_allowed() {
                 let (remote, local) = *ends;
                 match self.holding.find(local, remote) {
-                    Ok(Some(now)) if now.isns == flow.kernel.isns && !now.is_open => {}
+                    Ok(Some(now)) if now.isns == flow.kernel.isns && !now.is_open => {
+                        if flow.is_acknowledged && flow.given_back.elapsed() >= AGAIN {
+                            flow.given_back = Instant::now();
+                            again.push((*ends, 0..flow.custody.bytes().len()));
+                        }
+                    }
                     Ok(_) => over.push(*ends),
                     Err(error) => debug!(%error, "a held connection can't be looked up"),
                 }
             }
+        }
+        for (ends, range) in again {
+            self.give_back(&ends, range);
         }
         for ends in late {
             self.refuse(&ends, &Counts::late_of, "it took too long");
@@ -368,6 +385,17 @@ impl Counts {
     fn refused_of(&self) -> &AtomicU64 {
         &self.refused
     }
+}
+
+/// A client that sends the same again has lost what follows, and doesn't send that before the first is acknowledged.
+fn acknowledge(tap: &Tap, flow: &mut Flow) {
+    flow.is_acknowledged = true;
+    let numbers = Numbers {
+        sequence: flow.acknowledgment,
+        acknowledgment: flow.custody.sequence(flow.custody.bytes().len()),
+        flags: ACK,
+    };
+    written(tap.write(&[IoSlice::new(&flow.headers.to_client(numbers))]));
 }
 
 /// In segments of the size that the client's had.

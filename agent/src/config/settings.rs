@@ -9,8 +9,8 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HostTrafficChoice, LogFormat, ModeChoice,
-    NonTcpChoice, PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HostTrafficChoice, LogFormat,
+    ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
 };
 
 /// Flags and file keys; see `Config` for what they mean together.

@@ -135,6 +135,10 @@ impl Plane for Datapath {
         Datapath::set_holds(self, holds).map_err(|e| failed(&e))
     }
 
+    fn keep_held(&mut self, tables: &Tables) -> Result<(), PlaneError> {
+        Datapath::keep_held(self, tables).map_err(|e| failed(&e))
+    }
+
     fn held_connections(&self) -> Result<Vec<HeldConnection>, PlaneError> {
         Datapath::held_connections(self).map_err(|e| failed(&e))
     }

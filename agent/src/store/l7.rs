@@ -78,6 +78,16 @@ impl Store {
         }
     }
 
+    /// What was judged once of connections counts only as long as these tables, which are live, ask for it.
+    pub(super) fn forget_unheld(&mut self, tables: &Tables) {
+        if let Err(error) = lock::write(&self.plane).keep_held(tables) {
+            warn!(
+                error = chain(&error),
+                "what was judged of connections is not forgotten"
+            );
+        }
+    }
+
     /// The tables that `prepare_l7` saw are live.
     pub(super) fn retire_l7(&mut self) {
         if let Some(l7) = &mut self.l7 {

@@ -22,8 +22,10 @@ pub struct Custody {
 /// What becomes of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// Nothing: it is known, comes too early, or is too much.
+    /// Nothing: it comes too early, or is too much.
     Nothing,
+    /// It is held already: its sender waits for somebody to say so, and goes on only then.
+    Known,
     /// These bytes of the copy are new.
     More(Range<usize>),
     /// Other bytes than before, or some behind the end.
@@ -77,7 +79,7 @@ impl Custody {
         self.bytes.extend_from_slice(new);
         self.is_ended |= fin;
         if new.is_empty() {
-            Taken::Nothing
+            Taken::Known
         } else {
             Taken::More(held..self.bytes.len())
         }
@@ -160,7 +162,7 @@ mod tests {
     fn the_same_bytes_again_are_no_conflict_and_what_follows_them_is_taken() {
         let mut held = custody();
         assert_eq!(held.take(at(0), b"abcd", false), Taken::More(0..4));
-        assert_eq!(held.take(at(0), b"abcd", false), Taken::Nothing);
+        assert_eq!(held.take(at(0), b"abcd", false), Taken::Known);
         assert_eq!(held.take(at(2), b"cdef", false), Taken::More(4..6));
         assert_eq!(
             held.take(CLIENT, b"?abcdefg", false),
@@ -187,7 +189,7 @@ mod tests {
     fn bytes_behind_the_end_are_a_conflict() {
         let mut held = custody();
         assert_eq!(held.take(at(0), b"ab", true), Taken::More(0..2));
-        assert_eq!(held.take(at(0), b"ab", true), Taken::Nothing);
+        assert_eq!(held.take(at(0), b"ab", true), Taken::Known);
         assert_eq!(held.take(at(2), b"c", false), Taken::Conflict);
         let mut held = custody();
         assert_eq!(held.take(at(0), b"abcd", false), Taken::More(0..4));

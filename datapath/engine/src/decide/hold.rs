@@ -291,8 +291,8 @@ pub enum Back {
     ToClient(u32),
 }
 
-/// Decides about a packet that the agent gives back: bytes of an allowed connection to the pod, or a bare reset to
-/// either side, after which the connection is over.
+/// Decides about a packet that the agent gives back: bytes of an allowed connection to the pod, a bare reset to either
+/// side, after which the connection is over, or a bare acknowledgment to the client.
 #[inline(always)]
 pub fn from_agent<F: Family, N: Tables + Held + ?Sized>(node: &N, packet: &Packet<F>) -> Option<Back> {
     let is_reset = packet.flags & RST != 0;
@@ -310,7 +310,9 @@ pub fn from_agent<F: Family, N: Tables + Held + ?Sized>(node: &N, packet: &Packe
         }
     }
     let pod = F::source(node, packet.source);
-    if !is_reset || !pod.exact || pod.local == 0 {
+    // An acknowledgment lets the client go on with what it has to say.
+    let says_nothing = packet.payload == 0 && packet.flags & FIN == 0;
+    if !says_nothing || !pod.exact || pod.local == 0 {
         return None;
     }
     let key = packet.flow_from_pod(pod.local);
