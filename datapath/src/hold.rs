@@ -341,7 +341,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Forgets what was judged of connections that these tables, which are live, judge otherwise: while they did, others
+    /// Forgets what was judged of connections that these tables, which are live, judge otherwise: while they did,
+    /// others
     /// may have taken the same ends unseen.
     ///
     /// # Errors

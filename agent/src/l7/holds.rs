@@ -2,7 +2,8 @@
 //! are.
 //!
 //! Invariant: a number stands for one residual as long as the kernel's tables or an open connection may name it; a
-//! listener of Envoy's never goes from one residual to another, so that who asks it gets the answer of the one it meant.
+//! listener of Envoy's never goes from one residual to another, so that who asks it gets the answer of the one it
+//! meant.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -20,7 +20,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::limits::L7_FIRST_PORT;
 use crate::{Flow4, Flow6, FlowState};
 
-/// Whether what a verdict's entry in `State::listeners` says is the number of a residual whose connections are held, and
+/// Whether what a verdict's entry in `State::listeners` says is the number of a residual whose connections are
+/// held, and
 /// no port of a listener.
 #[must_use]
 #[inline(always)]

@@ -71,7 +71,10 @@ pub trait HeldFamily {
 }
 
 macro_rules! family {
-    ($family:ty, $key:ty, $opening:ident $begin:ident $held:ident $hold:ident $open:ident $let_go:ident $judged:ident) => {
+    (
+        $family:ty, $key:ty,
+        $opening:ident $begin:ident $held:ident $hold:ident $open:ident $let_go:ident $judged:ident
+    ) => {
         impl HeldFamily for $family {
             type Connection = $key;
 

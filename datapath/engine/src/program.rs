@@ -288,8 +288,8 @@ fn last(next: Next) -> Act {
     next.act().unwrap_or(Act::Drop)
 }
 
-/// Carries out `Act::Divert`, or answers it: `Act::Refuse` or `Act::Revoke`. Reads the packet once more, so that the way of those that pass carries
-/// nothing for this one.
+/// Carries out `Act::Divert`, or answers it: `Act::Refuse` or `Act::Revoke`. Reads the packet once more, so that
+/// the way of those that pass carries nothing for this one.
 #[inline(always)]
 pub fn answer<P: Program, H: Hook>(hook: H, act: Act) -> H::End {
     if act == Act::Divert {

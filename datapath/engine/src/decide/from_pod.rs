@@ -141,7 +141,8 @@ fn answered<F: Family, N: Tables + Flows + Steered + ?Sized>(
         return Outcome::pass(endpoint).by(cell.verdict());
     }
     let judge = l7::judge(node, endpoint, cell);
-    // A bare reset tells the other side that the connection is over, and nothing else; of one that is held that is noted.
+    // A bare reset tells the other side that the connection is over, and nothing else; of one that is held that is
+    // noted.
     if judge != Some(Act::Hold) && packet.flags & RST != 0 && packet.payload == 0 {
         return Outcome::pass(endpoint);
     }

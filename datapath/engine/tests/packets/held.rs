@@ -1,4 +1,5 @@
-//! Connections that are judged once, packet by packet: at port 8080 of the world's pods what the foe says first is held.
+//! Connections that are judged once, packet by packet: at port 8080 of the world's pods what the foe says first is
+//! held.
 
 use thyra_datapath_abi::{Control, Flow4, Flow6, HeldVerdict, Isns, Reason};
 use thyra_datapath_engine::decide::Arrival;
