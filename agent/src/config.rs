@@ -18,8 +18,8 @@ use thyra_policy_compiler::world::{Bootstrap, NodeOptions};
 use thyra_xds_client::{Server, ServerError};
 
 pub use choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HostTrafficChoice, LogFormat,
-    ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HookChoice, HostTrafficChoice,
+    LogFormat, ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
 };
 pub use settings::Settings;
 
@@ -122,6 +122,8 @@ pub struct Config {
     pub deny: DenyChoice,
     /// How programs are put at the pods' interfaces.
     pub attach: AttachChoice,
+    /// At which end of its veth what comes to a pod is judged.
+    pub hook: HookChoice,
     /// Whether the node's own connections are judged.
     pub host_traffic: HostTrafficChoice,
     /// Whether other protocols than TCP are judged.
@@ -197,7 +199,7 @@ impl Settings {
             });
         }
         let name = self.node.clone().unwrap_or_else(host_name);
-        let budget = self.budget();
+        let (budget, hook) = (self.budget(), self.hook()?);
         Ok(Config {
             node: self.node_options(name.clone())?,
             metrics: metrics_address(self.metrics.as_deref().unwrap_or(DEFAULT_METRICS))?,
@@ -216,6 +218,7 @@ impl Settings {
             pod_name: self.pod_name.unwrap_or_else(|| format!("thyra-{name}")),
             deny: self.deny.unwrap_or_default(),
             attach: self.attach.unwrap_or_default(),
+            hook,
             host_traffic: self.host_traffic.unwrap_or_default(),
             non_tcp: self.non_tcp.unwrap_or_default(),
             identity_grace: Duration::from_secs(self.identity_grace.unwrap_or(DEFAULT_GRACE)),
@@ -230,6 +233,26 @@ impl Settings {
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".into()),
         })
+    }
+
+    /// # Errors
+    /// Another flag can't be obeyed at the pod's own end.
+    fn hook(&self) -> Result<HookChoice, ConfigError> {
+        let hook = self.hook.unwrap_or_default();
+        let why = match (hook, self.attach.unwrap_or_default()) {
+            (HookChoice::Host, _) => return Ok(hook),
+            (HookChoice::Pod, AttachChoice::Clsact) => "needs tcx links; leave `--attach` out",
+            (HookChoice::Pod, AttachChoice::TcxLast) => {
+                "needs the first place at the host end; leave `--attach` out"
+            }
+            (HookChoice::Pod, AttachChoice::Auto | AttachChoice::Tcx)
+                if self.local_redirect == Some(true) =>
+            {
+                "can't be used with `--local-redirect`, which judges at the host ends; choose one"
+            }
+            (HookChoice::Pod, AttachChoice::Auto | AttachChoice::Tcx) => return Ok(hook),
+        };
+        Err(value("hook", "pod", why))
     }
 
     fn budget(&self) -> Budget {

@@ -1,11 +1,14 @@
 //! The key sets that RequestAuthentications name by URI: fetched, kept, fetched again.
 //!
 //! Invariant: only a good set replaces a good one, and a failure has a name. Without a set no token of its rule is
-//! taken, so nothing here lets a request pass that policy wouldn't.
+//! taken, so nothing here lets a request pass that policy wouldn't. A set of before a restart is used until it is a day
+//! old.
 
 mod client;
+mod stored;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +17,11 @@ use thyra_policy_compiler::tokens::{Keys, Tokens, key_set};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 pub use self::client::{Client, FetchError};
+use self::stored::Store;
 use crate::chain::chain;
 
 /// Between two fetches of a set (istiod's `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`).
@@ -60,6 +65,7 @@ struct Known {
 struct Shared {
     known: Mutex<Known>,
     changes: watch::Sender<u64>,
+    store: Option<Store>,
 }
 
 /// Fetches what is wanted.
@@ -73,9 +79,16 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// Nothing is wanted yet.
+    /// Nothing is wanted yet; sets are stored in the agent's state folder, where there is one.
     #[must_use]
-    pub fn new(client: Client, runtime: Handle) -> Self {
+    pub fn new(client: Client, runtime: Handle, state: Option<&Path>) -> Self {
+        let store = state.and_then(|state| match Store::open(state) {
+            Ok(store) => Some(store),
+            Err(error) => {
+                warn!(state = %state.display(), %error, "key sets are not stored");
+                None
+            }
+        });
         Self {
             client,
             runtime,
@@ -83,6 +96,7 @@ impl Keyring {
             shared: Arc::new(Shared {
                 known: Mutex::default(),
                 changes: watch::Sender::new(0),
+                store,
             }),
             tasks: BTreeMap::new(),
         }
@@ -101,6 +115,11 @@ impl Keyring {
             let stays = wanted.get(keys) == Some(timeout);
             if !stays {
                 task.abort();
+            }
+            if !wanted.contains_key(keys)
+                && let Some(store) = &self.shared.store
+            {
+                store.remove(keys);
             }
             stays
         });
@@ -124,9 +143,12 @@ impl Keyring {
                 continue;
             }
             let (client, shared) = (self.client.clone(), Arc::clone(&self.shared));
+            // Before Envoy is told of the rule.
+            let old_at = self.shared.take_stored(&keys);
+            let times = [timeout, self.refresh];
             let task = self
                 .runtime
-                .spawn(follow(client, shared, keys.clone(), [timeout, self.refresh]));
+                .spawn(follow(client, shared, keys.clone(), times, old_at));
             self.tasks.insert(keys, (timeout, task));
         }
     }
@@ -178,7 +200,31 @@ impl Shared {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// Uses what is stored of a set that isn't there; until when it may be used.
+    fn take_stored(&self, keys: &Keys) -> Option<Instant> {
+        let (text, left) = self.store.as_ref()?.load(keys)?;
+        if self.lock().sets.contains_key(keys) {
+            // It is the same one, or a later one that could not be stored.
+            return Some(Instant::now() + left);
+        }
+        info!(keys = words(keys), left = ?left, "a stored key set is used until it is fetched");
+        self.change(|known| drop(known.sets.insert(keys.clone(), text)));
+        Some(Instant::now() + left)
+    }
+
+    /// A stored set has grown too old.
+    fn aged(&self, keys: &Keys) {
+        warn!(
+            keys = words(keys),
+            "the stored key set is too old; it is used no more"
+        );
+        self.change(|known| drop(known.sets.remove(keys)));
+    }
+
     fn fetched(&self, keys: &Keys, text: Arc<str>) {
+        if let Some(store) = &self.store {
+            store.put(keys, &text);
+        }
         let same = {
             let known = self.lock();
             known.sets.get(keys) == Some(&text) && !known.failures.contains_key(keys)
@@ -211,19 +257,29 @@ fn words(keys: &Keys) -> String {
     }
 }
 
-/// Until it is wanted no more.
-async fn follow(client: Client, shared: Arc<Shared>, keys: Keys, [timeout, refresh]: [Duration; 2]) {
+/// Until it is wanted no more; a stored set is used until `old_at`.
+async fn follow(
+    client: Client,
+    shared: Arc<Shared>,
+    keys: Keys,
+    [timeout, refresh]: [Duration; 2],
+    mut old_at: Option<Instant>,
+) {
     let mut retry = RETRY;
     loop {
         let fetched = tokio::time::timeout(timeout, fetch(&client, &keys)).await;
         let wait = match fetched.unwrap_or(Err(KeyError::Slow(timeout))) {
             Ok(text) => {
                 shared.fetched(&keys, text);
+                old_at = None;
                 retry = RETRY;
                 refresh
             }
             Err(error) => {
                 shared.failed(&keys, &error);
+                if old_at.take_if(|at| *at <= Instant::now()).is_some() {
+                    shared.aged(&keys);
+                }
                 let wait = retry;
                 retry = (retry * 2).min(MAX_RETRY);
                 wait

@@ -1,11 +1,12 @@
 //! The way to the node's Envoy: which pods need which residuals there, and on which ports it has taken them.
 //!
 //! Invariant: the kernel is told of a port only once Envoy judges that residual on it; an Envoy that is missing, starts
-//! or is gone refuses what needs it and nothing else. It isn't started before something needs it.
+//! or is gone refuses what needs it and nothing else. It isn't started before something needs it, and outlives the
+//! agent: the next one takes it over with all its connections, or ends it before it starts another.
 
 mod authorizers;
 mod cells;
-mod cgroup;
+mod found;
 mod holds;
 
 use std::collections::BTreeMap;
@@ -15,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use thyra_datapath::{EnvoyGroup, EnvoyGroupError};
 use thyra_node_proxy_bridge::ads::{AdsError, AdsServer};
 use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::envoy::{
-    Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyState, Supervisor,
+    Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyError, EnvoyState, Supervisor,
 };
 use thyra_node_proxy_bridge::hold::Oracles;
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
@@ -30,7 +32,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub use self::cells::cells;
-use self::cgroup::Cgroup;
+use self::found::Found;
 use self::holds::Holds;
 use crate::chain::chain;
 use crate::keys::{Client, Keyring};
@@ -38,6 +40,8 @@ use crate::reach::Reach;
 
 /// A running Envoy takes a change within milliseconds; a commit waits no longer than this for it.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// And for one of an earlier agent no longer than this, to come back to this one; an emulated CPU is slow.
+const REUNION: Duration = Duration::from_secs(5);
 /// Its worker threads.
 const CONCURRENCY: u16 = 2;
 
@@ -85,6 +89,8 @@ pub struct Options {
     pub budget: Budget,
     /// Its folder.
     pub folder: PathBuf,
+    /// The agent's state folder; it exists.
+    pub state: PathBuf,
     /// Name of this node.
     pub node: String,
 }
@@ -107,13 +113,11 @@ pub enum L7Error {
         source: std::io::Error,
     },
     /// It can have no control group, by which its sockets are known.
-    #[error("can't make a control group for envoy at `{}`", path.display())]
-    Cgroup {
-        /// Path.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Group(#[from] EnvoyGroupError),
+    /// One that was left can't be taken over.
+    #[error(transparent)]
+    Envoy(#[from] EnvoyError),
 }
 
 /// See the module.
@@ -123,7 +127,9 @@ pub struct L7 {
     holds: Holds,
     config: EnvoyConfig,
     supervisor: Option<Supervisor>,
-    cgroup: Cgroup,
+    group: EnvoyGroup,
+    /// An Envoy of an earlier agent is at work with what that one told it.
+    inherited: bool,
     runtime: Handle,
     /// What is wanted of Envoy.
     cells: Vec<Cell>,
@@ -136,13 +142,20 @@ pub struct L7 {
 }
 
 impl L7 {
-    /// Finds Envoy and listens for it; none where none is wanted, or none is there and none was named.
+    /// Finds Envoy and listens for it; none where none is wanted, or none is there and none was named. `register` makes
+    /// the sockets of a control group known to the kernel, and says whether they have been all the time.
     ///
     /// # Errors
     /// The one that was named can't be used, or there is no place for it.
-    pub async fn open(options: &Options) -> Result<Option<Self>, L7Error> {
+    pub async fn open(
+        options: &Options,
+        register: impl FnOnce(&Path) -> bool,
+    ) -> Result<Option<Self>, L7Error> {
         let named = match &options.envoy {
-            EnvoyChoice::Off => return Ok(None),
+            EnvoyChoice::Off => {
+                found::end(&options.folder);
+                return Ok(None);
+            }
             EnvoyChoice::Auto => None,
             EnvoyChoice::At(path) => Some(path.as_path()),
         };
@@ -150,13 +163,15 @@ impl L7 {
             Ok(binary) => binary,
             Err(error @ BinaryError::Absent { .. }) => {
                 info!(why = %error, "verdicts that need L7 are refused");
+                found::end(&options.folder);
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
         };
         let user = Some((options.user, options.user));
         make_folder(&options.folder, options.user)?;
-        let cgroup = cgroup::make(&options.folder)?;
+        let group = EnvoyGroup::make(&options.folder)?;
+        let known = register(group.path());
         let config = EnvoyConfig {
             binary,
             folder: options.folder.clone(),
@@ -164,34 +179,47 @@ impl L7 {
             concurrency: CONCURRENCY,
             heap: options.budget.heap,
             user,
-            cgroup: Some(cgroup.path.clone()),
+            cgroup: Some(group.path().to_owned()),
+            note: Some(found::note(&options.folder)),
         };
-        let keys = Keyring::new(Client::new(Reach::Others), Handle::current());
+        let client = Client::new(Reach::Others);
+        let keys = Keyring::new(client, Handle::current(), Some(&options.state));
         let http = HttpOptions {
             requests_at_once: options.budget.requests_at_once,
             requests_per_second: options.budget.requests_per_second,
             ..HttpOptions::default()
         };
+        let found = Found::look(&config, &group, known)?;
         let server = Arc::new(AdsServer::start(&config.xds_socket(), user)?);
-        Ok(Some(Self {
+        let mut l7 = Self {
             holds: Holds::new(Arc::clone(&server), &options.folder),
             inline: Inline::new(server, http.clone()),
             http,
             config,
             supervisor: None,
-            cgroup,
+            group,
+            inherited: false,
             runtime: Handle::current(),
             cells: Vec::new(),
             keys,
             missing_authorizers: Vec::new(),
             states: watch::Sender::new(0),
-        }))
+        };
+        l7.inline.store_in(found::ports(&options.folder));
+        if let Some(Found { envoy, kept }) = found {
+            l7.inline.take_over(kept);
+            l7.inherited = true;
+            let supervisor = Supervisor::take_over(l7.config.clone(), envoy)?;
+            l7.watch(supervisor);
+        }
+        Ok(Some(l7))
     }
 
-    /// The control group whose sockets are Envoy's.
+    /// Whether Envoy goes on with what an earlier agent told it, until the first `prepare`: the kernel is to know its
+    /// listeners as before.
     #[must_use]
-    pub fn cgroup(&self) -> &Path {
-        &self.cgroup.path
+    pub fn is_inherited(&self) -> bool {
+        self.inherited
     }
 
     /// Tells Envoy what is wanted from now on, beside what the live tables name, and gives it a moment to take it.
@@ -202,7 +230,8 @@ impl L7 {
         let (places, missing) = authorizers::places(world, residuals);
         self.missing_authorizers = missing;
         let moved = self.inline.set_places(places);
-        if self.cells == cells && paths == self.http.paths && !moved {
+        let inherited = std::mem::take(&mut self.inherited);
+        if self.cells == cells && paths == self.http.paths && !moved && !inherited {
             return false;
         }
         self.http.paths = paths;
@@ -213,7 +242,12 @@ impl L7 {
         self.holds.apply(cells);
         self.cells = cells.to_vec();
         self.apply_inline();
-        if self.is_ready() {
+        if inherited {
+            // It asks within a second of this agent's start, and has most of it: what it says in time goes on unbroken.
+            self.runtime.block_on(self.inline.settled(REUNION));
+            // Its oracles are new ones.
+            self.settle();
+        } else if self.is_ready() {
             self.settle();
         } else if !self.inline.is_empty() || !self.holds.is_empty() {
             self.start();
@@ -223,7 +257,7 @@ impl L7 {
 
     /// Gives Envoy the keys that were fetched since.
     pub fn take_keys(&mut self) {
-        if self.inline.set_keys(self.keys.sets()) {
+        if !self.inherited && self.inline.set_keys(self.keys.sets()) {
             self.apply_inline();
             if self.is_ready() {
                 self.settle();
@@ -343,13 +377,15 @@ impl L7 {
         }
     }
 
-    /// Ends Envoy.
-    pub fn stop(self) {
+    /// Leaves Envoy at work, for the next agent.
+    pub fn leave(self) {
         if let Some(supervisor) = self.supervisor {
-            self.runtime.block_on(supervisor.stop());
+            self.runtime.block_on(supervisor.leave());
         }
-        if let Err(error) = cgroup::remove(&self.cgroup.path) {
-            warn!(cgroup = %self.cgroup.path.display(), %error, "envoy's control group stays");
+        if self.group.is_empty()
+            && let Err(error) = self.group.remove()
+        {
+            warn!(error = chain(&error), "envoy's control group stays");
         }
     }
 
@@ -364,17 +400,19 @@ impl L7 {
         }
         let _inside = self.runtime.enter();
         match Supervisor::start(self.config.clone()) {
-            Ok(supervisor) => {
-                let (mut state, states) = (supervisor.state(), self.states.clone());
-                self.runtime.spawn(async move {
-                    while state.changed().await.is_ok() {
-                        states.send_modify(|count| *count += 1);
-                    }
-                });
-                self.supervisor = Some(supervisor);
-            }
+            Ok(supervisor) => self.watch(supervisor),
             Err(error) => warn!(error = chain(&error), "envoy can't be started"),
         }
+    }
+
+    fn watch(&mut self, supervisor: Supervisor) {
+        let (mut state, states) = (supervisor.state(), self.states.clone());
+        self.runtime.spawn(async move {
+            while state.changed().await.is_ok() {
+                states.send_modify(|count| *count += 1);
+            }
+        });
+        self.supervisor = Some(supervisor);
     }
 }
 

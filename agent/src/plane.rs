@@ -137,17 +137,20 @@ pub trait Plane: Send + Sync + 'static {
     fn commit(&mut self, tables: &Tables, generation: u32) -> Result<Committed, PlaneError>;
     /// Whether the endpoint's connections with other pods of this node go straight: `on`, `off`, or `off: ` and why.
     fn local_redirect(&self, id: u16) -> String;
+
+    /// At which end of the endpoint's veth what comes to it is judged: `host` or `pod`.
+    fn hook_of(&self, id: u16) -> &'static str;
     /// Steers the endpoint's new connections to Envoy's listeners in the pod's network namespace, where a verdict needs
     /// it.
     ///
     /// # Errors
     /// They are refused as before.
     fn steer(&mut self, id: u16, netns: &str) -> Result<(), PlaneError>;
-    /// Whatever runs in this control group is Envoy.
+    /// Whatever runs in this control group is Envoy; whether it has been all the time, before this process too.
     ///
     /// # Errors
     /// Its sockets get no connection.
-    fn register_envoy(&mut self, cgroup: &Path) -> Result<(), PlaneError>;
+    fn register_envoy(&mut self, cgroup: &Path) -> Result<bool, PlaneError>;
     /// On which port Envoy judges a residual, by its address.
     ///
     /// # Errors

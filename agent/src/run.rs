@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order};
+use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order, Place};
 use thyra_node_proxy_bridge::hold::Keeper;
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
@@ -24,7 +24,7 @@ use crate::board::Board;
 use crate::chain::chain;
 use crate::change::Topic;
 use crate::config::{
-    AttachChoice, Config, DenyChoice, HoldChoice, HostTrafficChoice, NonTcpChoice, PolicySource,
+    AttachChoice, Config, DenyChoice, HoldChoice, HookChoice, HostTrafficChoice, NonTcpChoice, PolicySource,
 };
 use crate::flows::{self, Flows};
 use crate::held::Basis;
@@ -113,6 +113,10 @@ fn open(config: &Config) -> Result<Datapath, RunError> {
             AttachChoice::Tcx | AttachChoice::TcxLast => Some(Hook::Tcx),
             AttachChoice::Clsact => Some(Hook::Clsact),
         },
+        place: match config.hook {
+            HookChoice::Host => Place::Host,
+            HookChoice::Pod => Place::Pod,
+        },
         order: match config.attach {
             AttachChoice::TcxLast => Order::Last,
             _ => Order::First,
@@ -176,14 +180,15 @@ pub async fn run_on(
         );
     }
     let metrics = Arc::new(Metrics::default());
-    let mut l7 = L7::open(&l7::Options {
+    let options = l7::Options {
         envoy: config.envoy.clone(),
         user: config.envoy_user,
         budget: config.budget,
         folder: beside(&config.socket, "envoy"),
+        state: config.state.clone(),
         node: config.node.name.clone(),
-    })
-    .await?;
+    };
+    let mut l7 = L7::open(&options, |cgroup| register(&plane, cgroup)).await?;
     if let Some(l7) = l7.as_mut().filter(|_| config.l7_hold != HoldChoice::Off) {
         hold(l7, &plane, &mut tasks, &stop);
     }
@@ -266,7 +271,7 @@ pub async fn run_on(
         .await
         .is_err()
     {
-        tracing::warn!("the store is still busy; stopping all the same");
+        warn!("the store is still busy; stopping all the same");
     }
     info!(
         generation = lock::read(&plane).generation(),
@@ -316,6 +321,18 @@ fn basis(config: &Config, awaited: std::collections::BTreeSet<Topic>) -> Basis {
         identities: std::collections::BTreeMap::new(),
         identity_grace: config.identity_grace,
     }
+}
+
+/// Lets the kernel know Envoy's sockets; whether it has known them all the time.
+fn register(plane: &SharedPlane, cgroup: &Path) -> bool {
+    let registered = lock::write(plane).register_envoy(cgroup);
+    registered.unwrap_or_else(|error| {
+        warn!(
+            error = chain(&error),
+            "envoy's sockets can't be known; what needs L7 is refused"
+        );
+        false
+    })
 }
 
 /// A file beside another one.

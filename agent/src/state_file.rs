@@ -1,9 +1,11 @@
 //! JSON files in the state folder, replaced whole.
 //!
-//! Invariant: a reader finds the old content or the new one, never a part; a failed write leaves the old one.
+//! Invariant: a reader finds the old content or the new one, never a part; a failed write leaves the old one. Nobody
+//! but the owner reads them.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -78,7 +80,9 @@ pub fn store<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
 }
 
 fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path)?;
     file.write_all(text)?;
     file.sync_all()
 }

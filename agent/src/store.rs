@@ -175,7 +175,7 @@ impl Store {
             l7,
             unsteered: BTreeMap::new(),
         };
-        store.register_envoy();
+        store.forget_listeners();
         let (commands, receiver) = mpsc::unbounded_channel();
         store.readopt(known);
         let thread = std::thread::Builder::new()
@@ -217,7 +217,7 @@ impl Store {
         }
         self.store_identities();
         if let Some(l7) = self.l7.take() {
-            l7.stop();
+            l7.leave();
         }
     }
 

@@ -23,7 +23,7 @@ const DRAWN: u32 = 63;
 const FLOWS: u32 = 1000;
 const FIN: u8 = 1;
 const SYN: u8 = 2;
-const ACK: u8 = 16;
+pub(crate) const ACK: u8 = 16;
 /// `TCX_NEXT`, as test-run shows it.
 const NEXT: u32 = u32::MAX;
 
@@ -157,24 +157,37 @@ impl Programs {
         &self,
         program: &SchedClassifier,
         packet: &[u8],
-        (ifindex, ingress): (u32, u32),
+        interfaces: (u32, u32),
         repeat: u32,
     ) -> Result<f64> {
-        let context = context(ifindex, ingress);
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            ctx_in: Some(&context),
-            repeat,
-            ..TestRunOptions::new()
-        };
-        let result = program.test_run(options).context("test-run")?;
-        ensure!(
-            result.return_value == NEXT,
-            "a packet that policy allows ended with {}",
-            result.return_value
-        );
-        Ok(result.duration.as_secs_f64() * 1e9)
+        run(program, packet, interfaces, repeat)
     }
+}
+
+/// Nanoseconds of a run of a program on a packet, at the interface and from the one of the indices.
+///
+/// # Errors
+/// When the packet isn't allowed.
+pub(crate) fn run(
+    program: &SchedClassifier,
+    packet: &[u8],
+    (ifindex, ingress): (u32, u32),
+    repeat: u32,
+) -> Result<f64> {
+    let context = context(ifindex, ingress);
+    let options = TestRunOptions {
+        data_in: Some(packet),
+        ctx_in: Some(&context),
+        repeat,
+        ..TestRunOptions::new()
+    };
+    let result = program.test_run(options).context("test-run")?;
+    ensure!(
+        result.return_value == NEXT,
+        "a packet that policy allows ended with {}",
+        result.return_value
+    );
+    Ok(result.duration.as_secs_f64() * 1e9)
 }
 
 fn samples(one: impl Fn(u32) -> Result<f64>) -> Result<Vec<f64>> {
@@ -191,7 +204,11 @@ fn allowed(draw: u32) -> Ipv4Addr {
     mesh::address(spread, SIZE.endpoints)
 }
 
-fn interface(pod: usize) -> Result<u32> {
+/// Index of a pod's host interface, in the network namespace that the calling thread is in.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn interface(pod: usize) -> Result<u32> {
     let name = Node::interface(pod);
     rustix_index(&name).with_context(|| format!("interface `{name}`"))
 }
@@ -215,7 +232,11 @@ fn context(ifindex: u32, ingress: u32) -> [u8; 192] {
 }
 
 /// An Ethernet frame with IPv4 and TCP and 64 bytes of payload.
-fn packet((source, sport): (Ipv4Addr, u16), (destination, dport): (Ipv4Addr, u16), flags: u8) -> Vec<u8> {
+pub(crate) fn packet(
+    (source, sport): (Ipv4Addr, u16),
+    (destination, dport): (Ipv4Addr, u16),
+    flags: u8,
+) -> Vec<u8> {
     debug_assert!(!IpAddr::V4(source).is_unspecified());
     let mut bytes = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
     bytes.extend([0x45, 0, 0, 104, 0, 0, 0x40, 0, 64, 6, 0, 0]);

@@ -10,14 +10,31 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use prost::Message;
+use prost_types::Timestamp;
 use thyra_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use thyra_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use thyra_proto::istio::mcp::v1alpha1 as mcp;
+use thyra_proto::istio::security::v1beta1 as security;
+use thyra_proto::istio::workload as wire;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
+
+use crate::mesh;
+
+/// Type of workloads and Services.
+pub(crate) const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+/// Type of policies.
+pub(crate) const AUTHORIZATION: &str = "security.istio.io/v1/AuthorizationPolicy";
+/// What else an agent asks for, and waits for.
+pub(crate) const CONFIG_TYPES: [&str; 3] = [
+    "security.istio.io/v1/PeerAuthentication",
+    "security.istio.io/v1/RequestAuthentication",
+    "core/v1alpha1/MeshConfig",
+];
 
 type Held = Arc<Mutex<BTreeMap<String, BTreeMap<String, Resource>>>>;
 
@@ -69,20 +86,68 @@ impl ControlPlane {
     }
 }
 
-/// A resource with its body as an `Any`.
+/// Workload `i` of the mesh, of which a Service declares these ports to be HTTP.
 #[must_use]
-pub(crate) fn resource(name: &str, version: &str, type_url: &str, body: &impl Message) -> Resource {
+pub(crate) fn workload(i: u32, endpoints: u16, http: &[u16]) -> Resource {
+    let uid = format!("Kubernetes//Pod/{}/w-{i}", mesh::NAMESPACE);
+    let port = |port: &u16| wire::Port {
+        service_port: u32::from(*port),
+        target_port: u32::from(*port),
+        app_protocol: wire::AppProtocol::Http11.into(),
+    };
+    let ports = wire::PortList {
+        ports: http.iter().map(port).collect(),
+    };
+    let service = format!("{0}/w.{0}.svc.cluster.local", mesh::NAMESPACE);
+    let body = wire::Workload {
+        uid: uid.clone(),
+        name: format!("w-{i}"),
+        namespace: mesh::NAMESPACE.into(),
+        addresses: vec![mesh::address(i, endpoints).octets().to_vec()],
+        service_account: format!("sa-{i}"),
+        cluster_id: "Kubernetes".into(),
+        services: (!http.is_empty())
+            .then_some((service, ports))
+            .into_iter()
+            .collect(),
+        ..wire::Workload::default()
+    };
+    let address = wire::Address {
+        r#type: Some(wire::address::Type::Workload(body)),
+    };
+    resource(&uid, 1, ADDRESS, &address)
+}
+
+/// A policy of the mesh's namespace.
+#[must_use]
+pub(crate) fn policy(name: &str, version: u64, spec: &security::AuthorizationPolicy) -> Resource {
+    let name = format!("{}/{name}", mesh::NAMESPACE);
+    let envelope = mcp::Resource {
+        metadata: Some(mcp::Metadata {
+            name: name.clone(),
+            version: version.to_string(),
+            create_time: Some(Timestamp::default()),
+            ..mcp::Metadata::default()
+        }),
+        body: Some(any(
+            "type.googleapis.com/istio.security.v1beta1.AuthorizationPolicy",
+            spec,
+        )),
+    };
+    let type_url = "type.googleapis.com/istio.mcp.v1alpha1.Resource";
+    resource(&name, version, type_url, &envelope)
+}
+
+fn resource(name: &str, version: u64, type_url: &str, body: &impl Message) -> Resource {
     Resource {
         name: name.to_owned(),
-        version: version.to_owned(),
+        version: version.to_string(),
         resource: Some(any(type_url, body)),
         ..Resource::default()
     }
 }
 
-/// A message as an `Any`.
-#[must_use]
-pub(crate) fn any(type_url: &str, body: &impl Message) -> prost_types::Any {
+fn any(type_url: &str, body: &impl Message) -> prost_types::Any {
     prost_types::Any {
         type_url: type_url.to_owned(),
         value: body.encode_to_vec(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 
 use crate::netns;
 
@@ -45,9 +45,17 @@ pub(crate) enum Kind {
 /// # Errors
 /// When the kernel refuses.
 pub(crate) fn pin(cpu: usize) -> Result<()> {
+    pin_thread(None, cpu)
+}
+
+/// Pins a thread by its number, or the calling one.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn pin_thread(thread: Option<Pid>, cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("pin to CPU {cpu}"))
+    sched_setaffinity(thread, &set).with_context(|| format!("pin to CPU {cpu}"))
 }
 
 /// Starts the servers in a pod; they end with the process.

@@ -3,14 +3,18 @@
 //! Invariant: the exit code is 0 only when every promised figure was measured and keeps its goal.
 
 mod added;
+mod agent;
 mod apply;
 mod bpffs;
 mod compile;
 mod control_plane;
 mod flood;
 mod growth;
+mod l7;
 mod live;
 mod load;
+mod lookup;
+mod lpm;
 mod mesh;
 mod netns;
 mod nft;
@@ -23,7 +27,7 @@ mod redirect;
 mod report;
 mod stats;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -47,6 +51,9 @@ struct Arguments {
     /// The agent to measure; by default the one beside this program.
     #[arg(long)]
     agent: Option<PathBuf>,
+    /// The stock Envoy that judges L7, and that it is compared with; `make envoy` installs one.
+    #[arg(long, default_value = "envoy")]
+    envoy: PathBuf,
     /// Only one part, while working on it; the figures of the others are missing, which fails the run.
     #[arg(long, value_enum)]
     only: Option<Part>,
@@ -70,6 +77,8 @@ enum Part {
     Apply,
     /// The compiler alone.
     Compile,
+    /// Verdicts that need L7, beside stock Envoys.
+    L7,
 }
 
 /// How long things are measured.
@@ -108,6 +117,10 @@ fn main() -> Result<ExitCode> {
         Some(path) => path,
         None => std::env::current_exe()?.with_file_name("thyra-agent"),
     };
+    let programs = l7::Programs {
+        agent: &agent,
+        envoy: &arguments.envoy,
+    };
     let steps = Steps::new(all_steps(&effort));
     let picture = arguments.results.with_file_name("compile.svg");
     let mut found = Found::new();
@@ -119,6 +132,9 @@ fn main() -> Result<ExitCode> {
         if wanted(Part::Traffic) || wanted(Part::Packets) {
             let node = || on_policed_node(&wanted, &effort, &steps);
             parts.push(("traffic and packets", Box::new(node)));
+        }
+        if wanted(Part::Packets) {
+            parts.push(("look-up", Box::new(|| lookup::measure(effort.repeat, &steps))));
         }
         if wanted(Part::Redirect) {
             parts.push(("redirect", Box::new(|| redirect::measure(effort.slice, &steps))));
@@ -134,6 +150,10 @@ fn main() -> Result<ExitCode> {
             let compile = || compile::measure(&picture, &steps);
             parts.push(("compile", Box::new(compile)));
         }
+        if wanted(Part::L7) {
+            let l7 = || l7::measure(programs, effort.slice, &steps);
+            parts.push(("L7", Box::new(l7)));
+        }
         for (name, part) in parts {
             // A thread of its own, since it moves into a network namespace.
             match scope.spawn(part).join() {
@@ -144,6 +164,11 @@ fn main() -> Result<ExitCode> {
         }
     });
     drop(steps);
+    tell(&found, &arguments.results)
+}
+
+/// Prints the table and writes the results; whether every promise is kept.
+fn tell(found: &Found, results: &Path) -> Result<ExitCode> {
     let commit = commit();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let line = |promise: &Promise| {
@@ -160,8 +185,7 @@ fn main() -> Result<ExitCode> {
         .chain(INFORMATION.iter().map(line))
         .collect();
     print!("{}", report::table(&all));
-    report::write(&arguments.results, &all)
-        .with_context(|| format!("write `{}`", arguments.results.display()))?;
+    report::write(results, &all).with_context(|| format!("write `{}`", results.display()))?;
     Ok(if report::all_hold(&promised) {
         ExitCode::SUCCESS
     } else {
@@ -175,9 +199,11 @@ const fn all_steps(effort: &Effort) -> usize {
         + redirect::steps()
         + live::steps()
         + added::steps()
+        + lookup::steps()
         + propagation::steps(effort.changes)
         + apply::steps(effort.changes)
         + compile::steps()
+        + l7::steps()
 }
 
 fn on_policed_node(wanted: &(dyn Fn(Part) -> bool + Sync), effort: &Effort, steps: &Steps) -> Result<Found> {

@@ -58,6 +58,15 @@ pub(crate) fn world(size: Size, ports: &[u16]) -> World {
     world
 }
 
+/// Adds pods of the identities that are there, until there are so many addresses.
+pub(crate) fn add_replicas(world: &mut World, size: Size, addresses: u32) {
+    for i in size.identities..addresses {
+        let mut replica = workload(i, address(i, size.endpoints));
+        replica.service_account = format!("sa-{}", i % size.identities);
+        world.workloads.insert(replica.uid.clone(), Arc::new(replica));
+    }
+}
+
 /// Spreads so many CIDR blocks over the policies.
 pub(crate) fn add_blocks(world: &mut World, blocks: u32) {
     let policies = u32::try_from(world.authorization.len())

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use thyra_datapath::abi::limits::L7_BUDGET;
-use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic, NonTcp, Order};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, HostTraffic, NonTcp, Order, Place};
 use thyra_policy_compiler::compile::Compiler;
 
 use crate::bpffs::Bpffs;
@@ -129,6 +129,7 @@ pub(crate) fn open(bpffs: &Bpffs, local_redirect: bool) -> Result<Datapath> {
         report_new: false,
         flow_log: None,
         hook: None,
+        place: Place::Host,
         order: Order::First,
         local_redirect,
     })

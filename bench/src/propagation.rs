@@ -4,39 +4,25 @@
 //! Invariant: the clock starts before the server hands the response to the stream and stops when the kernel's
 //! own control word has moved, so everything in between counts.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use aya::maps::{Array, Map, MapData};
-use prost_types::Timestamp;
-use thyra_datapath::abi::{Control, State, maps};
-use thyra_proto::istio::mcp::v1alpha1 as mcp;
-use thyra_proto::istio::security::v1beta1 as security;
-use thyra_proto::istio::workload as wire;
-use thyra_proto::thyra::v1 as admin;
-use thyra_proto::thyra::v1::endpoint_service_client::EndpointServiceClient;
-use tonic::transport::{Channel, Endpoint, Uri};
-
+use crate::agent::{self, Agent};
 use crate::bpffs::Bpffs;
-use crate::control_plane::{ControlPlane, any, resource};
+use crate::control_plane::{self, ADDRESS, AUTHORIZATION, CONFIG_TYPES, ControlPlane};
 use crate::mesh;
 use crate::netns::{self, Node};
 use crate::progress::Steps;
 use crate::stats::{Estimate, bootstrap, median, quantile};
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{Array, Map, MapData};
+use thyra_datapath::abi::{Control, State, maps};
+use thyra_proto::envoy::service::discovery::v3::Resource;
+use thyra_proto::istio::security::v1beta1 as security;
 
 const PODS: u16 = 50;
 const IDENTITIES: u32 = 1_000;
 const POLICIES: u32 = 100;
-const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
-const AUTHORIZATION: &str = "security.istio.io/v1/AuthorizationPolicy";
-const CONFIG_TYPES: [&str; 3] = [
-    "security.istio.io/v1/PeerAuthentication",
-    "security.istio.io/v1/RequestAuthentication",
-    "core/v1alpha1/MeshConfig",
-];
-const START: Duration = Duration::from_secs(30);
 const CHANGE: Duration = Duration::from_secs(5);
 /// Between two changes, as an operator's would come: the last one is over and done.
 const PAUSE: Duration = Duration::from_millis(60);
@@ -62,7 +48,7 @@ pub(crate) fn measure(agent: &Path, changes: usize, steps: &Steps) -> Result<Vec
     let node = Node::new("agent", usize::from(PODS))?;
     netns::enter(&node.name())?;
     runtime.block_on(async {
-        let bench = Bench::start(agent).await?;
+        let bench = Bench::start(agent, &node).await?;
         let mut found = Vec::new();
         for (name, change) in [
             ("propagation_p99_ms", Change::Identity),
@@ -87,16 +73,6 @@ pub(crate) const fn steps(changes: usize) -> usize {
     2 * changes
 }
 
-struct Agent(Child);
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // It is a child of this process: the kill reaches it, or it is gone already.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
 struct Bench {
     // The agent goes first, then its file system.
     agent: Agent,
@@ -106,10 +82,15 @@ struct Bench {
 }
 
 impl Bench {
-    async fn start(program: &Path) -> Result<Self> {
+    async fn start(program: &Path, node: &Node) -> Result<Self> {
         let bpffs = Bpffs::mount()?;
         let plane = ControlPlane::start().await?;
-        plane.push(ADDRESS, (0..IDENTITIES).map(workload).collect());
+        plane.push(
+            ADDRESS,
+            (0..IDENTITIES)
+                .map(|i| control_plane::workload(i, PODS, &[]))
+                .collect(),
+        );
         plane.push(
             AUTHORIZATION,
             (0..POLICIES).map(|i| policy(i, 1, false, false)).collect(),
@@ -117,9 +98,11 @@ impl Bench {
         for type_url in CONFIG_TYPES {
             plane.push(type_url, Vec::new());
         }
-        let socket = bpffs.files().join("agent.sock");
-        let mut agent = Agent(spawn(program, &bpffs, &socket, &plane)?);
-        register(&socket, &mut agent).await?;
+        let mut agent = Agent::start(program, &bpffs, &plane, &[])?;
+        let mut endpoints = agent.endpoints().await?;
+        for pod in 0..usize::from(PODS) {
+            agent::register(&mut endpoints, node, pod).await?;
+        }
         let state = open_state(&bpffs)?;
         let bench = Self {
             agent,
@@ -133,7 +116,7 @@ impl Bench {
 
     /// Memory of the agent that is its own, no file's, MiB (proc(5), `smaps_rollup`).
     fn anonymous_mib(&self) -> Result<f64> {
-        let path = format!("/proc/{}/smaps_rollup", self.agent.0.id());
+        let path = format!("/proc/{}/smaps_rollup", self.agent.id());
         let text = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
         let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
@@ -154,7 +137,7 @@ impl Bench {
         ensure!(
             last != 0,
             "the agent (process {}) has committed nothing",
-            self.agent.0.id()
+            self.agent.id()
         );
         Ok(())
     }
@@ -189,77 +172,6 @@ impl Bench {
     }
 }
 
-fn spawn(program: &Path, bpffs: &Bpffs, socket: &Path, plane: &ControlPlane) -> Result<Child> {
-    let log = std::fs::File::create(bpffs.files().join("agent.log"))?;
-    Command::new(program)
-        .arg("--node=bench")
-        .arg(format!("--socket={}", socket.display()))
-        .arg(format!("--bpffs={}", bpffs.path().join("thyra").display()))
-        .arg(format!("--state={}", bpffs.files().join("state").display()))
-        .arg(format!("--xds-address=http://{}", plane.address))
-        .args([
-            "--metrics=off",
-            "--policy-source=istiod",
-            "--default-mode=enforce",
-            "--log=warn",
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::from(log.try_clone()?))
-        .stderr(Stdio::from(log))
-        .spawn()
-        .with_context(|| format!("start `{}`", program.display()))
-}
-
-async fn register(socket: &Path, agent: &mut Agent) -> Result<()> {
-    let start = Instant::now();
-    let mut client = loop {
-        if let Ok(channel) = connect(socket.to_owned()).await {
-            break EndpointServiceClient::new(channel);
-        }
-        if let Some(status) = agent.0.try_wait()? {
-            let log = std::fs::read_to_string(socket.with_file_name("agent.log")).unwrap_or_default();
-            bail!("the agent ended with {status}: {log}");
-        }
-        ensure!(
-            start.elapsed() < START,
-            "the agent's socket did not appear within {START:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    for pod in 0..PODS {
-        let endpoint = admin::Endpoint {
-            pod_uid: format!("uid-{pod}"),
-            namespace: mesh::NAMESPACE.into(),
-            name: format!("w-{pod}"),
-            host_interface: Node::interface(usize::from(pod)),
-            addresses: vec![Node::address(usize::from(pod)).to_string()],
-            service_account: format!("sa-{pod}"),
-            ..admin::Endpoint::default()
-        };
-        client
-            .add(admin::AddRequest {
-                endpoint: Some(endpoint),
-            })
-            .await
-            .context("register a pod")?;
-    }
-    Ok(())
-}
-
-async fn connect(socket: PathBuf) -> Result<Channel> {
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move {
-            tokio::net::UnixStream::connect(socket)
-                .await
-                .map(hyper_util::rt::TokioIo::new)
-        }
-    });
-    Ok(Endpoint::from_static("http://agent")
-        .connect_with_connector(connector)
-        .await?)
-}
-
 fn open_state(bpffs: &Bpffs) -> Result<Array<MapData, [u8; size_of::<State>()]>> {
     let pin = bpffs.find(maps::STATE)?;
     let map =
@@ -267,34 +179,8 @@ fn open_state(bpffs: &Bpffs) -> Result<Array<MapData, [u8; size_of::<State>()]>>
     Array::try_from(map).context("the state is an array of one element")
 }
 
-fn workload(i: u32) -> thyra_proto::envoy::service::discovery::v3::Resource {
-    let uid = format!("Kubernetes//Pod/{}/w-{i}", mesh::NAMESPACE);
-    let body = wire::Workload {
-        uid: uid.clone(),
-        name: format!("w-{i}"),
-        namespace: mesh::NAMESPACE.into(),
-        addresses: vec![mesh::address(i, PODS).octets().to_vec()],
-        service_account: format!("sa-{i}"),
-        cluster_id: "Kubernetes".into(),
-        ..wire::Workload::default()
-    };
-    resource(
-        &uid,
-        "1",
-        ADDRESS,
-        &wire::Address {
-            r#type: Some(wire::address::Type::Workload(body)),
-        },
-    )
-}
-
 /// Policy `i` allows its share of the identities; the changes add one more of each kind.
-fn policy(
-    i: u32,
-    version: u64,
-    identity: bool,
-    split: bool,
-) -> thyra_proto::envoy::service::discovery::v3::Resource {
+fn policy(i: u32, version: u64, identity: bool, split: bool) -> Resource {
     let share = (1..IDENTITIES)
         .filter(|w| w % POLICIES == i)
         .chain(identity.then_some(0));
@@ -325,25 +211,7 @@ fn policy(
         }],
         ..security::AuthorizationPolicy::default()
     };
-    let name = format!("{}/allow-{i:04}", mesh::NAMESPACE);
-    let envelope = mcp::Resource {
-        metadata: Some(mcp::Metadata {
-            name: name.clone(),
-            version: version.to_string(),
-            create_time: Some(Timestamp::default()),
-            ..mcp::Metadata::default()
-        }),
-        body: Some(any(
-            "type.googleapis.com/istio.security.v1beta1.AuthorizationPolicy",
-            &spec,
-        )),
-    };
-    resource(
-        &name,
-        &version.to_string(),
-        "type.googleapis.com/istio.mcp.v1alpha1.Resource",
-        &envelope,
-    )
+    control_plane::policy(&format!("allow-{i:04}"), version, &spec)
 }
 
 fn source(source: security::Source) -> security::rule::From {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::load::{self, Kind};
+use crate::lpm::Lpm;
 use crate::nft::Nft;
 use crate::pair::{CPU, Pair};
 use crate::policed::{ATTACKER, Policed};
@@ -41,16 +42,17 @@ pub(crate) fn measure(
     load::pin(READER_CPU)?;
     policed.read_events()?;
     load::pin(CPU)?;
-    let nft = Nft::new()?;
+    let (nft, lpm) = (Nft::new()?, Lpm::new()?);
     let with = Pair::new("with policy", &policed.node, 0, 1);
     let without = Pair::new("without policy", &policed.node, 2, 3);
-    let (rules, stranger) = (nft.pair(), policed.node.pod(2));
+    let (rules, trie, stranger) = (nft.pair(), lpm.pair(), policed.node.pod(2));
     let mut servers = Vec::new();
-    for pair in [&with, &without, &rules] {
+    for pair in [&with, &without, &rules, &trie] {
         servers.push(load::serve(&pair.server, CPU)?);
     }
     with.probe(&stranger)?;
     rules.probe(&nft.stranger())?;
+    trie.probe(&lpm.stranger())?;
     let flooded = [&with, &without].map(|pair| pair.flooded(&policed.node, ATTACKER));
     let ratio = |name, kind, with, without| Ratio {
         name,
@@ -66,6 +68,9 @@ pub(crate) fn measure(
         ratio("rr_vs_nft", RequestResponse, &with, &rules),
         ratio("crr_vs_nft", ConnectRequestResponse, &with, &rules),
         ratio("stream_vs_nft", Stream, &with, &rules),
+        ratio("rr_vs_lpm", RequestResponse, &with, &trie),
+        ratio("crr_vs_lpm", ConnectRequestResponse, &with, &trie),
+        ratio("stream_vs_lpm", Stream, &with, &trie),
         ratio("flood_established", RequestResponse, &flooded[0], &flooded[1]),
         ratio("flood_new", ConnectRequestResponse, &flooded[0], &flooded[1]),
     ];
@@ -83,7 +88,7 @@ pub(crate) fn measure(
 }
 
 /// Ratios that are measured.
-const COUNT: usize = 9;
+const COUNT: usize = 12;
 
 /// Number of steps that `measure` reports.
 #[must_use]

@@ -41,9 +41,13 @@ pub(crate) const PROMISES: &[Promise] = &[
     at_least("rr_vs_nft", 1.0, "nftables with conntrack"),
     at_least("crr_vs_nft", 1.0, "nftables with conntrack"),
     at_least("stream_vs_nft", 1.0, "nftables with conntrack"),
+    at_least("rr_vs_lpm", 1.0, "an LPM trie and hash tables"),
+    at_least("crr_vs_lpm", 1.0, "an LPM trie and hash tables"),
+    at_least("stream_vs_lpm", 1.0, "an LPM trie and hash tables"),
     at_least("flood_established", 0.98, "a flooded pod without policy"),
     at_least("flood_new", 0.95, "a flooded pod without policy"),
     at_most("added_ns_inbound", "ns/packet", 10.0, "an empty program"),
+    at_most("added_ns_inbound_100k", "ns/packet", 25.0, "an empty program"),
     at_most("added_ns_own", "ns/packet", 35.0, "an empty program"),
     at_most("added_ns_reply", "ns/packet", 35.0, "an empty program"),
     at_most("live_ns_per_packet", "ns/packet", 15.0, "an empty program"),
@@ -56,6 +60,14 @@ pub(crate) const PROMISES: &[Promise] = &[
     at_most("compile_full_ms", "ms", 1_000.0, "none"),
     at_most("compile_peak_mib", "MiB", 200.0, "none"),
     at_most("compile_policy_ms", "ms", 3.0, "none"),
+    at_least("inline_rps_ratio", 0.95, "Envoy as a reverse proxy"),
+    at_least("l4_beside_l7_ratio", 0.97, "no program"),
+    at_least("p99_pair_mtls_vs_l4", 4.0, "two sidecars with mTLS, ÷ ours"),
+    at_least("p99_pair_vs_l4", 3.0, "two sidecars, ÷ ours"),
+    at_least("p99_pair_vs_inline", 1.5, "two sidecars, ÷ ours"),
+    at_most("envoy_idle_mb", "MB", 80.0, "none"),
+    at_most("envoy_100_pods_mb", "MB", 10.0, "Envoy with two pods"),
+    at_most("listener_active_ms", "ms", 50.0, "none"),
 ];
 
 /// Figures that are printed without a goal of this list's own.

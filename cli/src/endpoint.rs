@@ -58,6 +58,7 @@ pub(crate) struct Endpoint {
     policies: Vec<String>,
     labels: std::collections::BTreeMap<String, String>,
     local_redirect: String,
+    hook: String,
     counters: Counters,
 }
 
@@ -90,6 +91,7 @@ impl From<v1::EndpointDetail> for Endpoint {
             policies: detail.policies,
             labels: endpoint.labels.into_iter().collect(),
             local_redirect: detail.local_redirect,
+            hook: detail.hook,
             counters: Counters {
                 to_pod_packets: counters.to_pod_packets,
                 from_pod_packets: counters.from_pod_packets,
@@ -153,13 +155,14 @@ impl Show for Endpoint {
         };
         let c = &self.counters;
         format!(
-            "{}\nmode: {} ({})\npolicies: {policies}\ninterface: {} (index {})\nlocal redirect: {}\n\
+            "{}\nmode: {} ({})\npolicies: {policies}\ninterface: {} (index {})\nhook: {}\nlocal redirect: {}\n\
              to pod: {} packets, {} dropped; from pod: {} packets, {} dropped\n",
             table(&COLUMNS, &[self.row()]),
             self.mode,
             self.mode_reason,
             self.interface,
             self.ifindex,
+            dash(&self.hook),
             dash(&self.local_redirect),
             c.to_pod_packets,
             c.to_pod_dropped,

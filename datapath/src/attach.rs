@@ -5,16 +5,17 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thyra_datapath_abi::{EndpointRecord, limits};
 use tracing::warn;
 
-use crate::bpffs::{BpffsError, Direction, Pins};
+use crate::bpffs::{self, BpffsError, Direction, Pins};
 use crate::datapath::Datapath;
 use crate::direct::LocalRedirect;
 use crate::endpoint_ids::ReserveError;
-use crate::hook::{self, Attachment};
+use crate::hook::{self, Attachment, Place, Role};
+use crate::inside::InsideError;
 use crate::interface::Interface;
 use crate::programs::HookError;
 use crate::state_file::StateError;
@@ -86,6 +87,9 @@ pub enum AttachError {
     /// The programs can't be put there.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// Packets to it can't be judged inside it.
+    #[error(transparent)]
+    Inside(#[from] InsideError),
     /// The pins can't be changed.
     #[error(transparent)]
     Bpffs(#[from] BpffsError),
@@ -116,6 +120,9 @@ impl Datapath {
         if self.local_redirect == LocalRedirect::On {
             self.join(id, &mut record);
         }
+        if self.config.place == Place::Pod {
+            record.flags |= EndpointRecord::AT_POD;
+        }
         let other = self.take_slot(id, &interface)?;
         let before = self.memory.record(id);
         if before.ifindex != 0 && before.ifindex != interface.index {
@@ -140,7 +147,7 @@ impl Datapath {
             self.adopt(other, id)
                 .map_err(|e| AttachError::Leftover(other, e))?;
         }
-        if let Err(refused) = self.attach_programs(id, &interface) {
+        if let Err(refused) = self.attach_programs(id, &interface, spec.netns.as_deref()) {
             if fresh && !self.took_over(interface.index) {
                 // The error that matters is the first one.
                 let _ = self.clear(id);
@@ -207,6 +214,7 @@ impl Datapath {
         for attachment in hook::of_endpoint(&self.pins, id).map_err(io::Error::other)? {
             attachment.remove().map_err(io::Error::other)?;
         }
+        self.end_inside(id).map_err(io::Error::other)?;
         self.end_steering(id).map_err(io::Error::other)?;
         self.memory.displace(id);
         let ifindex = self.memory.record(id).ifindex;
@@ -249,12 +257,21 @@ impl Datapath {
         for attachment in hook::of_endpoint(&self.pins, other).map_err(io::Error::other)? {
             std::fs::rename(&attachment.path, attachment.path_of(&self.pins, id))?;
         }
+        match std::fs::rename(self.pins.inside(other), self.pins.inside(id)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
         self.clear(other)
     }
 
     /// Attaches what is not attached yet, from the pod first: the pod's own connections are then known when
     /// their replies are judged.
-    fn attach_programs(&mut self, id: u16, interface: &Interface) -> Result<(), AttachError> {
+    fn attach_programs(
+        &mut self,
+        id: u16,
+        interface: &Interface,
+        netns: Option<&Path>,
+    ) -> Result<(), AttachError> {
         let (mut attached, mut others) = (Vec::new(), Vec::new());
         for attachment in hook::of_endpoint(&self.pins, id)? {
             match attachment.look() {
@@ -267,11 +284,17 @@ impl Datapath {
             }
         }
         for direction in [Direction::From, Direction::To] {
+            if direction == Direction::To && self.config.place == Place::Pod {
+                self.begin_inside(id, interface, netns)?;
+            }
+            let role = self.role(id, direction);
             if attached.contains(&direction) {
+                self.give(id, role)?;
                 continue;
             }
             let made = Attachment::new(self.hook, &self.pins, id, direction, interface.index);
-            self.programs.attach(&made, interface, self.config.order)?;
+            self.programs
+                .attach((&made, role), interface, self.config.order)?;
             // The name may have gone to another interface meanwhile.
             if made.look().map(|found| found.ifindex).ok() != Some(interface.index) {
                 made.remove()?;
@@ -281,6 +304,24 @@ impl Datapath {
         // Those of the other hook judged until here, and for a moment both do.
         for other in others {
             other.remove()?;
+        }
+        if self.config.place == Place::Host {
+            self.end_inside(id)?;
+        }
+        Ok(())
+    }
+
+    /// The link that is there runs the program of this role from now on.
+    fn give(&mut self, id: u16, role: Role) -> Result<(), AttachError> {
+        for attachment in hook::of_endpoint(&self.pins, id)? {
+            if attachment.direction != role.direction() || attachment.hook() != self.hook {
+                continue;
+            }
+            let unreadable = |e| BpffsError::io("read the link", &attachment.path, e);
+            let found = attachment.look().map_err(unreadable)?;
+            if found.program != self.programs.id(role) {
+                self.programs.replace((&attachment, role), found.ifindex)?;
+            }
         }
         Ok(())
     }
@@ -318,7 +359,10 @@ fn clear_layout(pins: &Pins, ifindex: u32) -> Result<usize, BpffsError> {
     for attachment in hook::attachments(pins)? {
         match attachment.look() {
             Ok(found) if found.ifindex != ifindex && found.ifindex != 0 => rest += 1,
-            _ => attachment.remove()?,
+            _ => {
+                attachment.remove()?;
+                bpffs::unlink(&pins.inside(attachment.endpoint))?;
+            }
         }
     }
     if rest == 0 {

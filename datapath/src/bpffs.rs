@@ -5,7 +5,9 @@
 //! <bpffs dir>/<layout>/program-<content>-<name> the programs of the object with that content
 //! <bpffs dir>/<layout>/link-<endpoint id>-{to,from}
 //! <bpffs dir>/<layout>/filter-<endpoint id>-{to,from}-<interface index>
+//! <bpffs dir>/<layout>/inside-<endpoint id>    the link at the pod's own end of the veth
 //! <bpffs dir>/<layout>/steer-<endpoint id>     the link in the pod's network namespace
+//! <bpffs dir>/<layout>/envoy                   the link at Envoy's control group
 //! ```
 //!
 //! Invariant: only names of these shapes are ever removed, links first: no program runs without its maps.
@@ -25,6 +27,8 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// A pin that is about to get its name.
 pub(crate) const UNFINISHED: &str = "unfinished";
+/// The link at Envoy's control group.
+const ENVOY: &str = "envoy";
 
 /// Which way packets of a link go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,8 +70,12 @@ pub(crate) enum Pin {
     Link(u16, Direction),
     /// The program of a clsact filter, at the interface with this index.
     Filter(u16, Direction, u32),
+    /// The link at the pod's own end of the veth.
+    Inside(u16),
     /// The link in the network namespace of an endpoint.
     Steer(u16),
+    /// The link at Envoy's control group.
+    Envoy,
     Program {
         content: String,
     },
@@ -184,8 +192,16 @@ impl Pins {
             .join(format!("filter-{endpoint}-{}-{ifindex}", direction.word()))
     }
 
+    pub(crate) fn inside(&self, endpoint: u16) -> PathBuf {
+        self.dir.join(format!("inside-{endpoint}"))
+    }
+
     pub(crate) fn steer(&self, endpoint: u16) -> PathBuf {
         self.dir.join(format!("steer-{endpoint}"))
+    }
+
+    pub(crate) fn envoy(&self) -> PathBuf {
+        self.dir.join(ENVOY)
     }
 
     /// All pins of known names, links first, then programs, then maps.
@@ -205,7 +221,7 @@ impl Pins {
         }
         for (pin, path) in self.list()? {
             match pin {
-                Pin::Steer(_) => unlink(&path)?,
+                Pin::Inside(_) | Pin::Steer(_) | Pin::Envoy => unlink(&path)?,
                 _ => unpin(&path)?,
             }
         }
@@ -237,11 +253,17 @@ fn parse(name: &str) -> Option<Pin> {
     if maps::ALL.contains(&name) {
         return Some(Pin::Map);
     }
+    if name == ENVOY {
+        return Some(Pin::Envoy);
+    }
     if let Some(rest) = name.strip_prefix("program-") {
         let (content, _) = rest.split_once('-')?;
         return Some(Pin::Program {
             content: content.to_owned(),
         });
+    }
+    if let Some(endpoint) = name.strip_prefix("inside-") {
+        return Some(Pin::Inside(endpoint.parse().ok()?));
     }
     if let Some(endpoint) = name.strip_prefix("steer-") {
         return Some(Pin::Steer(endpoint.parse().ok()?));
@@ -282,6 +304,7 @@ mod tests {
         assert_eq!(parse("link-12-to"), Some(Pin::Link(12, Direction::To)));
         assert_eq!(parse("link-12-from"), Some(Pin::Link(12, Direction::From)));
         assert_eq!(parse("filter-12-to-7"), Some(Pin::Filter(12, Direction::To, 7)));
+        assert_eq!(parse("inside-12"), Some(Pin::Inside(12)));
         assert_eq!(parse("BANKS"), Some(Pin::Map));
         assert_eq!(
             parse("program-0f-to_pod"),

@@ -34,13 +34,15 @@ const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
 
 /// A filter of a clsact qdisc.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Filter {
     priority: u16,
     handle: u32,
     /// Id of its program; 0 for a filter that is none of BPF.
     program: u32,
-    /// Whether it bears the name of our program of its direction.
+    /// Its program's name, as far as the filter tells.
+    name: String,
+    /// Whether that is the name of our program of its direction.
     named: bool,
 }
 
@@ -95,18 +97,30 @@ pub(crate) fn remove(ifindex: u32, direction: Direction) -> io::Result<()> {
 
 /// Removes our filters from all interfaces of this network namespace, also those that no pin names.
 pub(crate) fn remove_everywhere() -> io::Result<()> {
+    for ifindex in interfaces()? {
+        for direction in Direction::BOTH {
+            remove(ifindex, direction)?;
+        }
+    }
+    Ok(())
+}
+
+/// Indices of all interfaces of this network namespace.
+pub(crate) fn interfaces() -> io::Result<Vec<u32>> {
     let mut interfaces = Vec::new();
     netlink::dump(NETLINK_ROUTE, RTM_GETLINK, &LinkHeader::default(), &mut |body| {
         let (link, _) = LinkHeader::read_from_prefix(body).map_err(|_| netlink::cut_short())?;
         interfaces.push(link.index);
         Ok(())
     })?;
-    for ifindex in interfaces {
-        for direction in Direction::BOTH {
-            remove(ifindex, direction)?;
-        }
-    }
-    Ok(())
+    Ok(interfaces)
+}
+
+/// Names of the programs in filters of others at an interface.
+pub(crate) fn others(ifindex: u32, direction: Direction) -> io::Result<Vec<String>> {
+    let found = filters(ifindex, direction)?.into_iter();
+    let others = found.filter(|filter| filter.program != 0 && !is_ours(filter));
+    Ok(others.map(|filter| filter.name).collect())
 }
 
 /// Makes the qdisc unless there is one.
@@ -170,16 +184,17 @@ fn read(message: TcMessage, attributes: &[u8], direction: Direction) -> io::Resu
         Some(id) => u32::read_from_bytes(id).map_err(|_| netlink::cut_short())?,
         None => 0,
     };
-    let name = netlink::attribute(options, TCA_BPF_NAME)?.map(text);
+    let name = netlink::attribute(options, TCA_BPF_NAME)?
+        .map(text)
+        .unwrap_or_default();
     Ok(Filter {
         priority: u16::try_from(message.info >> 16).unwrap_or(0),
         handle: message.handle,
         program,
-        named: name.is_some_and(|name| {
-            Variant::ALL
-                .iter()
-                .any(|variant| variant.program(direction) == name)
-        }),
+        named: Variant::ALL
+            .iter()
+            .any(|variant| variant.program(direction) == name),
+        name,
     })
 }
 

@@ -1,18 +1,26 @@
 //! Whether every packet that a pod receives has met `to_pod`: what its interface has received, against what the
 //! program has counted.
 //!
-//! Invariant: the program counts every packet that it sees, also those that it drops, before the interface does. The
-//! counters are read before and after the interface, so what arrives meanwhile never shows as missed.
+//! Invariant: the program counts every packet that it sees, also those that it drops. At the host end it does so before
+//! the interface does: the counters are read before and after the interface, so what arrives meanwhile never shows as
+//! missed. Inside the pod (`Place::Pod`) the interface is first, so what has just arrived is waited for.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use netlink_packet_route::link::LinkAttribute;
 use thyra_datapath_abi::count::EndpointCounter;
 
 use crate::datapath::Datapath;
 use crate::direct::attributes;
+use crate::hook::Place;
 use crate::open::endpoint_numbers;
+
+/// A packet that has arrived in a pod waits for its program no longer than a turn of the kernel's queue of them takes.
+const STEP: Duration = Duration::from_millis(5);
+/// How many such steps are waited.
+const PATIENCE: u32 = 10;
 
 /// Packets at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +79,7 @@ impl Datapath {
             Some((id, ifindex, received))
         });
         let received: Vec<(u16, u32, u64)> = attached.collect();
-        let after = self.counters().endpoints;
+        let after = self.seen_by_now(&received);
         let sample = |(id, ifindex, received): (u16, u32, u64)| {
             let seen = [&before, &after].map(|counters| counters.get(&id).map_or(0, seen));
             (
@@ -85,6 +93,34 @@ impl Datapath {
         };
         let samples = received.into_iter().map(sample).collect();
         self.coverage.take(samples)
+    }
+}
+
+impl Datapath {
+    /// What the programs have seen after `received` was read: inside pods, once they have seen all of that, or will
+    /// not.
+    fn seen_by_now(&self, received: &[(u16, u32, u64)]) -> BTreeMap<u16, EndpointCounter> {
+        let mut now = self.counters().endpoints;
+        let patience = match self.config.place {
+            Place::Host => 0,
+            Place::Pod => PATIENCE,
+        };
+        for _ in 0..patience {
+            let is_behind = received.iter().any(|(id, _, received)| {
+                let last = self.coverage.last.get(id);
+                let since = |last: &Sample| (received.checked_sub(last.received), last.seen[0]);
+                let (Some(arrived), before) = last.map_or((None, 0), since) else {
+                    return false;
+                };
+                now.get(id).map_or(0, seen).saturating_sub(before) < arrived
+            });
+            if !is_behind {
+                break;
+            }
+            std::thread::sleep(STEP);
+            now = self.counters().endpoints;
+        }
+        now
     }
 }
 

@@ -20,15 +20,18 @@ use crate::counters::{CounterMemory, Counters};
 use crate::coverage::Coverage;
 use crate::direct::LocalRedirect;
 use crate::endpoint_ids::{EndpointIds, ReserveError};
+use crate::envoy_group::EnvoyGroup;
 use crate::events::EventReader;
 use crate::flow_maps::{CollectReport, FlowMaps};
 use crate::grace::Grace;
-use crate::hook::{self, Hook, Order};
+use crate::hook::{self, Hook, Order, Place};
 use crate::memory::Memory;
+use crate::object::ShippedObject;
 use crate::open::endpoint_numbers;
 use crate::programs::Programs;
 use crate::sockets::{self, Connection};
 use crate::steering::Steering;
+use crate::sys;
 use crate::verdict_names::VerdictNames;
 use crate::view::KernelView;
 
@@ -86,6 +89,8 @@ pub struct Config {
     pub flow_log: Option<u8>,
     /// How programs are put at interfaces; the best that this kernel has where nothing is said.
     pub hook: Option<Hook>,
+    /// Where packets to pods are judged; endpoints that are attached go there when they are attached again.
+    pub place: Place,
     /// Where among other programs; for tcx links that are made from now on.
     pub order: Order,
     /// Put connections between two pods of this node straight from one into the other, past the node's stack; for
@@ -116,6 +121,8 @@ pub struct Datapath {
     pub(crate) pins: Pins,
     pub(crate) hook: Hook,
     pub(crate) layout: String,
+    /// What instances inside pods are loaded from.
+    pub(crate) object: ShippedObject,
     /// Pins of other layouts that still hold endpoints.
     pub(crate) older: Vec<Pins>,
     pub(crate) _lock: Lock,
@@ -276,6 +283,8 @@ impl Datapath {
         }
         let lock = Lock::take(bpffs)?;
         for pins in bpffs::layouts(bpffs)? {
+            // Before the guards go: what Envoy holds is reset, nothing is let through instead.
+            end_envoy(&pins)?;
             pins.remove()?;
         }
         clsact::remove_everywhere()
@@ -285,4 +294,21 @@ impl Datapath {
         let _ = std::fs::remove_dir(bpffs);
         Ok(())
     }
+}
+
+/// Ends the Envoy whose sockets are noted by these pins, and takes its control group away.
+fn end_envoy(pins: &Pins) -> Result<(), BpffsError> {
+    let pin = pins.envoy();
+    let wrong = |source| BpffsError::io("end the envoy of", &pin, source);
+    let number = match sys::link_cgroup(&pin) {
+        Ok(number) => number,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(wrong(e)),
+    };
+    let other = |e| wrong(std::io::Error::other(e));
+    let Some(group) = EnvoyGroup::numbered(number).map_err(other)? else {
+        return Ok(());
+    };
+    group.empty().map_err(other)?;
+    group.remove().map_err(other)
 }

@@ -39,6 +39,9 @@ const VERDICT: usize = size_of::<HeldVerdict>();
 /// Nothing can be held.
 #[derive(Debug, thiserror::Error)]
 pub enum HoldError {
+    /// What is held is given back behind the place where it is judged, which here is inside the pod.
+    #[error("with `--hook=pod` nothing can be held; `--l7-hold` needs `--hook=host`")]
+    Inside,
     /// There can be no interface.
     #[error("can't make an interface for what is held; is there `/dev/net/tun`?")]
     Interface(#[source] io::Error),
@@ -270,6 +273,9 @@ impl Datapath {
     /// # Errors
     /// Nothing has changed: what would be held is dropped.
     pub fn hold(&mut self) -> Result<Holding, HoldError> {
+        if self.programs.are_inside() {
+            return Err(HoldError::Inside);
+        }
         let tap = Tap::make().map_err(HoldError::Interface)?;
         let failed = |source| HoldError::Attach {
             interface: tap.name().to_owned(),

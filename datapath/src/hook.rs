@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use aya::programs::{ProgramInfo, TcAttachType};
 use rustix::system::uname;
+use thyra_datapath_abi::maps;
 
 use crate::bpffs::{self, BpffsError, Direction, Pin, Pins};
 use crate::clsact;
@@ -34,6 +35,45 @@ pub enum Order {
     First,
     /// After all that are there: what those let through and as they leave it.
     Last,
+}
+
+/// Where packets on their way to a pod are judged. What a pod sends is judged at the host end of its veth either way: a
+/// pod that may open raw sockets gets around a program at its own egress (`PACKET_QDISC_BYPASS`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// At the host end of its veth.
+    #[default]
+    Host,
+    /// At the pod's own end, which packets reach that skip the host end (`bpf_redirect_peer`).
+    Pod,
+}
+
+/// What a program does, wherever it is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Judges what comes to the pod, at the host end.
+    To,
+    /// Judges what the pod sends.
+    From,
+    /// Notes where packets come from that are judged inside the pod.
+    Origin,
+}
+
+impl Role {
+    pub(crate) const fn direction(self) -> Direction {
+        match self {
+            Self::To | Self::Origin => Direction::To,
+            Self::From => Direction::From,
+        }
+    }
+
+    pub(crate) const fn program(self) -> &'static str {
+        match self {
+            Self::To => maps::TO_POD,
+            Self::From => maps::FROM_POD,
+            Self::Origin => maps::ORIGIN,
+        }
+    }
 }
 
 impl Hook {
@@ -74,7 +114,7 @@ pub(crate) fn attachments(pins: &Pins) -> Result<Vec<Attachment>, BpffsError> {
             filter_at: Some(ifindex),
             path,
         }),
-        Pin::Steer(_) | Pin::Program { .. } | Pin::Map => None,
+        Pin::Steer(_) | Pin::Inside(_) | Pin::Envoy | Pin::Program { .. } | Pin::Map => None,
     };
     Ok(pins.list()?.into_iter().filter_map(attachment).collect())
 }

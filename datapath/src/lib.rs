@@ -11,6 +11,7 @@
 //! bank and switches; `attach` puts the programs at the pod's interface.
 
 mod attach;
+mod beside;
 mod blocks;
 mod bpffs;
 mod clsact;
@@ -21,6 +22,7 @@ mod datagrams;
 mod datapath;
 mod direct;
 mod endpoint_ids;
+mod envoy_group;
 mod events;
 mod flow_maps;
 mod grace;
@@ -28,6 +30,7 @@ mod held_flows;
 mod hold;
 mod hook;
 mod host_flows;
+mod inside;
 mod interface;
 mod l7_flows;
 mod mapping;
@@ -57,10 +60,12 @@ pub use counters::Counters;
 pub use datapath::{Config, Datapath, Deny, HostTraffic, NonTcp, Origin, ReadError};
 pub use direct::LocalRedirect;
 pub use endpoint_ids::ReserveError;
+pub use envoy_group::{EnvoyGroup, EnvoyGroupError};
 pub use events::EventReader;
 pub use flow_maps::CollectReport;
 pub use hold::{HeldConnection, HoldError, Holding};
-pub use hook::{Hook, Order};
+pub use hook::{Hook, Order, Place};
+pub use inside::InsideError;
 pub use object::{ObjectError, built_by, object};
 pub use open::OpenError;
 pub use preflight::{Check, PreflightError, preflight};

@@ -26,6 +26,7 @@ use crate::endpoint_ids::EndpointIds;
 use crate::flow_maps::FlowMaps;
 use crate::grace::Grace;
 use crate::hook::{self, Attachment, Hook};
+use crate::inside;
 use crate::mapping::Mapping;
 use crate::memory::Memory;
 use crate::object::ShippedObject;
@@ -76,6 +77,9 @@ pub enum OpenError {
         #[source]
         source: ProgramError,
     },
+    /// Packets can't be judged inside pods with these options, or on this kernel.
+    #[error("`--hook=pod` {0}")]
+    Place(&'static str),
     /// Something could not be pinned.
     #[error("can't pin `{path}`")]
     Pin {
@@ -209,6 +213,9 @@ impl Datapath {
         for check in preflight(&config.bpffs) {
             check.outcome?;
         }
+        if let Some(why) = inside::unfit(&config) {
+            return Err(OpenError::Place(why));
+        }
         let object = ShippedObject::read().map_err(PreflightError::from)?;
         state_file::prepare(&config.state_dir)?;
         bpffs::prepare(&config.bpffs)?;
@@ -229,7 +236,7 @@ impl Datapath {
             require_maps(pins, object)?;
         }
         std::fs::create_dir_all(pins.dir()).map_err(|e| BpffsError::io("make", pins.dir(), e))?;
-        let (programs, local_redirect) = Programs::open(object, pins, config.local_redirect)?;
+        let (programs, local_redirect) = Programs::open(object, pins, (config.local_redirect, config.place))?;
         if let LocalRedirect::Refused(reason) = &local_redirect {
             warn!(
                 reason,
@@ -263,6 +270,7 @@ impl Datapath {
             config,
             pins: pins.clone(),
             layout: object.layout.clone(),
+            object: object.clone(),
             _lock: lock,
             memory,
             programs,
@@ -276,6 +284,7 @@ impl Datapath {
             notes,
         };
         datapath.pick_up(&links)?;
+        datapath.pick_up_inside()?;
         datapath.pick_up_steering()?;
         programs::retire(pins, &object.content)?;
         Ok(datapath)
@@ -301,8 +310,9 @@ impl Datapath {
                 source,
             })?;
             went_straight &= before.contains(&found.program);
-            if found.program != self.programs.id(link.direction) || !pinned {
-                self.programs.replace(link, found.ifindex)?;
+            let role = self.role(link.endpoint, link.direction);
+            if found.program != self.programs.id(role) || !pinned {
+                self.programs.replace((link, role), found.ifindex)?;
                 self.replaced += 1;
             }
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rustix::system::uname;
 use rustix::thread::{CapabilitySet, capabilities};
 
+use crate::beside;
 use crate::bpffs::{self, BpffsError};
 use crate::direct;
 use crate::hook::Hook;
@@ -80,6 +81,10 @@ pub fn preflight(bpffs: &Path) -> Vec<Check> {
         Check {
             name: "bpffs",
             outcome: folder(bpffs),
+        },
+        Check {
+            name: "hook",
+            outcome: Ok(beside::preflight()),
         },
         Check {
             name: "local redirect",

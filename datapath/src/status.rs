@@ -8,7 +8,7 @@ use thyra_datapath_engine::Table;
 use crate::bpffs::{BpffsError, Direction};
 use crate::datapath::{Datapath, Origin};
 use crate::direct::LocalRedirect;
-use crate::hook::{self, Attachment, Hook, Order};
+use crate::hook::{self, Attachment, Hook, Order, Place};
 use crate::interface::Interface;
 use crate::memory::Memory;
 use crate::object::built_by;
@@ -87,6 +87,7 @@ impl Datapath {
             generation: self.generation(),
             local_redirect: self.local_redirect.clone(),
             hook: match self.hook {
+                Hook::Tcx if self.config.place == Place::Pod => "tcx at the pod's own end of the veth",
                 Hook::Tcx if self.config.order == Order::Last => {
                     "tcx at the host end of the veth, after others"
                 }
@@ -117,6 +118,12 @@ impl Datapath {
             ),
             None => problems.push(format!("interface {ifindex} is gone")),
         }
+        if self.config.place == Place::Pod && self.inside(id).is_none() {
+            problems.push(
+                "`to_pod` is not inside the pod: packets that skip the host end of its veth are NOT ENFORCED"
+                    .to_owned(),
+            );
+        }
         if let Some(missed) = self.coverage.missed(id) {
             problems.push(format!(
                 "NOT ENFORCED: {missed} packets reached the pod past `to_pod` between the last two checks"
@@ -143,7 +150,8 @@ impl Datapath {
         interface: &Interface,
         pinned: &Pinned,
     ) -> Option<String> {
-        let program = direction.program();
+        let role = self.role(id, direction);
+        let program = role.program();
         let attached = match pinned {
             Ok(all) => all.iter().find(|a| a.endpoint == id && a.direction == direction),
             Err(e) => return Some(format!("the pins can't be listed: {e}")),
@@ -162,7 +170,7 @@ impl Datapath {
         if attached.hook() == Hook::Tcx && self.config.order == Order::Last {
             return None;
         }
-        match self.programs.is_first(attached.hook(), direction, interface) {
+        match self.programs.is_first((attached.hook(), role), interface) {
             Ok(true) => None,
             Ok(false) => Some(format!(
                 "another program runs before `{program}` and may hide packets from it"

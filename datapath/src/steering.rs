@@ -2,7 +2,8 @@
 //! which listener judges which residual.
 //!
 //! Invariant: an endpoint counts as steered only while its program is linked; a verdict has a listener only while
-//! that listener has the verdict's own residual. Whatever is missing, connections that need L7 are refused.
+//! that listener has the verdict's own residual. Whatever is missing, connections that need L7 are refused. All of it
+//! is in the kernel and outlives the process, as an Envoy may.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -11,14 +12,15 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::programs::links::FdLink;
-use aya::programs::sock_ops::SockOpsLink;
+use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, ProgramError};
+use thyra_datapath_abi::held::is_held;
 use thyra_datapath_abi::maps::{REGISTER, STEER};
 use thyra_datapath_abi::tables::Verdict;
 
 use crate::bpffs::{self, BpffsError, Pin};
 use crate::datapath::Datapath;
+use crate::envoy_group;
 use crate::netns;
 use crate::open::{OpenError, endpoint_numbers};
 use crate::sys;
@@ -32,8 +34,6 @@ pub(crate) struct Steering {
     pub(crate) holds: BTreeMap<Arc<str>, u16>,
     /// Where the endpoints' programs are.
     places: BTreeMap<u16, PathBuf>,
-    /// Envoy's sockets are noted as long as this lives.
-    register: Option<SockOpsLink>,
 }
 
 impl Steering {
@@ -70,6 +70,9 @@ pub enum SteerError {
         #[source]
         source: ProgramError,
     },
+    /// It is attached as in kernels before Linux 5.7.
+    #[error("the kernel makes no link at Envoy's control group")]
+    NoLink(#[source] LinkError),
     /// The link can't be pinned.
     #[error("can't pin the link `{pin}`")]
     Pin {
@@ -154,27 +157,41 @@ impl Datapath {
         bpffs::unlink(&self.pins.steer(endpoint))
     }
 
-    /// Notes the sockets of whatever runs in this control group, from now on.
+    /// Notes the sockets of whatever runs in this control group, from now on. Whether an earlier process had them noted
+    /// all the time, so that those of an Envoy that is at work are known.
     ///
     /// # Errors
     /// They are not noted, and get no connection.
-    pub fn register(&mut self, cgroup: &Path) -> Result<(), SteerError> {
-        let folder = File::open(cgroup).map_err(|source| SteerError::Cgroup {
+    pub fn register(&mut self, cgroup: &Path) -> Result<bool, SteerError> {
+        let unusable = |source| SteerError::Cgroup {
             cgroup: cgroup.to_owned(),
             source,
-        })?;
+        };
+        let folder = File::open(cgroup).map_err(unusable)?;
+        let number = envoy_group::number(&folder).map_err(unusable)?;
         let refused = |source| SteerError::Attach {
             program: REGISTER,
             place: cgroup.to_owned(),
             source,
         };
+        let pin = self.pins.envoy();
         let program = &mut self.programs.register;
+        let own = program.fd().map_err(refused)?.as_fd();
+        // One that can't be asked or changed is none.
+        let was_noted = sys::link_cgroup(&pin).is_ok_and(|at| at == number)
+            && sys::link_update(&pin, own).is_ok_and(|runs| runs);
+        if was_noted {
+            return Ok(true);
+        }
+        bpffs::unlink(&pin)?;
         let id = program
             // A link always leaves room for others.
             .attach(&folder, CgroupAttachMode::Single)
             .map_err(refused)?;
-        self.steering.register = Some(program.take_link(id).map_err(refused)?);
-        Ok(())
+        let link = program.take_link(id).map_err(refused)?;
+        let link = FdLink::try_from(link).map_err(SteerError::NoLink)?;
+        link.pin(&pin).map_err(|source| SteerError::Pin { pin, source })?;
+        Ok(false)
     }
 
     /// Says on which port, in every pod that needs it, Envoy judges a residual. Others are refused, and the
@@ -209,9 +226,15 @@ impl Datapath {
         }
     }
 
-    /// After a start: no listener is known yet, and links run this build's program.
+    /// After a start: listeners of an Envoy that may be at work stay until the first call of `set_listeners`, numbers of
+    /// what is held until that of `set_holds`, and links run this build's program.
     pub(crate) fn pick_up_steering(&mut self) -> Result<(), OpenError> {
         self.pick_up_holds();
+        let in_use = self.names.in_use().filter_map(|(id, verdict)| {
+            let port = Some(self.memory.listener(id)).filter(|port| *port != 0 && !is_held(*port))?;
+            Some((Arc::clone(verdict.residual.as_ref()?), port))
+        });
+        self.steering.listeners = in_use.collect();
         self.tell_listeners();
         let mut linked = BTreeSet::new();
         let program = self

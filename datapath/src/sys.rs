@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use zerocopy::{FromZeros, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 const BPF_MAP_CREATE: i64 = 0;
 const BPF_MAP_UPDATE_ELEM: i64 = 2;
@@ -30,6 +30,7 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
 /// What the kernel says about a tcx link.
@@ -100,7 +101,7 @@ struct ObjectInfo {
 
 /// The head of `struct bpf_link_info` with the members of a tcx link.
 #[repr(C)]
-#[derive(FromZeros, IntoBytes, Immutable, KnownLayout)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 struct TcxLink {
     kind: u32,
     id: u32,
@@ -108,6 +109,19 @@ struct TcxLink {
     pad: u32,
     ifindex: u32,
     attach_type: u32,
+}
+
+/// The same with the members of a link at a control group.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+struct CgroupLink {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    cgroup: u64,
+    attach_type: u32,
+    end: u32,
 }
 
 #[repr(C)]
@@ -169,15 +183,7 @@ impl MapOfMaps {
 
 /// Asks a pinned tcx link for its program and interface.
 pub(crate) fn link_info(pin: &Path) -> io::Result<LinkInfo> {
-    let link = object_get(pin)?;
-    let mut info = TcxLink::new_zeroed();
-    let mut attr = ObjectInfo {
-        bpf_fd: number(link.as_fd()),
-        info_len: length(size_of::<TcxLink>()),
-        info: address(&raw mut info),
-    };
-    // SAFETY: the kernel writes at most `info_len` bytes into `info`, which lives past the call.
-    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    let info: TcxLink = info_of(pin)?;
     if info.kind != BPF_LINK_TYPE_TCX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a tcx link"));
     }
@@ -185,6 +191,32 @@ pub(crate) fn link_info(pin: &Path) -> io::Result<LinkInfo> {
         program: info.program,
         ifindex: info.ifindex,
     })
+}
+
+/// The number of the control group that a pinned link is at; 0 once it has gone.
+pub(crate) fn link_cgroup(pin: &Path) -> io::Result<u64> {
+    let info: CgroupLink = info_of(pin)?;
+    if info.kind != BPF_LINK_TYPE_CGROUP {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a link at a control group",
+        ));
+    }
+    Ok(info.cgroup)
+}
+
+/// What the kernel says of a pinned link, in the first bytes of `struct bpf_link_info`.
+fn info_of<T: FromBytes>(pin: &Path) -> io::Result<T> {
+    let link = object_get(pin)?;
+    let mut info = T::new_zeroed();
+    let mut attr = ObjectInfo {
+        bpf_fd: number(link.as_fd()),
+        info_len: length(size_of::<T>()),
+        info: address(&raw mut info),
+    };
+    // SAFETY: the kernel writes at most `info_len` bytes into `info`, which lives past the call and takes any bytes.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
 }
 
 /// Takes a pinned link's program off its interface at once. Removing the pin alone would do so too, but only

@@ -10,6 +10,8 @@ mod direct;
 mod flow_log;
 #[path = "live/frames.rs"]
 mod frames;
+#[path = "live/inside.rs"]
+mod inside;
 #[path = "live/node.rs"]
 mod node;
 #[path = "live/non_tcp.rs"]
@@ -22,6 +24,8 @@ mod policy;
 mod prober;
 #[path = "live/steered.rs"]
 mod steered;
+#[path = "live/storm.rs"]
+mod storm;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,8 +35,8 @@ use std::time::{Duration, Instant};
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use node::{
-    Fate, Pod, announce, await_announcement, chain, config, echoes, eventually, hook, on_a_node, open, ready,
-    run, runtime, start_step, step,
+    Fate, Pod, announce, await_announcement, chain, config, echoes, eventually, hook, judges_at_host_end,
+    on_a_node, open, ready, run, runtime, start_step, step,
 };
 use policy::{Policy, allow, deny};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -40,6 +44,7 @@ use thyra_datapath::abi::tables::{SourceAddress, SourceBlock, Tables};
 use thyra_datapath::abi::{Action, Event, EventKind, Mode};
 use thyra_datapath::{
     AttachError, CommitError, Config, Datapath, DatapathStatus, EndpointSpec, Hook, OpenError, Order, Origin,
+    Place,
 };
 
 const FRIEND: Pod = Pod(2);
@@ -177,6 +182,9 @@ fn what_a_pod_opened_before_it_was_attached_lives_on() {
         datapath.detach(id).unwrap();
         let tables = tables(&mut datapath, Mode::Enforce, false);
         datapath.commit(&tables, 2).unwrap();
+        if node::place() == Place::Pod {
+            return;
+        }
         // The control: without the pod's namespace nobody knows who opened them.
         let unknown = EndpointSpec {
             netns: None,
@@ -382,6 +390,7 @@ fn the_other_hook_takes_over_without_a_gap() {
         let with = |hook| {
             let config = Config {
                 hook: Some(hook),
+                place: Place::Host,
                 ..config()
             };
             Datapath::open(config).unwrap_or_else(|e| panic!("{}", chain(&e)))
@@ -494,6 +503,9 @@ fn a_commit_that_fails_changes_no_verdict() {
 
 #[test]
 fn an_allowed_packet_goes_on_to_foreign_programs() {
+    if !judges_at_host_end("an_allowed_packet_goes_on_to_foreign_programs") {
+        return;
+    }
     on_a_node("an_allowed_packet_goes_on_to_foreign_programs", || {
         pods();
         let mut datapath = open();
@@ -519,6 +531,9 @@ fn an_allowed_packet_goes_on_to_foreign_programs() {
 
 #[test]
 fn packets_that_reach_a_pod_past_the_programs_are_noticed() {
+    if !judges_at_host_end("packets_that_reach_a_pod_past_the_programs_are_noticed") {
+        return;
+    }
     on_a_node("packets_that_reach_a_pod_past_the_programs_are_noticed", || {
         pods();
         let mut datapath = open();
@@ -586,7 +601,10 @@ fn a_program_before_ours_is_noticed() {
         let status = datapath.status();
         assert_eq!(problems(&status).len(), 1);
         assert!(
-            problems(&status)[0].contains("before `to_pod`"),
+            problems(&status)[0].contains(match node::place() {
+                Place::Host => "before `to_pod`",
+                Place::Pod => "before `origin`",
+            }),
             "{:?}",
             problems(&status)
         );
@@ -611,6 +629,7 @@ fn last_in_order_it_judges_what_others_let_through() {
         let id = program.info().unwrap().id();
         let last = Config {
             order: Order::Last,
+            place: Place::Host,
             ..config()
         };
         let mut datapath = Datapath::open(last).unwrap_or_else(|e| panic!("{}", chain(&e)));
@@ -717,6 +736,9 @@ fn wide(n: u32) -> IpAddr {
 
 #[test]
 fn an_interface_that_vanishes_leaves_nothing_behind() {
+    if !judges_at_host_end("an_interface_that_vanishes_leaves_nothing_behind") {
+        return;
+    }
     on_a_node("an_interface_that_vanishes_leaves_nothing_behind", || {
         let mut datapath = open();
         assert!(matches!(

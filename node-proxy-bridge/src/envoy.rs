@@ -1,7 +1,7 @@
-//! The node's Envoy as a child process: found, checked, started, watched, started again, stopped.
+//! The node's Envoy as a process: found, checked, started or taken over, watched, started again, stopped or left at
+//! work.
 //!
-//! Invariant: only the process that was started here is ever signalled, and only while it is not yet reaped, so
-//! its number can't have gone to another one.
+//! Invariant: only the process that was started here, or that `left` knows again, is ever signalled, by a descriptor.
 //!
 //! ```text
 //! Starting ─ /ready says LIVE ─► Ready ─┐
@@ -14,11 +14,14 @@ mod admin;
 mod binary;
 mod child;
 mod jail;
+mod left;
+mod process;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::process::Child;
+use rustix::process::Signal;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -27,7 +30,10 @@ use tracing::{info, warn};
 
 pub use self::admin::{AdminError, is_ready};
 pub use self::binary::{Binary, BinaryError, OLDEST, Version};
+pub use self::left::{Left, end_strays};
+use self::process::Process;
 use crate::bootstrap::bootstrap;
+use crate::keep;
 
 /// How often a starting Envoy is asked whether it is ready.
 const ASK_READY: Duration = Duration::from_millis(20);
@@ -62,6 +68,9 @@ pub struct EnvoyConfig {
     /// The control group that it runs in, and by which its sockets are known. With it Envoy listens inside of pods, for
     /// which it has CAP_SYS_ADMIN and no other capability.
     pub cgroup: Option<PathBuf>,
+    /// Where it is noted which process it is, so that it outlives its supervisor; only root may write there. None: it
+    /// ends with it.
+    pub note: Option<PathBuf>,
 }
 
 impl EnvoyConfig {
@@ -81,7 +90,7 @@ impl EnvoyConfig {
 /// Why there is no supervisor.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvoyError {
-    /// A file in its folder can't be written.
+    /// A file in its folder, or beside its note, can't be made.
     #[error("can't write `{}`", path.display())]
     Write {
         /// Which.
@@ -118,6 +127,8 @@ pub struct Supervisor {
     state: watch::Receiver<EnvoyState>,
     stop: CancellationToken,
     task: JoinHandle<()>,
+    lines: Option<JoinHandle<()>>,
+    note: Option<PathBuf>,
 }
 
 impl Supervisor {
@@ -126,14 +137,41 @@ impl Supervisor {
     /// # Errors
     /// The bootstrap can't be written.
     pub fn start(config: EnvoyConfig) -> Result<Self, EnvoyError> {
+        Self::over(config, None)
+    }
+
+    /// The same, with the Envoy that an earlier supervisor left.
+    ///
+    /// # Errors
+    /// The bootstrap can't be written; that Envoy is left at work.
+    pub fn take_over(config: EnvoyConfig, left: Left) -> Result<Self, EnvoyError> {
+        Self::over(config, Some(left.0))
+    }
+
+    fn over(config: EnvoyConfig, left: Option<Process>) -> Result<Self, EnvoyError> {
         let path = config.folder.join("bootstrap.json");
         let (xds, admin) = (config.xds_socket(), config.admin_socket());
         let text = bootstrap(&config.node, &xds, &admin, config.heap).to_string();
         std::fs::write(&path, text).map_err(|source| EnvoyError::Write { path, source })?;
+        let note = config.note.clone();
+        let lines = note.as_deref().map(|note| {
+            left::lines(note).map_err(|source| EnvoyError::Write {
+                path: note.to_owned(),
+                source,
+            })
+        });
+        let (reader, end) = lines.transpose()?.unzip();
         let (told, state) = watch::channel(EnvoyState::Starting);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(run(config, told, stop.clone()));
-        Ok(Self { state, stop, task })
+        let task = tokio::spawn(run(Job { config, end }, left, told, stop.clone()));
+        let lines = reader.map(|reader| tokio::spawn(child::log(reader)));
+        Ok(Self {
+            state,
+            stop,
+            task,
+            lines,
+            note,
+        })
     }
 
     /// What has become of it, and of every change.
@@ -143,12 +181,38 @@ impl Supervisor {
     }
 
     /// Ends it and waits for its end.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
-        if let Err(error) = self.task.await {
+        if let Err(error) = (&mut self.task).await {
             warn!(%error, "envoy's supervisor broke");
         }
+        let forgotten = self.note.as_deref().map(keep::remove);
+        if let Some(Err(error)) = forgotten {
+            warn!(%error, "what was noted of envoy stays");
+        }
     }
+
+    /// Leaves it at work, for the next supervisor; one without a note ends.
+    pub async fn leave(mut self) {
+        self.task.abort();
+        // What it says then is that it was aborted.
+        drop((&mut self.task).await);
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.task.abort();
+        if let Some(lines) = &self.lines {
+            lines.abort();
+        }
+    }
+}
+
+/// What is run, and where it writes its lines if it outlives this process.
+struct Job {
+    config: EnvoyConfig,
+    end: Option<File>,
 }
 
 /// How a run of Envoy ended.
@@ -159,11 +223,11 @@ enum Ended {
     Failed { why: String, good: bool },
 }
 
-async fn run(config: EnvoyConfig, told: watch::Sender<EnvoyState>, stop: CancellationToken) {
+async fn run(job: Job, mut left: Option<Process>, told: watch::Sender<EnvoyState>, stop: CancellationToken) {
     let mut wait = FIRST_WAIT;
     loop {
         told.send_replace(EnvoyState::Starting);
-        match once(&config, &told, &stop).await {
+        match once(&job, left.take(), &told, &stop).await {
             Ended::Stopped => break,
             Ended::Failed { why, good } => {
                 if good {
@@ -182,24 +246,28 @@ async fn run(config: EnvoyConfig, told: watch::Sender<EnvoyState>, stop: Cancell
     told.send_replace(EnvoyState::Stopped);
 }
 
-async fn once(config: &EnvoyConfig, told: &watch::Sender<EnvoyState>, stop: &CancellationToken) -> Ended {
+async fn once(
+    Job { config, end }: &Job,
+    left: Option<Process>,
+    told: &watch::Sender<EnvoyState>,
+    stop: &CancellationToken,
+) -> Ended {
     let failed = |why: String| Ended::Failed { why, good: false };
-    let mut child = match child::spawn(config) {
-        Ok(child) => child,
+    let started = left.map_or_else(|| child::spawn(config, end.as_ref()), Ok);
+    let mut process = match started {
+        Ok(process) => process,
         Err(error) => return failed(format!("can't start `{}`: {error}", config.binary.path.display())),
     };
-    let Some(pid) = child.id() else {
-        return failed("it ended at once".to_owned());
-    };
-    info!(pid, version = %config.binary.version, other_system_calls = "EPERM", "envoy started");
+    let pid = process.pid();
+    info!(pid, version = %config.binary.version, other_system_calls = "EPERM", "envoy runs");
     let limit = Instant::now() + START_LIMIT;
     let admin = config.admin_socket();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return end(&mut child).await,
-            status = child.wait() => return failed(words(status)),
+            () = stop.cancelled() => return ended(&mut process).await,
+            why = process.ended() => return failed(why),
             () = sleep_until(limit) => {
-                end(&mut child).await;
+                ended(&mut process).await;
                 return failed(format!("it was not ready after {} s", START_LIMIT.as_secs()));
             }
             ready = asked(&admin) => if ready { break },
@@ -209,8 +277,8 @@ async fn once(config: &EnvoyConfig, told: &watch::Sender<EnvoyState>, stop: &Can
     info!(pid, "envoy is ready");
     told.send_replace(EnvoyState::Ready { pid });
     tokio::select! {
-        () = stop.cancelled() => end(&mut child).await,
-        status = child.wait() => Ended::Failed { why: words(status), good: since.elapsed() > GOOD },
+        () = stop.cancelled() => ended(&mut process).await,
+        why = process.ended() => Ended::Failed { why, good: since.elapsed() > GOOD },
     }
 }
 
@@ -219,22 +287,16 @@ async fn asked(admin: &std::path::Path) -> bool {
     is_ready(admin).await.unwrap_or(false)
 }
 
-fn words(status: std::io::Result<std::process::ExitStatus>) -> String {
-    match status {
-        Ok(status) => status.to_string(),
-        Err(error) => format!("its end can't be read: {error}"),
-    }
-}
-
 /// SIGTERM, and SIGKILL when that is not enough.
-async fn end(child: &mut Child) -> Ended {
-    if let Err(error) = child::terminate(child) {
+async fn ended(process: &mut Process) -> Ended {
+    if let Err(error) = process.signal(Signal::TERM) {
         warn!(%error, "can't ask envoy to end");
     }
-    if tokio::time::timeout(GRACE, child.wait()).await.is_err()
-        && let Err(error) = child.kill().await
-    {
-        warn!(%error, "can't end envoy");
+    if tokio::time::timeout(GRACE, process.ended()).await.is_err() {
+        if let Err(error) = process.signal(Signal::KILL) {
+            warn!(%error, "can't end envoy");
+        }
+        process.ended().await;
     }
     Ended::Stopped
 }

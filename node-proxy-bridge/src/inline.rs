@@ -2,9 +2,14 @@
 //!
 //! Invariant: a port is named for a residual only when Envoy has acknowledged that residual's rules on it. A cell whose
 //! residual changes keeps its port where nobody else holds it, so that the change acts in place, on the next request
-//! of an open connection; what is no longer wanted stays until `retire`, since the kernel's tables still name it.
+//! of an open connection; what is no longer wanted stays until `retire`, since the kernel's tables still name it. Which
+//! port is whose is stored before Envoy hears of it: the next bridge gives an Envoy that is at work nothing else to
+//! judge on a port than this one would.
+
+mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +20,15 @@ use thyra_datapath_abi::{Action, Reason};
 use thyra_policy_compiler::residual::{Answer, Residual};
 use thyra_policy_compiler::tokens::Tokens;
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
+pub use self::slot::Kept;
+use self::slot::{Guards, Slot};
 use crate::ads::{AdsServer, Kind, Name, Outcome, Resource, hex};
 use crate::als::Records;
 use crate::listener::{self, HttpOptions, Place, Reading, Shape};
 use crate::lower::{self, Chain, KeySets, NotExpressible, Places};
-use crate::{authorizer, cluster};
+use crate::{authorizer, cluster, keep};
 
 /// A cell of the tables that needs a listener in a pod.
 #[derive(Clone, Debug)]
@@ -57,46 +64,6 @@ pub enum Refusal {
     Rejected(Arc<str>),
 }
 
-/// A residual with its port.
-#[derive(Debug)]
-struct Slot {
-    residual: Arc<str>,
-    /// What it judged before, until that is retired.
-    former: Option<Arc<str>>,
-    port: u16,
-    guards: Guards,
-    rules: Vec<Name>,
-    /// Authorizers, which other slots may ask too.
-    clusters: Vec<Name>,
-    listeners: Vec<Name>,
-    cells: BTreeSet<Arc<str>>,
-}
-
-/// The filters of a listener: where they change the port does too, so that no connection of before goes on without one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Guards {
-    http: lower::Guards,
-    other: Option<lower::Guards>,
-}
-
-impl Guards {
-    fn of(asked: &Asked) -> Self {
-        Self {
-            http: asked.http.guards(),
-            other: asked.other.as_ref().map(Chain::guards),
-        }
-    }
-
-    /// A reading that there wasn't before has no connections.
-    fn fit(&self, later: &Self) -> bool {
-        let other = match (&self.other, &later.other) {
-            (Some(before), Some(after)) => before == after,
-            _ => true,
-        };
-        self.http == later.http && other
-    }
-}
-
 /// A residual with the cells that ask it.
 struct Asked {
     http: Chain,
@@ -121,6 +88,7 @@ pub struct Inline {
     former_clusters: BTreeSet<Name>,
     /// The port to try next: one that was freed is taken again as late as can be.
     next: u16,
+    file: Option<PathBuf>,
 }
 
 impl Inline {
@@ -138,7 +106,20 @@ impl Inline {
             clusters: BTreeSet::new(),
             former_clusters: BTreeSet::new(),
             next: 0,
+            file: None,
         }
+    }
+
+    /// From now on it is stored in `file` which port is whose; only root may write there.
+    pub fn store_in(&mut self, file: PathBuf) {
+        self.file = Some(file);
+    }
+
+    /// Envoy is at work with what an earlier bridge told it. Nothing is sent to it before the first `apply`.
+    pub fn take_over(&mut self, kept: Kept) {
+        self.server.hold();
+        self.slots = kept.slots;
+        self.next = kept.next;
     }
 
     /// What HTTP listeners have in common from the next `apply` on.
@@ -162,6 +143,7 @@ impl Inline {
 
     /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere.
     pub fn apply(&mut self, wanted: &[Cell]) {
+        self.server.hold();
         let asked = self.lowered(wanted);
         self.put_clusters(&asked);
         let before = std::mem::take(&mut self.slots);
@@ -188,6 +170,8 @@ impl Inline {
         }
         self.lingering.append(&mut free);
         self.slots = changed;
+        self.store();
+        self.server.release();
         info!(
             ports = self.slots.len(),
             refused = self.refused.len(),
@@ -211,6 +195,23 @@ impl Inline {
                 catalog.remove(name);
             }
         });
+    }
+
+    /// Before Envoy hears of it.
+    fn store(&self) {
+        let Some(file) = &self.file else {
+            return;
+        };
+        let slots = self.lingering.iter().chain(&self.slots).cloned().collect();
+        let next = self.next;
+        let Err(error) = keep::store(file, &Kept { slots, next }) else {
+            return;
+        };
+        warn!(%error, "the next agent will have to start another envoy");
+        // What is there is no longer so.
+        if let Err(error) = keep::remove(file) {
+            warn!(%error, file = %file.display(), "remove this file before the agent is started again");
+        }
     }
 
     /// What all listeners lead to, before the listeners: authorizers, and the pods.
@@ -239,12 +240,16 @@ impl Inline {
         let mut ports = BTreeMap::new();
         self.server.read(|catalog| {
             let taken = |name: &Name| catalog.outcome(name) == Some(&Outcome::Accepted);
-            for slot in self.lingering.iter().chain(&self.slots) {
-                if slot.needs().all(taken) && slot.listeners.iter().any(taken) {
-                    let names = slot.former.iter().chain([&slot.residual]);
-                    ports.extend(names.map(|name| (Arc::clone(name), slot.port)));
-                }
-            }
+            let slots = self.lingering.iter().chain(&self.slots);
+            let judging: Vec<&Slot> = slots
+                .filter(|slot| slot.needs().all(taken) && slot.listeners.iter().any(taken))
+                .collect();
+            let former = judging
+                .iter()
+                .filter_map(|slot| Some((slot.former.as_ref()?, slot.port)));
+            // What a listener judged before may be judged by another one now.
+            let now = judging.iter().map(|slot| (&slot.residual, slot.port));
+            ports.extend(former.chain(now).map(|(name, port)| (Arc::clone(name), port)));
         });
         ports
     }
@@ -416,26 +421,6 @@ impl Inline {
 impl Asked {
     fn chains(&self) -> impl Iterator<Item = &Chain> {
         [&self.http].into_iter().chain(&self.other)
-    }
-}
-
-impl Slot {
-    /// All that its listeners can't do without.
-    fn needs(&self) -> impl Iterator<Item = &Name> {
-        self.rules.iter().chain(&self.clusters)
-    }
-
-    fn new(port: u16, guards: Guards) -> Self {
-        Self {
-            residual: "".into(),
-            former: None,
-            port,
-            guards,
-            rules: Vec::new(),
-            clusters: Vec::new(),
-            listeners: Vec::new(),
-            cells: BTreeSet::new(),
-        }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod envoy;
 pub mod hold;
 pub mod inline;
+mod keep;
 pub mod listener;
 pub mod lower;
 

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, Rbac, rbac};
+use serde::{Deserialize, Serialize};
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
 use thyra_policy_compiler::residual::{Answer, Ask, Conditions, Residual, Rules, Test};
@@ -42,7 +43,7 @@ const MAX_TEMPLATE: usize = 256;
 const MAPPED_BITS: u8 = 96;
 
 /// What a filter does: with a rule that holds, or before all rules with tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum StepKind {
     /// Refuses invalid tokens, and leaves the claims of valid ones to those after it.
     Tokens,

@@ -6,7 +6,7 @@ use std::{fs, process::Command, process::ExitCode};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::{child, setup, tree::Tree, verb::Call};
+use crate::{child, envoy, setup, tree::Tree, verb::Call};
 
 /// Where the benchmarks put their figures, under cargo's target folder.
 const RESULTS: &str = "bench/results.json";
@@ -18,9 +18,13 @@ const FIGURES: &[&str] = &[
     "rr_vs_nft",
     "crr_vs_nft",
     "stream_vs_nft",
+    "rr_vs_lpm",
+    "crr_vs_lpm",
+    "stream_vs_lpm",
     "flood_established",
     "flood_new",
     "added_ns_inbound",
+    "added_ns_inbound_100k",
     "added_ns_own",
     "added_ns_reply",
     "live_ns_per_packet",
@@ -33,13 +37,21 @@ const FIGURES: &[&str] = &[
     "compile_full_ms",
     "compile_peak_mib",
     "compile_policy_ms",
+    "inline_rps_ratio",
+    "l4_beside_l7_ratio",
+    "p99_pair_mtls_vs_l4",
+    "p99_pair_vs_l4",
+    "p99_pair_vs_inline",
+    "envoy_idle_mb",
+    "envoy_100_pods_mb",
+    "listener_active_ms",
 ];
 
 /// Runs the benchmarks with the arguments given.
 pub(crate) fn run(call: &Call<'_>) -> Result<ExitCode> {
     setup::install()?;
     child::check(&mut build(call.tree))?;
-    child::check(command(call.tree).args(call.args))?;
+    child::check(command(call.tree)?.args(call.args))?;
     let faults = faults(call.tree)?;
     for fault in &faults {
         println!("bench: {fault}");
@@ -67,14 +79,19 @@ pub(crate) fn build(tree: &Tree) -> Command {
     cargo
 }
 
-/// The benchmarks themselves.
-pub(crate) fn command(tree: &Tree) -> Command {
+/// The benchmarks themselves, with the stock Envoy that tests have.
+///
+/// # Errors
+/// There is no Envoy for this machine.
+pub(crate) fn command(tree: &Tree) -> Result<Command> {
     let mut bench = Command::new(tree.target().join("release/thyra-bench"));
     bench
         .current_dir(tree.root())
+        .arg("--envoy")
+        .arg(envoy::install()?)
         .arg("--results")
         .arg(tree.target().join(RESULTS));
-    bench
+    Ok(bench)
 }
 
 /// A promised figure that is absent, or not what it should be, with the words for it.

@@ -64,6 +64,7 @@ const SCENARIOS: &[&str] = &[
     "s11-live-change",
     "s21-the-nodes-own-traffic",
     "service-dnat",
+    "non-tcp-enforced",
 ];
 /// What protects a kernel's users from each other, and costs an emulated CPU a good part of its time.
 const CHEAPER: &str = "mitigations=off init_on_alloc=0 hardened_usercopy=off audit=0";

@@ -87,6 +87,7 @@ fn detail(
             from_pod_dropped: counter.from_pod_dropped,
         }),
         local_redirect: lock::read(plane).local_redirect(id),
+        hook: lock::read(plane).hook_of(id).to_owned(),
     }
 }
 

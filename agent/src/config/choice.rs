@@ -108,6 +108,17 @@ pub enum AttachChoice {
     Clsact,
 }
 
+/// `--hook`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HookChoice {
+    /// The host end of the pod's veth.
+    #[default]
+    Host,
+    /// The pod's own end.
+    Pod,
+}
+
 /// `--host-traffic`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -9,8 +9,8 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HostTrafficChoice, LogFormat,
-    ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HookChoice, HostTrafficChoice,
+    LogFormat, ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
 };
 
 /// Flags and file keys; see `Config` for what they mean together.
@@ -93,6 +93,9 @@ pub struct Settings {
     /// How programs are put at the pods' interfaces [default: auto]
     #[arg(long, value_enum)]
     pub attach: Option<AttachChoice>,
+    /// At which end of its veth what comes to a pod is judged [default: host]
+    #[arg(long, value_enum)]
+    pub hook: Option<HookChoice>,
     /// Connections that the node itself makes [default: allow]
     #[arg(long, value_enum)]
     pub host_traffic: Option<HostTrafficChoice>,
@@ -180,6 +183,7 @@ impl Settings {
             node_address: list(self.node_address, file.node_address),
             deny: self.deny.or(file.deny),
             attach: self.attach.or(file.attach),
+            hook: self.hook.or(file.hook),
             host_traffic: self.host_traffic.or(file.host_traffic),
             bootstrap: self.bootstrap.or(file.bootstrap),
             identity_grace: self.identity_grace.or(file.identity_grace),

@@ -55,6 +55,13 @@ fn local_redirect_is_off_unless_it_is_asked_for() {
 }
 
 #[test]
+fn the_host_end_is_the_hook_unless_the_pods_is_asked_for() {
+    let of = |args: &[&str]| flags(&[BASE, args].concat()).resolve().expect("good").hook;
+    assert_eq!(of(&[]), HookChoice::Host);
+    assert_eq!(of(&["--hook=pod", "--attach=tcx"]), HookChoice::Pod);
+}
+
+#[test]
 fn an_unknown_key_is_refused_with_its_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("agent.toml");
@@ -76,6 +83,9 @@ fn what_is_not_supported_or_missing_is_refused_by_name() {
         (&["--pod-cidr=10.0.0.0/33"][..], "`pod-cidr`"),
         (&["--node-address=nowhere"], "`node-address`"),
         (&["--metrics=9964"], "`metrics`"),
+        (&["--hook=pod", "--local-redirect"], "`--local-redirect`"),
+        (&["--hook=pod", "--attach=clsact"], "`--attach`"),
+        (&["--hook=pod", "--attach=tcx-last"], "`--attach`"),
         (
             &["--workload-source=files", "--policy-source=files"],
             "`--manifests` is missing",

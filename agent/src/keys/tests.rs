@@ -43,8 +43,12 @@ async fn serve(answers: Vec<(u16, String)>) -> SocketAddr {
 }
 
 fn keyring(reach: Reach) -> Keyring {
+    stored_keyring(reach, None)
+}
+
+fn stored_keyring(reach: Reach, state: Option<&Path>) -> Keyring {
     drop(rustls::crypto::ring::default_provider().install_default());
-    Keyring::new(Client::new(reach), Handle::current())
+    Keyring::new(Client::new(reach), Handle::current(), state)
 }
 
 fn tokens(keys: Keys) -> Tokens {
@@ -103,6 +107,7 @@ async fn a_good_set_stays_until_another_good_one_comes() {
     let shared = Shared {
         known: Mutex::default(),
         changes: watch::Sender::new(0),
+        store: None,
     };
     shared.fetched(&keys, ONE.into());
     shared.failed(&keys, &KeyError::Slow(LIMIT));
@@ -179,4 +184,88 @@ async fn what_must_not_be_asked_or_followed_is_named() {
         assert!(told.contains(why), "{uri}: {told}");
         assert_eq!(keyring.sets().len(), 0);
     }
+}
+
+/// A server that answered once and then no more, and the state folder of the agent that asked it.
+async fn fetched_once() -> (tempfile::TempDir, Keys) {
+    let state = tempfile::tempdir().expect("a folder");
+    let address = serve(vec![(200, ONE.into()), (500, String::new())]).await;
+    let keys = at(address);
+    let mut keyring = stored_keyring(Reach::Anywhere, Some(state.path()));
+    keyring.want([tokens(keys.clone())].iter());
+    until(&keyring, |k| set(k, &keys).as_deref() == Some(ONE)).await;
+    (state, keys)
+}
+
+#[tokio::test]
+async fn a_fetched_set_is_there_at_once_after_a_restart_though_nobody_answers() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (state, keys) = fetched_once().await;
+    let file = Store::open(state.path()).expect("a store").file(&keys);
+    let mode = std::fs::metadata(&file).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut next = stored_keyring(Reach::Anywhere, Some(state.path()));
+    next.want([tokens(keys.clone())].iter());
+    assert_eq!(
+        set(&next, &keys).as_deref(),
+        Some(ONE),
+        "before anything was fetched"
+    );
+    until(&next, |k| {
+        k.failures().concat().contains("the last good set stays")
+    })
+    .await;
+    assert_eq!(set(&next, &keys).as_deref(), Some(ONE));
+    // Wanted no more: nothing stays.
+    next.want([].iter());
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn a_stored_set_that_is_broken_old_or_anothers_is_not_used() {
+    let (state, keys) = fetched_once().await;
+    let file = Store::open(state.path()).expect("a store").file(&keys);
+    let good: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    let with = |name: &str, value: serde_json::Value| {
+        let mut changed = good.clone();
+        changed[name] = value;
+        changed.to_string()
+    };
+    let fetched = good["fetched"].as_u64().expect("a time");
+    let used = |text: String| {
+        std::fs::write(&file, text).expect("written");
+        Store::open(state.path()).expect("a store").load(&keys).is_some()
+    };
+    assert!(used(good.to_string()));
+    assert!(used(with("fetched", (fetched - 86_000).into())));
+    for text in [
+        "{".to_owned(),
+        String::new(),
+        with("set", "no keys".into()),
+        with("of", "the key set at `http://other/`".into()),
+        with("fetched", (fetched - 90_000).into()),
+        with("fetched", (fetched + 90_000).into()),
+    ] {
+        assert!(!used(text.clone()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_stored_set_is_used_no_more_once_it_is_too_old() {
+    let (state, keys) = fetched_once().await;
+    let file = Store::open(state.path()).expect("a store").file(&keys);
+    let mut stored: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    let fetched = stored["fetched"].as_u64().expect("a time");
+    // Some seconds are left.
+    stored["fetched"] = (fetched - stored::MAX_AGE.as_secs() + 3).into();
+    std::fs::write(&file, stored.to_string()).expect("written");
+    let mut next = stored_keyring(Reach::Anywhere, Some(state.path()));
+    next.want([tokens(keys.clone())].iter());
+    assert_eq!(set(&next, &keys).as_deref(), Some(ONE));
+    until(&next, |k| set(k, &keys).is_none()).await;
+    let told = next.failures().concat();
+    assert!(told.contains("tokens that need it are refused"), "{told}");
 }

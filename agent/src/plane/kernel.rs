@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use thyra_datapath::{
     AttachError, CommitError, Connection, Datapath, EndedSockets, EndpointSpec, EndpointStatus, EventReader,
-    Held, HeldConnection, Holding, KernelView, LocalRedirect, Origin, ReserveError, SocketWatch,
+    Held, HeldConnection, Holding, InsideError, KernelView, LocalRedirect, Origin, Place, ReserveError,
+    SocketWatch,
 };
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event};
@@ -49,9 +50,13 @@ impl From<AttachError> for PlaneError {
             AttachError::InterfaceGone(_)
             | AttachError::SlotTaken { .. }
             | AttachError::Address { .. }
-            | AttachError::NoAddress(_) => Self::Precondition(chain(&error)),
+            | AttachError::NoAddress(_)
+            | AttachError::Inside(InsideError::NoNamespace | InsideError::NoVeth(_)) => {
+                Self::Precondition(chain(&error))
+            }
             AttachError::Interface { .. }
             | AttachError::Hook(_)
+            | AttachError::Inside(_)
             | AttachError::Bpffs(_)
             | AttachError::Leftover(..) => failed(&error),
         }
@@ -119,7 +124,7 @@ impl Plane for Datapath {
         Datapath::steer(self, id, netns.as_ref()).map_err(|e| failed(&e))
     }
 
-    fn register_envoy(&mut self, cgroup: &Path) -> Result<(), PlaneError> {
+    fn register_envoy(&mut self, cgroup: &Path) -> Result<bool, PlaneError> {
         self.register(cgroup).map_err(|e| failed(&e))
     }
 
@@ -206,6 +211,13 @@ impl Plane for Datapath {
 
     fn local_redirect(&self, id: u16) -> String {
         self.local_redirect_of(id).to_string()
+    }
+
+    fn hook_of(&self, id: u16) -> &'static str {
+        match self.place_of(id) {
+            Place::Host => "host",
+            Place::Pod => "pod",
+        }
     }
 
     fn check_coverage(&mut self) -> Vec<(u16, u64)> {

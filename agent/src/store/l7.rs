@@ -11,26 +11,23 @@ use tracing::warn;
 
 use super::{Store, lock};
 use crate::chain::chain;
-use crate::l7;
+use crate::l7::{self, L7};
 use crate::snapshot::{L7Standing, Snapshot};
 
 impl Store {
-    /// From now on the kernel knows Envoy's sockets.
-    pub(super) fn register_envoy(&mut self) {
-        let Some(l7) = &self.l7 else {
-            // Nobody judges what an earlier process held.
-            if let Err(error) = lock::write(&self.plane).set_holds(BTreeMap::new()) {
-                warn!(error = chain(&error), "held connections are not cut");
-            }
-            return;
-        };
-        if let Err(error) = lock::write(&self.plane).set_holds(l7.holds()) {
+    /// Before anything else: listeners that no Envoy is behind any more are nobody's, and so is what nobody holds.
+    pub(super) fn forget_listeners(&mut self) {
+        let holds = self.l7.as_ref().map(L7::holds).unwrap_or_default();
+        if let Err(error) = lock::write(&self.plane).set_holds(holds) {
             warn!(error = chain(&error), "held connections are not cut");
         }
-        if let Err(error) = lock::write(&self.plane).register_envoy(l7.cgroup()) {
+        if self.l7.as_ref().is_some_and(L7::is_inherited) {
+            return;
+        }
+        if let Err(error) = lock::write(&self.plane).set_listeners(BTreeMap::new()) {
             warn!(
                 error = chain(&error),
-                "envoy's sockets can't be known; what needs L7 is refused"
+                "connections of an envoy that went are not cut"
             );
         }
     }
@@ -114,7 +111,8 @@ impl Store {
     }
 
     fn tell_listeners(&mut self) {
-        let Some(l7) = &self.l7 else {
+        // What an Envoy of an earlier agent judges is not known yet, and stays as it is.
+        let Some(l7) = self.l7.as_ref().filter(|l7| !l7.is_inherited()) else {
             return;
         };
         l7.tell_oracles();

@@ -114,8 +114,8 @@ impl Plane for Remembering {
         Ok(())
     }
 
-    fn register_envoy(&mut self, _: &std::path::Path) -> Result<(), PlaneError> {
-        Ok(())
+    fn register_envoy(&mut self, _: &std::path::Path) -> Result<bool, PlaneError> {
+        Ok(false)
     }
 
     fn set_listeners(&mut self, _: BTreeMap<std::sync::Arc<str>, u16>) -> Result<(), PlaneError> {
@@ -194,6 +194,10 @@ impl Plane for Remembering {
     fn connections(&self, id: u16, _: &Registration) -> Result<Vec<Connection>, PlaneError> {
         self.with(|t| t.connections.get(&id).cloned())
             .ok_or_else(|| PlaneError::Precondition("no such namespace".into()))
+    }
+
+    fn hook_of(&self, _: u16) -> &'static str {
+        "host"
     }
 
     fn local_redirect(&self, _: u16) -> String {

@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use thyra_datapath::EnvoyGroup;
 
 use super::model::MAX_NODES;
 use super::netns;
@@ -193,12 +194,13 @@ pub(crate) fn remove(dir: &RunDir) -> anyhow::Result<()> {
     // Two removers at once would fight over the same mounts.
     flock(&lock, FlockOperation::LockExclusive).context("can't lock the lab's folder")?;
     let namespaces = remove_namespaces(&dir.prefix());
+    let groups = remove_envoys(dir);
     let mounts = unmount_below(dir.path());
     let files = match fs::remove_dir_all(dir.path()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.with_context(|| format!("can't remove `{}`", dir.path().display())),
     };
-    namespaces.and(mounts).and(files)
+    namespaces.and(groups).and(mounts).and(files)
 }
 
 /// Ends the process that runs the lab, politely first; then removes what it left.
@@ -239,6 +241,18 @@ fn remove_namespaces(prefix: &str) -> anyhow::Result<()> {
     for name in &names {
         wait_until(|| netns::processes_in(name).is_ok_and(|pids| pids.is_empty()));
         netns::delete(name)?;
+    }
+    Ok(())
+}
+
+/// An Envoy outlives its agent, and its control group every process.
+fn remove_envoys(dir: &RunDir) -> anyhow::Result<()> {
+    for node in (0..).take_while(|node| dir.node(*node).exists()) {
+        let folder = dir.agent_socket(node).with_file_name("envoy");
+        if let Some(group) = EnvoyGroup::find(&folder)? {
+            group.empty()?;
+            group.remove()?;
+        }
     }
     Ok(())
 }

@@ -48,6 +48,8 @@ impl EndpointRecord {
     pub const HELD_BACK: u32 = 1;
     /// Packets of connections with other such pods may be put straight into the pod (`--local-redirect`).
     pub const DIRECT: u32 = 2;
+    /// What comes to the pod is judged inside its network namespace (`--hook=pod`).
+    pub const AT_POD: u32 = 4;
 }
 
 /// The policy side of an endpoint, one 64-bit word: `set4 | set6 << 16 | mode << 32`.

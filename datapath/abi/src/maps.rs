@@ -14,6 +14,7 @@
 //! | `HELD_OPENING4`, `HELD_OPENING6` | LRU hash | `Flow4`, `Flow6` → `HeldOpening` |
 //! | `HELD_FLOWS4`, `HELD_FLOWS6` | hash | `Flow4`, `Flow6` → `HeldFlow` |
 //! | `HELD_VERDICTS4`, `HELD_VERDICTS6` | LRU hash | `HeldKey4`, `HeldKey6` → `HeldVerdict` |
+//! | `INSIDE` | program array | 0 → `TO_POD_INSIDE` |
 //! | `COUNTERS` | mmap array | CPU → `CpuCounters` |
 //! | `EVENTS` | ring buffer | `Event` |
 
@@ -28,7 +29,7 @@ macro_rules! names {
 names! {
     STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 DATAGRAMS4 DATAGRAMS6 HOST_FLOWS4 HOST_FLOWS6
     L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS HELD_OPENING4 HELD_OPENING6 HELD_FLOWS4
-    HELD_FLOWS6 HELD_VERDICTS4 HELD_VERDICTS6 COUNTERS EVENTS
+    HELD_FLOWS6 HELD_VERDICTS4 HELD_VERDICTS6 INSIDE COUNTERS EVENTS
 }
 
 /// Program at the host veth's egress.
@@ -39,6 +40,15 @@ pub const FROM_POD: &str = "from_pod";
 pub const TO_POD_DIRECT: &str = "to_pod_direct";
 /// In the place of `FROM_POD` with `--local-redirect`.
 pub const FROM_POD_DIRECT: &str = "from_pod_direct";
+
+/// In the place of `TO_POD` with `--hook=pod`: `TO_POD` is inside the pod.
+pub const ORIGIN: &str = "origin";
+/// At the ingress of the pod's own end of the veth, an instance for each pod; goes on to `TO_POD_INSIDE`.
+pub const TO_POD_ENTRY: &str = "to_pod_entry";
+/// `TO_POD` there, which all pods share.
+pub const TO_POD_INSIDE: &str = "to_pod_inside";
+/// Number that each instance of `TO_POD_ENTRY` is given at load: index of the host end of its veth.
+pub const HOST_IFINDEX: &str = "HOST_IFINDEX";
 
 /// Program in a pod's network namespace: finds the socket of a new connection.
 pub const STEER: &str = "steer";

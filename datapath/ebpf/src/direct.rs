@@ -30,18 +30,24 @@ const LISTENS: u32 = 10;
 /// again, but a machine or a bridge inside the pod may.
 #[inline(always)]
 pub fn redirect(skb: Skb, to: &EndpointRecord) -> i32 {
+    if to.mac != [0; 6] && segment::store(skb, 0, &to.mac).is_err() {
+        return SHOT;
+    }
+    into_pod(skb, to.ifindex)
+}
+
+/// Puts the packet, which has the right addresses of the link, into the pod behind a host interface.
+#[inline(always)]
+pub fn into_pod(skb: Skb, ifindex: u32) -> i32 {
     // SAFETY: the program's own context.
     if unsafe { (*skb.0).pkt_type } != FOR_US {
         // On a bridge it was for the other pod's MAC and not for the node. Kernels from 6.16 on do this by themselves.
         // SAFETY: a helper on the program's own context; where it fails, the pod drops the packet.
         let _dropped = unsafe { bpf_skb_change_type(skb.0, FOR_US) };
     }
-    if to.mac != [0; 6] && segment::store(skb, 0, &to.mac).is_err() {
-        return SHOT;
-    }
     // Since 5.10: <https://github.com/torvalds/linux/commit/9aa1206e8f48222f35a0c809f33b2f4aaa1e2661>.
     // SAFETY: a helper that takes numbers.
-    unsafe { bpf_redirect_peer(to.ifindex, 0) as i32 }
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
 }
 
 /// Addresses and ports, as `struct bpf_sock_tuple` has them.
@@ -101,7 +107,7 @@ macro_rules! legs {
             #[unsafe(no_mangle)]
             #[inline(never)]
             extern "C" fn $name(skb: *mut __sk_buff, way: u32) -> u32 {
-                take::<$family, _, _>(ThisNode::<false>, Skb(skb), Leg::$leg, Way(needed(way))).0
+                take::<$family, _, _>(ThisNode::<false>, Skb::<false>(skb), Leg::$leg, Way(needed(way))).0
             }
         )*
 

@@ -7,7 +7,7 @@
 )]
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, ProgramArray, RingBuf, SockHash};
 use thyra_datapath_abi::datagram::{DatagramBucket4, DatagramBucket6};
 use thyra_datapath_abi::flow::{FlowBucket4, FlowBucket6};
 use thyra_datapath_abi::limits::{
@@ -84,5 +84,8 @@ pub static HELD_VERDICTS6: LruHashMap<HeldKey6, HeldVerdict> =
 /// One element for each possible CPU: user space says how many when it loads the object.
 #[map]
 pub static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MMAPABLE);
+/// What `to_pod_entry` goes on to.
+#[map]
+pub static INSIDE: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_RING_BYTES as u32, 0);

@@ -9,17 +9,23 @@
 
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated::{
-    bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
+use thyra_datapath_abi::EndpointRecord;
 use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_engine::account::Direction;
-use thyra_datapath_engine::program::Hook as _;
+use thyra_datapath_engine::program::{Hook as _, Maps as _};
 use thyra_datapath_engine::reset::{self, Segment, TCP_HEADER};
+use thyra_datapath_engine::tables::endpoint_at;
 use thyra_datapath_engine::{Family, Packet};
 
+use crate::direct;
+use crate::node::ThisNode;
 use crate::skb::{SHOT, Skb};
 
+/// Bytes of an Ethernet header without tags.
+const ETHERNET: u32 = 14;
 /// Offset of the checksum in a TCP header.
 const CHECKSUM: u32 = 16;
 
@@ -28,22 +34,34 @@ pub(crate) struct Refused;
 
 /// The sender of a SYN gets a reset as if the pod had sent it, so that translations on the way back apply.
 #[inline(always)]
-pub fn refuse<F: Family>(skb: Skb, packet: &Packet<F>, direction: Direction) -> i32 {
+pub fn refuse<F: Family>(skb: Skb, packet: &Packet<F>, way: Way) -> i32 {
     if rewrite(skb, reset::refusal(packet)).is_err() {
         return SHOT;
     }
+    if is_past_host_end(skb, way) {
+        return direct::into_pod(skb, ifindex(skb));
+    }
+    if matches!(way, Way::Out) && packet.l3 == ETHERNET {
+        // By the pod's own routes: whoever put the packet here may have left it another link's addresses. Since 5.10:
+        // <https://github.com/torvalds/linux/commit/b4ab31414970a7a03a5d55d75083f2c101a30592>.
+        // SAFETY: a helper that takes numbers, and no parameters.
+        return unsafe { bpf_redirect_neigh(ifindex(skb), core::ptr::null_mut(), 0, 0) as i32 };
+    }
     // SAFETY: a helper that takes numbers.
-    unsafe { bpf_redirect(ifindex(skb), towards_sender(direction)) as i32 }
+    unsafe { bpf_redirect(ifindex(skb), way.flags()) as i32 }
 }
 
 /// The sender gets a reset, the far end a bare ACK in the packet's own direction.
 #[inline(always)]
-pub fn revoke<F: Family>(skb: Skb, packet: &Packet<F>, direction: Direction) -> i32 {
+pub fn revoke<F: Family>(skb: Skb, packet: &Packet<F>, way: Way) -> i32 {
     if rewrite(skb, reset::revocation(packet)).is_err() {
         return SHOT;
     }
+    if is_past_host_end(skb, way) {
+        return revoke_inside(skb, packet);
+    }
     // SAFETY: a helper on the program's own context. If it fails, the next packet is answered again.
-    let _lost = unsafe { bpf_clone_redirect(skb.0, ifindex(skb), towards_sender(direction)) };
+    let _lost = unsafe { bpf_clone_redirect(skb.0, ifindex(skb), way.flags()) };
     if rewrite(skb, reset::probe(packet)).is_err() {
         return SHOT;
     }
@@ -56,13 +74,66 @@ fn ifindex(skb: Skb) -> u32 {
     unsafe { (*skb.0).ifindex }
 }
 
-/// Flags that send a packet to where this one came from: out of the host veth to the pod, or in by it.
-#[inline(always)]
-fn towards_sender(direction: Direction) -> u64 {
-    match direction {
-        Direction::ToPod => u64::from(BPF_F_INGRESS),
-        Direction::FromPod => 0,
+/// How a packet goes to where the one came from that is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// In by the interface: by the host end, as if the pod had sent it.
+    In,
+    /// Out by the interface: by the host end to the pod; by the pod's own end, as if the pod had sent it.
+    Out,
+    /// Out by the host end, unless what comes to the pod is judged inside it.
+    ToPod,
+}
+
+impl Way {
+    #[inline(always)]
+    pub const fn back(direction: Direction, at_pod: bool) -> Self {
+        match (direction, at_pod) {
+            (Direction::ToPod, false) => Self::In,
+            (Direction::ToPod, true) => Self::Out,
+            (Direction::FromPod, _) => Self::ToPod,
+        }
     }
+
+    #[inline(always)]
+    fn flags(self) -> u64 {
+        match self {
+            Self::In => u64::from(BPF_F_INGRESS),
+            Self::Out | Self::ToPod => 0,
+        }
+    }
+}
+
+/// Whether the mark would not be there any more where the pod judges what comes to it: it is zeroed between network
+/// namespaces, but not where a packet is put straight into the pod.
+#[inline(always)]
+fn is_past_host_end(skb: Skb, way: Way) -> bool {
+    matches!(way, Way::ToPod) && judges_inside(ifindex(skb)) != 0
+}
+
+/// A function of its own (`steps`), which Linux 6.1 needs for the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judges_inside(ifindex: u32) -> u32 {
+    let flags = ThisNode::<false>
+        .open()
+        .and_then(|node| endpoint_at(&node, ifindex).map(|(_, record)| record.flags));
+    flags.unwrap_or(0) & EndpointRecord::AT_POD
+}
+
+/// As `revoke` of a packet that the pod sends. A clone can't be put straight into the pod: it is the far end's bare
+/// ACK, which comes by here again.
+#[inline(always)]
+fn revoke_inside<F: Family>(skb: Skb, packet: &Packet<F>) -> i32 {
+    if rewrite(skb, reset::probe(packet)).is_err() {
+        return SHOT;
+    }
+    // SAFETY: a helper on the program's own context. If it fails, the next packet is answered again.
+    let _lost = unsafe { bpf_clone_redirect(skb.0, ifindex(skb), u64::from(BPF_F_INGRESS)) };
+    if rewrite(skb, reset::revocation(packet)).is_err() {
+        return SHOT;
+    }
+    direct::into_pod(skb, ifindex(skb))
 }
 
 /// Writes `segment` in the place of the packet.

@@ -15,9 +15,10 @@ use thyra_datapath_engine::account::Direction;
 use thyra_datapath_engine::decide::hold::Back;
 use thyra_datapath_engine::decide::{Act, Arrival};
 use thyra_datapath_engine::parse::ipv6::Chain;
-use thyra_datapath_engine::program::{Hook, Leg, Maps, Next, Program, Step, Way, Whole};
+use thyra_datapath_engine::program::{self, Hook, Leg, Maps, Next, Program, Step, Whole};
 use thyra_datapath_engine::{Family, Load, Packet};
 
+use crate::segment::Way;
 use crate::{direct, held, segment, steps};
 
 /// The next program decides (`TCX_NEXT`, and `TC_ACT_UNSPEC` of clsact).
@@ -25,11 +26,11 @@ pub const NEXT: i32 = -1;
 /// The packet is gone (`TC_ACT_SHOT`).
 pub const SHOT: i32 = 2;
 
-/// A packet at a tc hook.
+/// A packet at a tc hook; `AT_POD`: of the pod's own end of the veth, for the packets to the pod.
 #[derive(Clone, Copy)]
-pub struct Skb(pub *mut __sk_buff);
+pub struct Skb<const AT_POD: bool = false>(pub *mut __sk_buff);
 
-impl Skb {
+impl<const AT_POD: bool> Skb<AT_POD> {
     /// Sets the packet's mark.
     #[inline(always)]
     pub fn set_mark(self, mark: u32) {
@@ -59,7 +60,7 @@ macro_rules! load {
 
 /// A number of the packet, copied by the kernel from wherever it is; the helper clears it when it fails.
 #[inline(always)]
-fn far<T: Default>(skb: Skb, offset: u32) -> T {
+fn far<T: Default, const AT_POD: bool>(skb: Skb<AT_POD>, offset: u32) -> T {
     let mut number = T::default();
     let to = (&raw mut number).cast();
     // SAFETY: the helper writes the bytes of a number, or fails.
@@ -67,7 +68,7 @@ fn far<T: Default>(skb: Skb, offset: u32) -> T {
     number
 }
 
-impl Load for Skb {
+impl<const AT_POD: bool> Load for Skb<AT_POD> {
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: as above.
@@ -124,11 +125,19 @@ impl Load for Skb {
     }
 }
 
-impl Hook for Skb {
+impl<const AT_POD: bool> Hook for Skb<AT_POD> {
     type End = i32;
 
     #[inline(always)]
     fn arrival(&self) -> Arrival {
+        if AT_POD {
+            return Arrival {
+                // SAFETY: as below; `to_pod_entry`, which alone leads here, has left it there.
+                ifindex: unsafe { (*self.0).cb[0] },
+                at_pod: true,
+                ..Arrival::default()
+            };
+        }
         // SAFETY: the context of a tc program; the verifier turns each read into one of the packet's record.
         unsafe {
             Arrival {
@@ -136,6 +145,7 @@ impl Hook for Skb {
                 ingress_ifindex: (*self.0).ingress_ifindex,
                 // Asked only where it matters: reading it costs a branch and a load.
                 has_socket: (*self.0).ingress_ifindex == 0 && !(*self.0).__bindgen_anon_2.sk.is_null(),
+                at_pod: false,
             }
         }
     }
@@ -161,48 +171,55 @@ impl Hook for Skb {
     }
     #[inline(always)]
     fn refuse<F: Family>(&self, packet: &Packet<F>, direction: Direction) -> i32 {
-        segment::refuse(*self, packet, direction)
+        segment::refuse(Skb(self.0), packet, Way::back(direction, AT_POD))
     }
     #[inline(always)]
     fn revoke<F: Family>(&self, packet: &Packet<F>, direction: Direction) -> i32 {
-        segment::revoke(*self, packet, direction)
+        segment::revoke(Skb(self.0), packet, Way::back(direction, AT_POD))
     }
     #[inline(always)]
     fn divert(&self) -> i32 {
-        held::divert()
+        // Inside a pod the agent's interface has no number, and nothing is held there.
+        if AT_POD { SHOT } else { held::divert() }
     }
     #[inline(always)]
     fn give_back(&self, back: Back) -> i32 {
-        held::give_back(*self, back)
+        held::give_back(Skb(self.0), back)
     }
     #[inline(always)]
     fn redirect(&self, to: &EndpointRecord) -> i32 {
-        direct::redirect(*self, to)
+        direct::redirect(Skb(self.0), to)
     }
     #[inline(always)]
     fn revoke_into(&self, to: &EndpointRecord) -> i32 {
         if steps::answer(Direction::FromPod, self.0, Act::Revoke) == NEXT {
-            direct::redirect(*self, to)
+            direct::redirect(Skb(self.0), to)
         } else {
             SHOT
         }
     }
     #[inline(always)]
     fn is_taken<F: Family>(&self, packet: &Packet<F>, netns: u16) -> bool {
-        direct::is_taken(*self, packet, netns)
+        direct::is_taken(Skb(self.0), packet, netns)
     }
 
     /// Of this node's maps: there are no others.
     #[inline(always)]
     fn step<P: Program, M: Maps>(&self, _: M, step: Step, at: u32) -> Next {
+        if AT_POD {
+            return Next(steps::step_at_pod(P::DIRECTION, step, self.0, at));
+        }
         Next(steps::step(P::DIRECTION, step, self.0, at))
     }
     #[inline(always)]
-    fn leg<F: Whole, M: Maps>(&self, _: M, leg: Leg, way: Way) -> Way {
-        Way(direct::leg(F::VERSION, leg, self.0, way.0))
+    fn leg<F: Whole, M: Maps>(&self, _: M, leg: Leg, way: program::Way) -> program::Way {
+        program::Way(direct::leg(F::VERSION, leg, self.0, way.0))
     }
     #[inline(always)]
     fn answer<P: Program>(&self, act: Act) -> i32 {
+        if AT_POD {
+            return steps::answer_at_pod(self.0, act);
+        }
         steps::answer(P::DIRECTION, self.0, act)
     }
 }

@@ -4,6 +4,7 @@
 //! to_pod    own mark → endpoint → shape → not TCP → made by the node → own interface → spoofed → cell → own reply → L7
 //! from_pod  own mark → endpoint → shape → source → not TCP → SYN → self → reverse cell → own connection → node's → L7
 //! steer     Envoy's ports → self → address → the node's → cell
+//! origin    own mark → endpoint → made by the node → own interface → spoofed
 //! ```
 //!
 //! Invariant: the control word is read once per packet; nothing but an `Allow` cell, an exemption by origin,
@@ -14,6 +15,7 @@ mod from_pod;
 pub mod hold;
 pub mod l7;
 pub mod non_tcp;
+pub mod origin;
 pub mod steer;
 mod to_pod;
 mod tuple;
@@ -36,6 +38,10 @@ pub struct Arrival {
     pub ingress_ifindex: u32,
     /// Whether it belongs to a socket of this node.
     pub has_socket: bool,
+    /// Whether it is looked at in the pod's own network namespace: there nothing is known of where it came from, and
+    /// `origin` has asked that at the host end of the veth. `ifindex` is the host end's all the same, since interface
+    /// indices repeat between namespaces. A constant of each program.
+    pub at_pod: bool,
 }
 
 impl Arrival {

@@ -8,11 +8,13 @@
 //! calls; each opens the maps itself, and what decides about a packet is what it read then.
 
 pub mod direct;
+mod origin;
 pub mod step;
 
 use thyra_datapath_abi::{EndpointRecord, Reason};
 
 pub use self::direct::{Leg, Way, Whole, from_pod_direct, to_pod_direct};
+pub use self::origin::origin;
 pub use self::step::{Next, Step};
 use crate::account::{Counters, Direction};
 use crate::decide::hold::Back;
@@ -102,7 +104,7 @@ pub trait Program {
     fn is_usual<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>, bytes: u32) -> bool;
 }
 
-/// At the host veth's egress.
+/// At the host veth's egress, or with `--hook=pod` at the ingress of the pod's own end.
 #[derive(Clone, Copy, Debug)]
 pub struct ToPod;
 
@@ -169,12 +171,12 @@ pub fn run<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     }
     let act = match parse::shape(&hook) {
         Shape::Plain4 if is_usual::<P, V4, M, H>(maps, &hook, parse::ipv4::plain(&hook)) => Act::Pass,
-        Shape::Plain4 => plain::<P, M, H>(maps, hook, [Step::Plain4, Step::Ask4, Step::Hold4]),
+        Shape::Plain4 => judged::<P, M, H>(maps, hook, Shape::Plain4),
         Shape::Plain6 => match hook.step::<P, M>(maps, Step::Usual6, 0).act() {
             Some(act) => act,
-            None => plain::<P, M, H>(maps, hook, [Step::Plain6, Step::Ask6, Step::Hold6]),
+            None => judged::<P, M, H>(maps, hook, Shape::Plain6),
         },
-        Shape::Unusual => unusual::<P, M, H>(maps, hook),
+        Shape::Unusual => judged::<P, M, H>(maps, hook, Shape::Unusual),
     };
     match act {
         Act::Pass => hook.pass(),
@@ -223,6 +225,17 @@ fn is_usual<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: &H, packet: 
         return false;
     };
     P::is_usual(&node, &hook.arrival(), &packet, hook.length())
+}
+
+/// `slow`, unless inside the pod the packet needs no policy.
+#[inline(always)]
+fn judged<P: Program, M: Maps, H: Hook>(maps: M, hook: H, shape: Shape) -> Act {
+    if hook.arrival().at_pod
+        && let Some(act) = origin::exempt(maps, hook)
+    {
+        return act;
+    }
+    slow::<P, M, H>(maps, hook, shape)
 }
 
 /// What is left of `run` for a packet that is not usual.

@@ -14,6 +14,8 @@ mod frame;
 mod guards;
 #[path = "packets/held.rs"]
 mod held;
+#[path = "packets/inside.rs"]
+mod inside;
 #[path = "packets/steered.rs"]
 mod steered;
 #[path = "packets/world.rs"]

@@ -1,7 +1,7 @@
 //! Filters of clsact qdiscs, where others have a say too. Tried on any kernel.
 
 use thyra_datapath::abi::Mode;
-use thyra_datapath::{Config, Datapath, Hook};
+use thyra_datapath::{Config, Datapath, Hook, Place};
 
 use crate::node::{Fate, chain, config, on_a_node, output, run};
 use crate::{FRIEND, PORT, SERVER, STRANGER, enforce, only_the_friend_gets_in, pods, tables};
@@ -9,6 +9,7 @@ use crate::{FRIEND, PORT, SERVER, STRANGER, enforce, only_the_friend_gets_in, po
 fn open() -> Datapath {
     let config = Config {
         hook: Some(Hook::Clsact),
+        place: Place::Host,
         ..config()
     };
     Datapath::open(config).unwrap_or_else(|e| panic!("{}", chain(&e)))

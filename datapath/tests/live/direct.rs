@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use thyra_datapath::abi::tables::Tables;
 use thyra_datapath::abi::{Mode, Reason};
-use thyra_datapath::{Config, Datapath, LocalRedirect, OpenError};
+use thyra_datapath::{Config, Datapath, LocalRedirect, OpenError, Place};
 
 use crate::node::{Fate, Pod, chain, config, echoes, on_a_node, open, output, run};
 use crate::policy::Policy;
@@ -20,6 +20,7 @@ const SERVICE_PORT: u16 = 80;
 fn open_direct() -> Datapath {
     let opened: Result<Datapath, OpenError> = Datapath::open(Config {
         local_redirect: true,
+        place: Place::Host,
         ..config()
     });
     opened.unwrap_or_else(|e| panic!("{}", chain(&e)))

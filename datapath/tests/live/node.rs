@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use thyra_datapath::abi::limits::L7_BUDGET;
-use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic, NonTcp, Order};
+use thyra_datapath::{Config, Datapath, Deny, EndpointSpec, Hook, HostTraffic, NonTcp, Order, Place};
 
 /// Says to a process that it is the child, inside the namespaces.
 const INSIDE: &str = "THYRA_LIVE_INSIDE";
@@ -170,6 +170,7 @@ pub(crate) fn config() -> Config {
         report_new: true,
         flow_log: None,
         hook: Some(hook()),
+        place: place(),
         order: Order::First,
         local_redirect: false,
     }
@@ -179,8 +180,25 @@ pub(crate) fn config() -> Config {
 pub(crate) fn hook() -> Hook {
     match std::env::var("THYRA_LIVE_HOOK").as_deref() {
         Ok("clsact") => Hook::Clsact,
-        Ok(other) => panic!("`THYRA_LIVE_HOOK={other}`: the other hook is `clsact`"),
-        Err(_) => Hook::newest(),
+        Ok("pod") | Err(_) => Hook::newest(),
+        Ok(other) => panic!("`THYRA_LIVE_HOOK={other}`: the other hooks are `clsact` and `pod`"),
+    }
+}
+
+/// Whether `test`, which is about the host end, is to run.
+pub(crate) fn judges_at_host_end(test: &str) -> bool {
+    let here = place() == Place::Host;
+    if !here {
+        eprintln!("SKIPPED `{test}`: it is about the host end");
+    }
+    here
+}
+
+/// `THYRA_LIVE_HOOK=pod` judges what comes to pods inside them.
+pub(crate) fn place() -> Place {
+    match std::env::var("THYRA_LIVE_HOOK").as_deref() {
+        Ok("pod") => Place::Pod,
+        _ => Place::Host,
     }
 }
 
@@ -284,7 +302,7 @@ impl Pod {
 
     /// Opens a connection from this pod.
     pub(crate) fn connect(self, to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
-        self.inside(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), PATIENCE))
+        self.inside(|| connect(to, port))
     }
 
     /// Opens a connection from this pod and asks for an echo.
@@ -302,12 +320,17 @@ impl Pod {
     }
 }
 
+/// Opens a connection from the network namespace that the calling thread is in.
+pub(crate) fn connect(to: IpAddr, port: u16) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&SocketAddr::new(to, port), PATIENCE)
+}
+
 /// Sends frames out of an interface of the node: through the hooks, or past them as `PACKET_QDISC_BYPASS` does
 /// (packet(7)).
 pub(crate) fn send_frames(interface: &str, count: usize, past_the_hooks: bool) {
     let name = std::ffi::CString::new(interface).unwrap();
     // UDP from a documentation address; whom it is for makes no difference.
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
+    let mut frame: Vec<u8> = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
     frame.extend([
         0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 203, 0, 113, 7, 10, 244, 0, 4,
     ]);

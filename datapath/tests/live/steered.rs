@@ -6,12 +6,13 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 
 use thyra_datapath::abi::limits::L7_FIRST_PORT;
 use thyra_datapath::abi::tables::{SourceAddress, Tables, Verdict};
 use thyra_datapath::abi::{Action, Mode, Reason};
-use thyra_datapath::{Config, Datapath};
+use thyra_datapath::{Config, Datapath, EnvoyGroup};
 
 use crate::node::{Fate, Pod, chain, config, eventually, on_a_node, open, run};
 use crate::policy::{Policy, rule};
@@ -316,25 +317,52 @@ fn an_open_connection_to_the_app_is_not_taken_for_one_of_envoy() {
 }
 
 #[test]
-fn the_link_outlives_the_process_and_a_restart() {
-    let name = "steered::the_link_outlives_the_process_and_a_restart";
+fn links_listeners_and_connections_outlive_the_process_and_a_restart() {
+    let name = "steered::links_listeners_and_connections_outlive_the_process_and_a_restart";
     on_a_node(name, || {
-        let (_cgroup, datapath, id) = at_work(needs_l7("r1"));
+        let (cgroup, datapath, id) = at_work(needs_l7("r1"));
         assert_eq!(reached(STRANGER), [At::Envoy; 2]);
+        let held = families(SERVER).map(|address| STRANGER.connect(address, PORT).unwrap());
         drop(datapath);
         assert_eq!(reached(STRANGER), [At::Envoy; 2], "without a process");
         let mut datapath = open();
         assert!(datapath.is_steered(id));
-        assert_eq!(
-            reached(STRANGER),
-            [At::Nowhere; 2],
-            "a new process knows of no listener"
+        assert!(
+            datapath.register(&cgroup.0).unwrap(),
+            "its sockets are known as before"
         );
+        assert_eq!(reached(STRANGER), [At::Envoy; 2]);
+        assert_eq!(held.each_ref().map(speaks), [At::Envoy; 2]);
+        datapath.set_listeners(listeners(&[])).unwrap();
+        assert_eq!(reached(STRANGER), [At::Nowhere; 2], "there is no Envoy any more");
+        assert_eq!(held.each_ref().map(speaks), [At::Nowhere; 2]);
         datapath.set_listeners(listeners(&[("r1", FIRST)])).unwrap();
         assert_eq!(reached(STRANGER), [At::Envoy; 2]);
         datapath.detach(id).unwrap();
         assert!(!datapath.is_steered(id));
         assert_eq!(reached(STRANGER), [At::App; 2], "no endpoint any more");
+    });
+}
+
+#[test]
+fn the_end_of_enforcement_is_the_end_of_envoy() {
+    let name = "steered::the_end_of_enforcement_is_the_end_of_envoy";
+    on_a_node(name, || {
+        run("mkdir /run/cgroup && mount -t cgroup2 cgroup2 /run/cgroup");
+        let folder = format!("/run/thyra-live-{}/envoy", std::process::id());
+        let group = EnvoyGroup::make(folder.as_ref()).unwrap();
+        let mut envoy = Command::new("sleep").arg("600").spawn().unwrap();
+        fs::write(group.path().join("cgroup.procs"), envoy.id().to_string()).unwrap();
+        let mut datapath = open();
+        assert!(!datapath.register(group.path()).unwrap(), "nobody knew of it");
+        drop(datapath);
+        assert!(open().register(group.path()).unwrap());
+        let bpffs = config().bpffs;
+        assert_eq!(envoy.try_wait().unwrap(), None);
+        Datapath::cleanup(&bpffs).unwrap();
+        eventually("it ends", || envoy.try_wait().unwrap());
+        assert!(!group.path().exists());
+        assert!(!bpffs.exists(), "no pin is left");
     });
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use aya::maps::{HashMap, LpmTrie, Map, MapData, RingBuf, lpm_trie::Key};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
+use thyra_datapath::Hook;
 use thyra_datapath_abi::datagram::{DatagramBucket4, DatagramBucket6};
 use thyra_datapath_abi::flow::{FLOW4_WORDS, FLOW6_WORDS, FlowBucket4, FlowBucket6};
 use thyra_datapath_abi::limits::{DATAGRAM_BUCKETS, FLOW_BUCKETS, MAX_ENDPOINTS, OUTBOUND_BUDGET};
@@ -106,12 +107,16 @@ impl Kernel {
         let cpus = aya::util::nr_cpus().unwrap();
         loader.map_max_entries(maps::COUNTERS, u32::try_from(cpus).unwrap());
         let mut ebpf = loader.load(OBJECT).unwrap();
-        for name in [
+        // Those of `--hook=pod` are for kernels with tcx links.
+        let inside = [maps::ORIGIN, maps::TO_POD_ENTRY, maps::TO_POD_INSIDE];
+        let inside = inside.iter().filter(|_| Hook::newest() == Hook::Tcx).copied();
+        let everywhere = [
             maps::TO_POD,
             maps::FROM_POD,
             maps::TO_POD_DIRECT,
             maps::FROM_POD_DIRECT,
-        ] {
+        ];
+        for name in everywhere.into_iter().chain(inside) {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap_or_else(|e| panic!("{name}: {e:?}"));
             let read = program.info().unwrap().verified_instruction_count().unwrap_or(0);

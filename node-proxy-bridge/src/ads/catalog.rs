@@ -12,13 +12,14 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::util::pack_any;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// So often may Envoy end while it takes a resource.
 const STRIKES: u8 = 2;
 
 /// A kind of resource, in the order in which they are offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// Clusters (CDS): pods, external authorizers.
     Cluster,

@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire,
 };
 
-use super::catalog::{Catalog, Kind, Name};
+use super::catalog::{Catalog, Kind, Name, Outcome};
 
 #[derive(Debug, Default)]
 struct Subscription {
@@ -25,6 +25,8 @@ struct Subscription {
     names: BTreeSet<Arc<str>>,
     /// Versions that were sent, or that Envoy said it has.
     has: BTreeMap<Arc<str>, Arc<str>>,
+    /// Versions that it certainly has: it said so, or agreed.
+    agreed: BTreeMap<Arc<str>, Arc<str>>,
     /// Names that Envoy was told are not there.
     absent: BTreeSet<Arc<str>>,
     /// Something was sent; Envoy waits for a first response before it takes connections.
@@ -79,18 +81,34 @@ impl Conversation {
         self.waiting.values().flatten().cloned().collect()
     }
 
-    /// Takes a request in: what it says of earlier responses goes into the catalog, what it asks for comes back.
-    pub(super) fn request(
-        &mut self,
-        request: &DeltaDiscoveryRequest,
-        catalog: &mut Catalog,
-    ) -> Vec<DeltaDiscoveryResponse> {
-        let Some(kind) = Kind::of(&request.type_url) else {
-            return Vec::new();
-        };
-        self.answer(request, catalog);
-        self.subscribe(kind, request, catalog);
-        self.news(catalog)
+    /// Takes a request in: what it says of earlier responses goes into the catalog, what it asks for is noted.
+    pub(super) fn hear(&mut self, request: &DeltaDiscoveryRequest, catalog: &mut Catalog) {
+        if let Some(kind) = Kind::of(&request.type_url) {
+            self.answer(request, catalog);
+            self.subscribe(kind, request, catalog);
+        }
+    }
+
+    /// What Envoy has and was not asked of counts as taken: the catalog may not have had it when Envoy said so. Whether
+    /// there was such.
+    pub(super) fn confirm(&mut self, catalog: &mut Catalog) -> bool {
+        let mut confirmed = Vec::new();
+        for (kind, subscription) in &self.of_kind {
+            for (name, version) in &subscription.agreed {
+                let name: Name = (*kind, Arc::clone(name));
+                let awaits = catalog.outcome(&name) == Some(&Outcome::Awaited);
+                let wanted = awaits.then(|| catalog.offer(&name)).flatten();
+                if wanted.is_some_and(|resource| resource.version == *version)
+                    && subscription.has.get(&name.1) == Some(version)
+                {
+                    confirmed.push((name, Arc::clone(version)));
+                }
+            }
+        }
+        for (name, version) in &confirmed {
+            catalog.accepted(name, version);
+        }
+        !confirmed.is_empty()
     }
 
     /// Sends what differs from what Envoy has: clusters before the listeners that lead to them, and those before the
@@ -108,7 +126,11 @@ impl Conversation {
             return;
         };
         match &request.error_detail {
-            None => catalog.accepted(&name, &version),
+            None => {
+                catalog.accepted(&name, &version);
+                let subscription = self.of_kind.entry(name.0).or_default();
+                subscription.agreed.insert(name.1, version);
+            }
             Some(error) => catalog.refused(&name, &version, &error.message),
         }
     }
@@ -122,6 +144,9 @@ impl Conversation {
                 subscription
                     .has
                     .insert(name.as_str().into(), version.as_str().into());
+                subscription
+                    .agreed
+                    .insert(name.as_str().into(), version.as_str().into());
                 catalog.accepted(&(kind, name.as_str().into()), version);
             }
         }
@@ -133,6 +158,7 @@ impl Conversation {
                 // Asked for anew is sent anew, except at the start, where versions say what is there.
                 if !first {
                     subscription.has.remove(name.as_str());
+                    subscription.agreed.remove(name.as_str());
                 }
             }
         }
@@ -142,6 +168,7 @@ impl Conversation {
             }
             subscription.names.remove(name.as_str());
             subscription.has.remove(name.as_str());
+            subscription.agreed.remove(name.as_str());
             subscription.absent.remove(name.as_str());
         }
     }
@@ -161,6 +188,7 @@ impl Conversation {
         let gone = subscription.gone(kind, catalog);
         for name in &gone {
             subscription.has.remove(name);
+            subscription.agreed.remove(name);
         }
         if !kind.is_whole() {
             subscription.absent.extend(gone.iter().cloned());
@@ -245,6 +273,16 @@ mod tests {
         }
     }
 
+    /// Heard and answered.
+    fn request(
+        talk: &mut Conversation,
+        request: &DeltaDiscoveryRequest,
+        catalog: &mut Catalog,
+    ) -> Vec<DeltaDiscoveryResponse> {
+        talk.hear(request, catalog);
+        talk.news(catalog)
+    }
+
     fn sent(responses: &[DeltaDiscoveryResponse]) -> Vec<String> {
         let each = responses.iter().map(|response| {
             let names = response
@@ -263,10 +301,15 @@ mod tests {
         put(&mut catalog, Kind::Listener, "a", "1");
         put(&mut catalog, Kind::Listener, "b", "1");
         let mut talk = Conversation::default();
-        let responses = talk.request(&ask(Kind::Listener, &[]), &mut catalog);
+        let responses = request(&mut talk, &ask(Kind::Listener, &[]), &mut catalog);
         assert_eq!(sent(&responses), ["a@1", "b@1"]);
-        talk.request(&reply(Kind::Listener, &responses[0].nonce, None), &mut catalog);
-        let after = talk.request(
+        request(
+            &mut talk,
+            &reply(Kind::Listener, &responses[0].nonce, None),
+            &mut catalog,
+        );
+        let after = request(
+            &mut talk,
             &reply(Kind::Listener, &responses[1].nonce, Some("bad")),
             &mut catalog,
         );
@@ -282,7 +325,7 @@ mod tests {
         let mut catalog = Catalog::default();
         let mut talk = Conversation::default();
         assert_eq!(
-            sent(&talk.request(&ask(Kind::Listener, &["*"]), &mut catalog)),
+            sent(&request(&mut talk, &ask(Kind::Listener, &["*"]), &mut catalog)),
             [""]
         );
         assert!(talk.news(&catalog).is_empty());
@@ -296,11 +339,11 @@ mod tests {
         put(&mut catalog, Kind::Extension, "b/0", "1");
         let mut talk = Conversation::default();
         assert_eq!(
-            sent(&talk.request(&ask(Kind::Listener, &[]), &mut catalog)),
+            sent(&request(&mut talk, &ask(Kind::Listener, &[]), &mut catalog)),
             ["a@1"]
         );
         assert_eq!(
-            sent(&talk.request(&ask(Kind::Extension, &["a/0"]), &mut catalog)),
+            sent(&request(&mut talk, &ask(Kind::Extension, &["a/0"]), &mut catalog)),
             ["a/0@1"]
         );
         put(&mut catalog, Kind::Extension, "a/0", "2");
@@ -317,7 +360,7 @@ mod tests {
         let mut catalog = Catalog::default();
         let mut talk = Conversation::default();
         assert_eq!(
-            sent(&talk.request(&ask(Kind::Extension, &["a/0"]), &mut catalog)),
+            sent(&request(&mut talk, &ask(Kind::Extension, &["a/0"]), &mut catalog)),
             ["-a/0"]
         );
         assert!(talk.news(&catalog).is_empty());
@@ -333,14 +376,15 @@ mod tests {
         }
         put(&mut catalog, Kind::Extension, "a/0", "1");
         let mut talk = Conversation::new(true);
-        let first = talk.request(&ask(Kind::Listener, &[]), &mut catalog);
+        let first = request(&mut talk, &ask(Kind::Listener, &[]), &mut catalog);
         assert_eq!(sent(&first), ["a@1"]);
-        assert!(
-            talk.request(&ask(Kind::Extension, &["a/0"]), &mut catalog)
-                .is_empty()
-        );
+        assert!(request(&mut talk, &ask(Kind::Extension, &["a/0"]), &mut catalog).is_empty());
         assert_eq!(talk.unanswered().len(), 1);
-        let second = talk.request(&reply(Kind::Listener, &first[0].nonce, None), &mut catalog);
+        let second = request(
+            &mut talk,
+            &reply(Kind::Listener, &first[0].nonce, None),
+            &mut catalog,
+        );
         assert_eq!(sent(&second), ["b@1"]);
     }
 
@@ -355,8 +399,30 @@ mod tests {
             initial_resource_versions: versions.map(|(n, v)| (n.to_owned(), v.to_owned())).into(),
             ..ask(Kind::Listener, &["*"])
         };
-        assert_eq!(sent(&talk.request(&back, &mut catalog)), ["-c", "b@2"]);
+        assert_eq!(sent(&request(&mut talk, &back, &mut catalog)), ["-c", "b@2"]);
         let outcome = catalog.outcome(&(Kind::Listener, "a".into()));
         assert_eq!(outcome, Some(&Outcome::Accepted));
+    }
+
+    #[test]
+    fn what_envoy_kept_while_nothing_was_known_counts_as_taken_once_it_is_wanted_again() {
+        let mut catalog = Catalog::default();
+        let mut talk = Conversation::default();
+        let versions = [("a", "1"), ("b", "1"), ("c", "1")];
+        let back = DeltaDiscoveryRequest {
+            initial_resource_versions: versions.map(|(n, v)| (n.to_owned(), v.to_owned())).into(),
+            ..ask(Kind::Listener, &["*"])
+        };
+        // A new bridge that knows nothing yet: it hears, and says nothing.
+        talk.hear(&back, &mut catalog);
+        assert!(!talk.confirm(&mut catalog));
+        put(&mut catalog, Kind::Listener, "a", "1");
+        put(&mut catalog, Kind::Listener, "b", "2");
+        assert!(talk.confirm(&mut catalog));
+        assert!(!talk.confirm(&mut catalog), "once");
+        let outcome = |name: &str| catalog.outcome(&(Kind::Listener, name.into())).cloned();
+        assert_eq!(outcome("a"), Some(Outcome::Accepted));
+        assert_eq!(outcome("b"), Some(Outcome::Awaited));
+        assert_eq!(sent(&talk.news(&catalog)), ["-c", "b@2"]);
     }
 }

@@ -1,10 +1,13 @@
 //! The socket, and a task for each stream of Envoy's.
 //!
-//! Invariant: one stream at a time has a say; a newer one takes its place, since there is one Envoy.
+//! Invariant: one stream at a time has a say; a newer one takes its place, since there is one Envoy. While the catalog
+//! is held back nothing is sent, so that an Envoy never sees half a change, nor loses what the catalog doesn't have
+//! yet.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
@@ -52,6 +55,7 @@ struct Shared {
     /// Counts changes of what is wanted, and of what Envoy said.
     changes: watch::Sender<u64>,
     streams: Mutex<Streams>,
+    held: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -86,6 +90,7 @@ impl AdsServer {
             catalog: Mutex::default(),
             changes: watch::Sender::new(0),
             streams: Mutex::default(),
+            held: AtomicBool::new(false),
             stop: CancellationToken::new(),
         });
         let service = AggregatedDiscoveryServiceServer::new(Service(Arc::clone(&shared)));
@@ -119,6 +124,25 @@ impl AdsServer {
     /// Reads the catalog.
     pub fn read<T>(&self, read: impl FnOnce(&Catalog) -> T) -> T {
         read(&self.shared.catalog())
+    }
+
+    /// Sends nothing until `release`; Envoy is heard all the same.
+    pub fn hold(&self) {
+        // Who sends has the catalog: a change that begins now is not seen in part.
+        let _catalog = self.shared.catalog();
+        self.shared.held.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing is sent.
+    #[cfg(test)]
+    pub(crate) fn is_held(&self) -> bool {
+        self.shared.held.load(Ordering::Acquire)
+    }
+
+    /// What differs goes out.
+    pub fn release(&self) {
+        self.shared.held.store(false, Ordering::Release);
+        self.shared.changed();
     }
 
     /// What Envoy says of each request.
@@ -182,6 +206,21 @@ impl Shared {
         self.changed();
     }
 
+    /// What a stream is to be sent now.
+    fn news(&self, talk: &mut Conversation) -> Vec<DeltaDiscoveryResponse> {
+        let mut catalog = self.catalog();
+        if self.held.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let confirmed = talk.confirm(&mut catalog);
+        let news = talk.news(&catalog);
+        drop(catalog);
+        if confirmed {
+            self.changed();
+        }
+        news
+    }
+
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
@@ -238,9 +277,9 @@ async fn converse(
             request = requests.message() => match request {
                 Ok(Some(request)) if is_last() => {
                     log(&request);
-                    let responses = talk.request(&request, &mut shared.catalog());
+                    talk.hear(&request, &mut shared.catalog());
                     shared.changed();
-                    responses
+                    shared.news(&mut talk)
                 }
                 Ok(_) => break,
                 Err(status) => {
@@ -249,7 +288,7 @@ async fn converse(
                 }
             },
             changed = changes.changed() => match changed {
-                Ok(()) if is_last() => talk.news(&shared.catalog()),
+                Ok(()) if is_last() => shared.news(&mut talk),
                 _ => break,
             },
         };

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, capabilities, configure_capability_in_ambient_set,
     set_capabilities, set_capabilities_secure_bits,
@@ -19,16 +19,21 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tracing::{debug, error, info, warn};
 
-use super::EnvoyConfig;
 use super::jail::Jail;
+use super::process::Process;
+use super::{EnvoyConfig, left};
 use crate::bootstrap::MAX_CONNECTIONS;
 
 /// Descriptors of as many connections as Envoy holds at most (`bootstrap`), and some.
 const FILES: u32 = 2 * MAX_CONNECTIONS + 1024;
+/// For so many seconds Envoy keeps what it has of a listener that went: its connections, which the kernel has cut, and
+/// of one that changed those that it opened before. By default it is ten minutes: thousands of pods come and go.
+const DRAIN: &str = "15";
 /// How a program begins that needs no interpreter.
 const ELF: &[u8; 4] = b"\x7fELF";
 
-pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
+/// Starts it; with `lines` it writes there and outlives this process.
+pub(super) fn spawn(config: &EnvoyConfig, lines: Option<&File>) -> io::Result<Process> {
     // A killed Envoy leaves its socket, which would answer nobody.
     match std::fs::remove_file(config.admin_socket()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -37,18 +42,30 @@ pub(super) fn spawn(config: &EnvoyConfig) -> io::Result<Child> {
     allow_files()?;
     let binary = File::open(&config.binary.path)?;
     let jail = Jail::new(config.user)?;
-    let mut child = confined(command(config, &binary), jail, config.cgroup.is_some())?;
-    if let Some(cgroup) = &config.cgroup
-        && let Some(pid) = child.id()
-    {
-        // Long before it listens anywhere: it has to ask the bridge first. A socket that was made before isn't known,
-        // and gets no connection.
-        std::fs::write(cgroup.join("cgroup.procs"), pid.to_string())?;
-    }
+    let mut command = command(config, &binary);
+    match lines {
+        Some(lines) => command.stderr(lines.try_clone()?).kill_on_drop(false),
+        None => command.stderr(Stdio::piped()).kill_on_drop(true),
+    };
+    let mut child = confined(command, jail, config.cgroup.is_some())?;
     if let Some(output) = child.stderr.take() {
         tokio::spawn(log(output));
     }
-    Ok(child)
+    let process = Process::of_child(child)?;
+    if let Err(error) = placed(config, process.pid()) {
+        process.signal(Signal::KILL)?;
+        return Err(error);
+    }
+    Ok(process)
+}
+
+/// Into its control group, long before it listens anywhere: it has to ask the bridge first. A socket that was made
+/// before isn't known, and gets no connection. Then it is noted.
+fn placed(config: &EnvoyConfig, pid: u32) -> io::Result<()> {
+    if let Some(cgroup) = &config.cgroup {
+        std::fs::write(cgroup.join("cgroup.procs"), pid.to_string())?;
+    }
+    left::note(config, pid)
 }
 
 /// Each connection takes two descriptors, more than a shell or container allows by default. A limit is the process's
@@ -90,13 +107,18 @@ fn command(config: &EnvoyConfig, binary: &File) -> Command {
         .arg(config.concurrency.to_string())
         // No shared memory and no second socket: a new Envoy takes its listeners from the bridge.
         .args(["--disable-hot-restart", "--log-level", "warning"])
-        .args(["--log-format", "%l %n %v"])
+        .args(["--drain-time-s", DRAIN])
+        // That it can't reach the bridge it would say each second, for as long as there is none.
+        .args([
+            "--component-log-level",
+            "config:error",
+            "--log-format",
+            "%l %n %v",
+        ])
         .current_dir(&config.folder)
         .env_clear()
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+        .stdout(Stdio::null());
     if let Some((uid, gid)) = config.user {
         // The standard library drops supplementary groups too when root changes the uid.
         command.uid(uid).gid(gid);
@@ -133,20 +155,8 @@ fn keep_admin() -> io::Result<()> {
     Ok(())
 }
 
-/// Asks it to end; nothing when it has ended already.
-pub(super) fn terminate(child: &Child) -> io::Result<()> {
-    let pid = child
-        .id()
-        .and_then(|id| i32::try_from(id).ok())
-        .and_then(Pid::from_raw);
-    if let Some(pid) = pid {
-        kill_process(pid, Signal::TERM)?;
-    }
-    Ok(())
-}
-
 /// Envoy's own lines, by their level.
-async fn log(output: impl AsyncRead + Unpin) {
+pub(super) async fn log(output: impl AsyncRead + Unpin) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let (level, text) = line.split_once(' ').unwrap_or(("info", &line));

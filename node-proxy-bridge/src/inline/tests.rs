@@ -161,3 +161,42 @@ async fn who_is_asked_by_somebody_else_gets_another_listener_and_authorizers_go_
     inline.retire();
     assert_eq!(named(&inline, "pod@"), 0);
 }
+
+#[tokio::test]
+async fn the_next_bridge_keeps_ports_and_sends_nothing_before_it_knows_what_is_wanted() {
+    let (allow, deny) = (Action::Allow, Action::Deny);
+    let one = cell(Answer::Constant(allow, Reason::NoPolicy, None));
+    let two = cell(Answer::Constant(deny, Reason::NoPolicy, None));
+    let other = Cell {
+        name: "other".into(),
+        ..one.clone()
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("ports.json");
+    let mut before = inline(&folder);
+    before.store_in(file.clone());
+    before.apply(std::slice::from_ref(&one));
+    let port = before.slots[0].port;
+    drop(before);
+
+    let mut next = inline(&folder);
+    next.take_over(Kept::load(&file).expect("whole").expect("stored"));
+    assert!(next.server.is_held());
+    // The cell has another residual now, and the residual another cell.
+    next.apply(&[two.clone(), other]);
+    assert!(!next.server.is_held());
+    let port_of = |address: &Arc<str>| next.slots.iter().find(|s| s.residual == *address).map(|s| s.port);
+    assert_eq!(
+        port_of(&one.address),
+        Some(port),
+        "what it judges it goes on to judge"
+    );
+    assert!(port_of(&two.address).is_some_and(|other| other > port));
+
+    for wrong in ["{", r#"{"slots":[],"next":65535}"#] {
+        std::fs::write(&file, wrong).expect("written");
+        assert!(Kept::load(&file).is_err(), "{wrong}");
+    }
+    std::fs::remove_file(&file).expect("it was there");
+    assert!(Kept::load(&file).expect("no fault").is_none());
+}

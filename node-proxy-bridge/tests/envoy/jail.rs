@@ -154,6 +154,7 @@ async fn inside() -> BTreeMap<String, String> {
         heap: DEFAULT_HEAP,
         user: Some((USER, USER)),
         cgroup: Some(cgroup),
+        note: None,
     })
     .unwrap();
     let mut state = supervisor.state();

@@ -260,6 +260,7 @@ async fn an_envoy_that_keeps_ending_is_started_again_ever_later() {
         heap: DEFAULT_HEAP,
         user: None,
         cgroup: None,
+        note: None,
     })
     .unwrap();
     let mut state = supervisor.state();

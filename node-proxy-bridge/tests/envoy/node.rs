@@ -77,6 +77,7 @@ impl Node {
             heap: DEFAULT_HEAP,
             user,
             cgroup: None,
+            note: None,
         };
         let bridge = Bridge::start(BridgeConfig {
             xds_socket: config.xds_socket(),

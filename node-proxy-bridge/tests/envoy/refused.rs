@@ -69,6 +69,7 @@ fn config(binary: &Binary, folder: &tempfile::TempDir) -> EnvoyConfig {
         heap: DEFAULT_HEAP,
         user: None,
         cgroup: None,
+        note: None,
     }
 }
 

@@ -111,6 +111,9 @@ pub struct EndpointDetail {
     /// Whether its connections with other pods of the node go straight: "on", "off", "off: …".
     #[prost(string, tag = "12")]
     pub local_redirect: ::prost::alloc::string::String,
+    /// At which end of its veth what comes to it is judged: "host", "pod".
+    #[prost(string, tag = "13")]
+    pub hook: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndpointCounters {

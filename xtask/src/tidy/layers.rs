@@ -21,6 +21,7 @@ const BRIDGE: &str = "thyra-node-proxy-bridge";
 const AGENT: &str = "thyra-agent";
 const CLI: &str = "thyra-cli";
 const BENCH: &str = "thyra-bench";
+const BENCH_EBPF: &str = "thyra-bench-ebpf";
 const XTASK: &str = "xtask";
 
 /// All that a program at the top may name.
@@ -46,6 +47,11 @@ const LAYERS: &[Layer] = &[
         name: EBPF,
         level: 1,
         may_name: &[ABI, ENGINE],
+    },
+    Layer {
+        name: BENCH_EBPF,
+        level: 1,
+        may_name: &[],
     },
     Layer {
         name: DATAPATH,

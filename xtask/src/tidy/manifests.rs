@@ -11,7 +11,7 @@ use crate::tree::Tree;
 
 /// The only members with lint tables of their own: loading programs and being one can't be done without
 /// `unsafe`.
-const MAY_BE_UNSAFE: &[&str] = &["datapath", "datapath/ebpf"];
+const MAY_BE_UNSAFE: &[&str] = &["datapath", "datapath/ebpf", "bench/ebpf"];
 /// Linked into both sides, so free for both.
 const BOTH_SIDES: &[&str] = &["datapath/abi", "datapath/engine"];
 
@@ -122,7 +122,7 @@ fn member(manifest: &Manifest) -> Vec<Finding> {
 }
 
 fn licence_of(member: &str) -> &'static str {
-    if member == "datapath/ebpf" {
+    if member.ends_with("/ebpf") {
         "GPL-2.0-only OR BSD-2-Clause"
     } else if BOTH_SIDES.contains(&member) {
         "Apache-2.0 OR BSD-2-Clause"

@@ -29,6 +29,7 @@ pub fn arrival(sender: &Arrival, to: &EndpointRecord) -> Arrival {
         ifindex: to.ifindex,
         ingress_ifindex: sender.ifindex,
         has_socket: false,
+        at_pod: false,
     }
 }
 

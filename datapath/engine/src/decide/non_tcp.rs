@@ -102,7 +102,7 @@ fn admitted<'a, F: Family, N: Tables + Flows + ?Sized>(
     }
     let packet = &other.parsed.packet;
     let is_self = !arrival.is_from_node() && is_own_interface(arrival, record, packet);
-    if matches!(other.shape, Shape::Ports | Shape::EchoRequest) {
+    if !arrival.at_pod && matches!(other.shape, Shape::Ports | Shape::EchoRequest) {
         note_origin::<F, N>(node, arrival, is_self, &Tuple::to_pod(endpoint, other).flow());
     }
     if arrival.is_from_node() && !node.control().has(Control::ENFORCE_HOST) {
@@ -132,7 +132,12 @@ fn admitted<'a, F: Family, N: Tables + Flows + ?Sized>(
 /// The pod's answers to the node, or to itself through its own Service, pass; those to anything that was forwarded on
 /// the same tuple are judged.
 #[inline(always)]
-fn note_origin<F: Family, N: Flows + ?Sized>(node: &N, arrival: &Arrival, is_self: bool, flow: &F::Flow) {
+pub(super) fn note_origin<F: Family, N: Flows + ?Sized>(
+    node: &N,
+    arrival: &Arrival,
+    is_self: bool,
+    flow: &F::Flow,
+) {
     if arrival.is_from_node() || is_self {
         let flags = if is_self { FlowState::SELF } else { 0 };
         // Written each time, which keeps it: nothing else tells that it goes on.

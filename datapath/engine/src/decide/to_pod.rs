@@ -50,7 +50,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     if is_spoofed::<F, N>(node, arrival, packet.source, &source) {
         return Outcome::drop(endpoint, Reason::InvalidSourceIp).event(EventKind::Spoof);
     }
-    if packet.is_syn() && !arrival.is_from_node() {
+    if packet.is_syn() && !arrival.is_from_node() && !arrival.at_pod {
         // The tuple is no longer the node's: what the pod answers is judged.
         F::forget(node, &packet.flow_to_pod(endpoint));
     }
@@ -123,7 +123,7 @@ fn refused<F: Family, N: Flows + Steered + ?Sized>(
 /// Remembers a connection that the node, or the pod through its own Service, opened to the pod, so that the
 /// pod's answers pass; and what the packet says of a connection that the pod opened.
 #[inline(always)]
-fn note<F: Family, N: Flows + ?Sized>(node: &N, packet: &Packet<F>, endpoint: u16, flags: u32) {
+pub(super) fn note<F: Family, N: Flows + ?Sized>(node: &N, packet: &Packet<F>, endpoint: u16, flags: u32) {
     let key = packet.flow_to_pod(endpoint);
     track(node, packet, &key, Side::Remote);
     if packet.is_syn() || F::find(node, FlowTable::Host, &key, 0).is_none() {
@@ -154,7 +154,8 @@ pub(super) fn is_spoofed<F: Family, N: Tables + ?Sized>(
     source: &Source,
 ) -> bool {
     if source.exact {
-        source.local != 0 && !came_from(node, arrival, source.local)
+        // `origin` and the sender's own `from_pod` have asked.
+        source.local != 0 && !arrival.at_pod && !came_from(node, arrival, source.local)
     } else {
         F::is_never_source(address)
     }

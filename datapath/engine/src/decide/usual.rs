@@ -23,7 +23,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Counters + ?Sized>(
     bytes: u32,
 ) -> bool {
     // What the node itself made has no interface that it came in by.
-    if is_opening(node, packet) || arrival.ingress_ifindex == 0 {
+    if is_opening(node, packet) || (arrival.ingress_ifindex == 0 && !arrival.at_pod) {
         return false;
     }
     let Some((endpoint, record, sets)) = judged(node, arrival) else {

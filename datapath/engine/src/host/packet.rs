@@ -37,6 +37,11 @@ impl HostNode {
         program::from_agent::<&Self, HostPacket<'_>>(self, packet)
     }
 
+    /// Runs `maps::ORIGIN` on a packet.
+    pub fn run_origin(&self, packet: HostPacket<'_>) -> End {
+        program::origin::<&Self, HostPacket<'_>>(self, packet)
+    }
+
     /// Runs `maps::TO_POD_DIRECT` on a packet.
     pub fn run_to_pod_direct(&self, packet: HostPacket<'_>) -> End {
         program::to_pod_direct::<&Self, HostPacket<'_>>(self, packet)

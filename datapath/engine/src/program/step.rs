@@ -7,7 +7,7 @@
 
 use thyra_datapath_abi::Control;
 
-use super::{Hook, Maps, Node, Program, direct, is_usual};
+use super::{Hook, Maps, Node, Program, direct, is_usual, origin};
 use crate::account::{Direction, account, feasible, is_logged_answer};
 use crate::decide::{self, Act, Outcome};
 use crate::packet::{Kind, Packet, Parsed};
@@ -59,6 +59,23 @@ pub enum Step {
     Clash4,
     /// The same of IPv6.
     Clash6,
+    /// With `--hook=pod`, at the host end: where a packet to the pod, at the offset, came from; what is not TCP goes on
+    /// to `OtherOrigin4` where it is judged.
+    Origin4,
+    /// The same of IPv6.
+    Origin6,
+    /// The same of another protocol.
+    OtherOrigin4,
+    /// The same of IPv6.
+    OtherOrigin6,
+    /// With `--hook=pod`, inside the pod: whether a TCP packet, at the offset, needs no policy by where it came from.
+    Exempt4,
+    /// The same of IPv6.
+    Exempt6,
+    /// The same of another protocol.
+    OtherExempt4,
+    /// The same of IPv6.
+    OtherExempt6,
     /// What is no packet that could be read.
     Invalid,
     /// A packet of a shape that is not read.
@@ -164,6 +181,14 @@ pub fn take<P: Program, M: Maps, H: Hook>(maps: M, hook: H, step: Step, at: u32)
         )),
         Step::Clash4 => direct::clash::<V4, M, H>(maps, hook, &ipv4::unusual(&hook, l3)),
         Step::Clash6 => direct::clash::<V6, M, H>(maps, hook, &ipv6::unusual(&hook, l3)),
+        Step::Origin4 => origin::noted::<V4, M, H>(maps, hook, &ipv4::unusual(&hook, l3)),
+        Step::Origin6 => origin::noted::<V6, M, H>(maps, hook, &ipv6::unusual(&hook, l3)),
+        Step::OtherOrigin4 => origin::noted_other::<V4, M, H>(maps, hook, &non_tcp::v4(&hook, l3)),
+        Step::OtherOrigin6 => origin::noted_other::<V6, M, H>(maps, hook, &non_tcp::v6(&hook, l3)),
+        Step::Exempt4 => origin::exempted::<V4, M, H>(maps, hook, &ipv4::unusual(&hook, l3)),
+        Step::Exempt6 => origin::exempted::<V6, M, H>(maps, hook, &ipv6::unusual(&hook, l3)),
+        Step::OtherExempt4 => origin::exempted_other::<V4, M, H>(maps, hook, &non_tcp::v4(&hook, l3)),
+        Step::OtherExempt6 => origin::exempted_other::<V6, M, H>(maps, hook, &non_tcp::v6(&hook, l3)),
         // Which family it would have been makes no difference.
         Step::Invalid => judge::<P, V4, M, H>(maps, hook, &Parsed::empty(Kind::Invalid)),
         Step::Unsupported => judge::<P, V4, M, H>(maps, hook, &Parsed::empty(Kind::Unsupported)),

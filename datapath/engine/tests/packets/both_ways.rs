@@ -114,6 +114,7 @@ fn traffic(flags: u64, seed: u64) {
             ifindex: at,
             ingress_ifindex,
             has_socket: ingress_ifindex == 0 && random.of(&[true, false]),
+            at_pod: false,
         };
         let packet = HostPacket {
             bytes: &bytes,

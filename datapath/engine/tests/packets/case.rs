@@ -201,6 +201,7 @@ impl Case {
             ifindex: self.at,
             ingress_ifindex: self.ingress(),
             has_socket: self.socket,
+            at_pod: false,
         };
         let packet = HostPacket {
             bytes,

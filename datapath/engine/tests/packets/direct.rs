@@ -34,6 +34,7 @@ fn arrival(ifindex: u32, ingress_ifindex: u32) -> Arrival {
         ifindex,
         ingress_ifindex,
         has_socket: false,
+        at_pod: false,
     }
 }
 

@@ -209,6 +209,7 @@ impl Try {
             ifindex: self.at,
             ingress_ifindex: self.ingress,
             has_socket: self.has_socket,
+            at_pod: false,
         };
         let packet = HostPacket {
             bytes: &bytes,

@@ -92,6 +92,7 @@ impl Node {
             heap,
             user: Some((USER, USER)),
             cgroup: Some(cgroup),
+            note: None,
         };
         Some(Self {
             server: AdsServer::start(&config.xds_socket(), config.user).unwrap(),
