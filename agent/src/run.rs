@@ -10,7 +10,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order, Place};
-use thyra_node_proxy_bridge::hold::Keeper;
+use thyra_node_proxy_bridge::hold::{Counts, Keeper};
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
 use tokio::sync::watch;
@@ -189,9 +189,10 @@ pub async fn run_on(
         node: config.node.name.clone(),
     };
     let mut l7 = L7::open(&options, |cgroup| register(&plane, cgroup)).await?;
-    if let Some(l7) = l7.as_mut().filter(|_| config.l7_hold != HoldChoice::Off) {
-        hold(l7, &plane, &mut tasks, &stop);
-    }
+    let held = l7
+        .as_mut()
+        .filter(|_| config.l7_hold != HoldChoice::Off)
+        .and_then(|l7| hold(l7, &plane, &mut tasks, &stop));
     let news = l7.as_ref().map(L7::changes);
     let records = l7.as_ref().map(L7::records);
     let (handle, store) = Store::start(Parts {
@@ -228,14 +229,17 @@ pub async fn run_on(
         tasks.spawn(follow);
     }
     if let Some(listener) = metrics_listener {
-        let registry = Arc::new(metrics::registry(
+        let mut registry = metrics::registry(
             &metrics,
             plane.clone(),
             board.clone(),
             requests.clone(),
             flows.clone(),
-        ));
-        tasks.spawn(http::serve(listener, registry, stop.clone()));
+        );
+        if let Some(held) = held {
+            metrics::held(&mut registry, held);
+        }
+        tasks.spawn(http::serve(listener, Arc::new(registry), stop.clone()));
     }
     for source in sources {
         tasks.spawn(source.run(Feed::new(handle.clone(), board.clone()), stop.clone()));
@@ -340,23 +344,28 @@ fn beside(file: &Path, name: &str) -> PathBuf {
     file.parent().unwrap_or(Path::new(".")).join(name)
 }
 
-/// Holds connections that can be judged once, where that is possible here.
-fn hold(l7: &mut L7, plane: &SharedPlane, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
+/// Holds connections that can be judged once, where that is possible here; what becomes of them.
+fn hold(
+    l7: &mut L7,
+    plane: &SharedPlane,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> Option<Arc<Counts>> {
     let holding = lock::write(plane).hold();
     let holding = match holding {
         Ok(Some(holding)) => holding,
-        Ok(None) => return,
+        Ok(None) => return None,
         Err(error) => {
             warn!(
                 error = chain(&error),
                 "nothing can be held: all that needs L7 goes through envoy"
             );
-            return;
+            return None;
         }
     };
     let known = lock::read(plane).holds();
     let keeper = Keeper::new(holding, l7.hold(known));
-    let stop = stop.clone();
+    let (stop, counts) = (stop.clone(), keeper.counts());
     tasks.spawn(async move {
         tokio::select! {
             ended = keeper.run() => if let Err(error) = ended {
@@ -365,6 +374,7 @@ fn hold(l7: &mut L7, plane: &SharedPlane, tasks: &mut JoinSet<()>, stop: &Cancel
             () = stop.cancelled() => {}
         }
     });
+    Some(counts)
 }
 
 async fn tell_of_envoy(mut news: watch::Receiver<u64>, handle: Handle, stop: CancellationToken) {

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use super::node::Node;
+use super::node::{Node, thyra};
 
 const ALLOWED: &str = "cart.example.com";
 const OTHER: &str = "other.example.com";
@@ -178,6 +178,11 @@ fn who_takes_the_ends_of_a_judged_connection_while_nobody_judges_inherits_nothin
     let client = judged.local_addr().expect("an address");
     say(&mut judged, &hello(ALLOWED)).expect("its name is allowed");
     say(&mut judged, b"it is open").expect("the rest is the kernel's");
+    let socket = node.folder().join("agent.sock").display().to_string();
+    let shown = thyra(&["endpoint", "policy", "get", "shop/cart", "--socket", &socket]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("hold: the server name is the same"), "{shown}");
+    assert!(shown.contains("kernel+envoy"), "{shown}");
     assert!(node.lab("apply", &folder().join("later/allowed.yaml")));
     cut(&judged);
     drop(judged);
