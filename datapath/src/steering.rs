@@ -226,8 +226,8 @@ impl Datapath {
         }
     }
 
-    /// After a start: listeners of an Envoy that may be at work stay until the first call of `set_listeners`, numbers of
-    /// what is held until that of `set_holds`, and links run this build's program.
+    /// After a start: listeners of an Envoy that may be at work stay until the first call of `set_listeners`, numbers
+    /// of what is held until that of `set_holds`, and links run this build's program.
     pub(crate) fn pick_up_steering(&mut self) -> Result<(), OpenError> {
         self.pick_up_holds();
         let in_use = self.names.in_use().filter_map(|(id, verdict)| {
