@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use thyra_proto::thyra::v1 as admin;
 use thyra_proto::thyra::v1::endpoint_service_client::EndpointServiceClient;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 
 use crate::bpffs::Bpffs;
 use crate::control_plane::ControlPlane;
@@ -81,7 +81,7 @@ impl Agent {
     pub(crate) async fn endpoints(&mut self) -> Result<EndpointServiceClient<Channel>> {
         let start = Instant::now();
         loop {
-            if let Ok(channel) = connect(self.socket.clone()).await {
+            if let Ok(channel) = connect(&self.socket).await {
                 return Ok(EndpointServiceClient::new(channel));
             }
             if let Some(status) = self.child.try_wait()? {
@@ -168,16 +168,7 @@ pub(crate) async fn register(
     Ok(())
 }
 
-async fn connect(socket: PathBuf) -> Result<Channel> {
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move {
-            tokio::net::UnixStream::connect(socket)
-                .await
-                .map(hyper_util::rt::TokioIo::new)
-        }
-    });
-    Ok(Endpoint::from_static("http://agent")
-        .connect_with_connector(connector)
-        .await?)
+async fn connect(socket: &Path) -> Result<Channel> {
+    let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()))?;
+    Ok(endpoint.connect().await?)
 }

@@ -3,15 +3,14 @@
 //! Invariant: the program that draws runs before the empty one, too, right before and after, on the same packet and the
 //! same addresses, so that what is left is the look-up, its cache misses with it.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::{Array, ProgramArray};
 use aya::programs::SchedClassifier;
+use thyra_datapath::Datapath;
 use thyra_datapath::abi::maps;
-use thyra_datapath::{Datapath, EndpointSpec};
 use thyra_policy_compiler::compile::{Compiler, Limits};
 
 use crate::added::{self, ACK};
@@ -116,7 +115,7 @@ pub(crate) fn measure(repeat: u32, steps: &Steps) -> Result<Vec<(&'static str, E
             generation += 1;
             commit(&mut datapath, mesh, generation).with_context(|| format!("{number} {dimension}"))?;
             if generation == 1 {
-                attach(&mut datapath)?;
+                policed::attach(&mut datapath, BASE.endpoints)?;
             }
             let estimate = drawing.measure(mesh)?;
             println!(
@@ -149,20 +148,6 @@ fn commit(datapath: &mut Datapath, mesh: Mesh, generation: u32) -> Result<()> {
     datapath.commit(&tables, generation)?;
     // What a commit leaves to be done after its grace period is over and done.
     std::thread::sleep(Duration::from_millis(100));
-    Ok(())
-}
-
-fn attach(datapath: &mut Datapath) -> Result<()> {
-    for pod in [0, 1] {
-        datapath.attach(&EndpointSpec {
-            uid: policed::uid(pod),
-            host_interface: Node::interface(usize::from(pod)),
-            addresses: vec![IpAddr::V4(Node::address(usize::from(pod)))],
-            mac: None,
-            held_back: false,
-            netns: None,
-        })?;
-    }
     Ok(())
 }
 

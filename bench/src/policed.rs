@@ -68,17 +68,7 @@ impl Policed {
     /// # Errors
     /// When an interface can't be attached.
     pub(crate) fn attach(&mut self) -> Result<()> {
-        for pod in 0..SIZE.endpoints {
-            self.datapath.attach(&EndpointSpec {
-                uid: uid(pod),
-                host_interface: Node::interface(usize::from(pod)),
-                addresses: vec![IpAddr::V4(Node::address(usize::from(pod)))],
-                mac: None,
-                held_back: false,
-                netns: None,
-            })?;
-        }
-        Ok(())
+        attach(&mut self.datapath, SIZE.endpoints)
     }
 
     /// Whether allowed connections are reported, as they are while somebody listens.
@@ -134,6 +124,24 @@ pub(crate) fn open(bpffs: &Bpffs, local_redirect: bool) -> Result<Datapath> {
         local_redirect,
     })
     .context("open the datapath")
+}
+
+/// Puts the programs at the first `pods` pods.
+///
+/// # Errors
+/// When an interface can't be attached.
+pub(crate) fn attach(datapath: &mut Datapath, pods: u16) -> Result<()> {
+    for pod in 0..pods {
+        datapath.attach(&EndpointSpec {
+            uid: uid(pod),
+            host_interface: Node::interface(usize::from(pod)),
+            addresses: vec![IpAddr::V4(Node::address(usize::from(pod)))],
+            mac: None,
+            held_back: false,
+            netns: None,
+        })?;
+    }
+    Ok(())
 }
 
 /// The uid of a pod.

@@ -9,7 +9,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 const TARGET: &str = "bpfel-unknown-none";
 /// The outer build's settings that would break the inner one.
@@ -27,13 +27,13 @@ const FOREIGN: &[&str] = &[
     "RUSTUP_TOOLCHAIN",
 ];
 
-/// What is read from the environment, for `rerun-if-env-changed`.
-pub(crate) const VARIABLES: [&str; 4] = ["BPF_TOOLCHAIN", "THYRA_BPF", "THYRA_BPF_OBJECT", "PATH"];
+/// What is read from the environment.
+const VARIABLES: [&str; 4] = ["BPF_TOOLCHAIN", "THYRA_BPF", "THYRA_BPF_OBJECT", "PATH"];
 
 /// What to build: a package's only program.
 pub(crate) struct Program<'a> {
-    /// A folder inside of the workspace.
-    pub(crate) root: &'a Path,
+    /// What it is built from, beside the build script's folder.
+    pub(crate) sources: &'a [&'a str],
     /// Package.
     pub(crate) package: &'a str,
     /// Its program.
@@ -51,11 +51,35 @@ impl Program<'_> {
     }
 }
 
-/// Puts the object at its place; what built it, for people.
-///
-/// # Errors
-/// No compiler can, or this one doesn't.
-pub(crate) fn provide(program: &Program<'_>) -> Result<String, String> {
+/// All that a build script does. `built`: told what built the object, for people.
+pub(crate) fn main(program: &Program<'_>, built: impl FnOnce(&str)) -> ExitCode {
+    for name in VARIABLES {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    for path in program.sources {
+        println!("cargo:rerun-if-changed={}", root().join(path).display());
+    }
+    match provide(program) {
+        Ok(by) => {
+            built(&by);
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder of the package that the script belongs to.
+fn root() -> PathBuf {
+    env::var_os("CARGO_MANIFEST_DIR")
+        .map(PathBuf::from)
+        .unwrap_or_default()
+}
+
+/// Puts the object at its place; what built it.
+fn provide(program: &Program<'_>) -> Result<String, String> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     let object = out.join(program.object);
     if let Some(path) = program.prebuilt() {
@@ -186,7 +210,7 @@ fn build(what: &Program<'_>, out: &Path, toolchain: &Toolchain) -> Result<PathBu
         ])
         .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
         .arg(&target_dir)
-        .current_dir(what.root)
+        .current_dir(root())
         .env("PATH", search_path())
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         // A stable compiler takes nightly options only so; a nightly one doesn't mind.

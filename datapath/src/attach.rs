@@ -14,7 +14,7 @@ use crate::bpffs::{self, BpffsError, Direction, Pins};
 use crate::datapath::Datapath;
 use crate::direct::LocalRedirect;
 use crate::endpoint_ids::ReserveError;
-use crate::hook::{self, Attachment, Place, Role};
+use crate::hook::{self, Attachment, Place};
 use crate::inside::InsideError;
 use crate::interface::Interface;
 use crate::programs::HookError;
@@ -276,7 +276,7 @@ impl Datapath {
         for attachment in hook::of_endpoint(&self.pins, id)? {
             match attachment.look() {
                 Ok(found) if found.ifindex == interface.index && attachment.hook() == self.hook => {
-                    attached.push(attachment.direction);
+                    attached.push((attachment, found.program));
                 }
                 Ok(found) if found.ifindex == interface.index => others.push(attachment),
                 // Gone, or at an interface that is gone.
@@ -288,8 +288,10 @@ impl Datapath {
                 self.begin_inside(id, interface, netns)?;
             }
             let role = self.role(id, direction);
-            if attached.contains(&direction) {
-                self.give(id, role)?;
+            if let Some((there, program)) = attached.iter().find(|(there, _)| there.direction == direction) {
+                if *program != self.programs.id(role) {
+                    self.programs.replace((there, role), interface.index)?;
+                }
                 continue;
             }
             let made = Attachment::new(self.hook, &self.pins, id, direction, interface.index);
@@ -307,21 +309,6 @@ impl Datapath {
         }
         if self.config.place == Place::Host {
             self.end_inside(id)?;
-        }
-        Ok(())
-    }
-
-    /// The link that is there runs the program of this role from now on.
-    fn give(&mut self, id: u16, role: Role) -> Result<(), AttachError> {
-        for attachment in hook::of_endpoint(&self.pins, id)? {
-            if attachment.direction != role.direction() || attachment.hook() != self.hook {
-                continue;
-            }
-            let unreadable = |e| BpffsError::io("read the link", &attachment.path, e);
-            let found = attachment.look().map_err(unreadable)?;
-            if found.program != self.programs.id(role) {
-                self.programs.replace((&attachment, role), found.ifindex)?;
-            }
         }
         Ok(())
     }

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tracing::{debug, info};
 
 use crate::ads::{AdsError, AdsServer, Kind, Name, Outcome, Resource};
-use crate::authorizer;
 use crate::listener::{self, HttpOptions, Reading};
 use crate::lower::{self, Chain, KeySets, NotExpressible, Places};
+use crate::{authorizer, keep};
 
 /// Most listeners at a time; the residuals beyond are refused by name.
 pub const MAX_LISTENERS: usize = 1024;
@@ -385,11 +385,8 @@ fn left(oracles: &Path) -> Vec<PathBuf> {
 }
 
 fn remove(path: &Path) {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            debug!(path = %path.display(), %error, "can't remove the socket of a listener that went");
-        }
-        _ => {}
+    if let Err(error) = keep::remove(path) {
+        debug!(path = %path.display(), %error, "can't remove the socket of a listener that went");
     }
 }
 

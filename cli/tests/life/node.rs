@@ -250,19 +250,21 @@ pub(crate) fn get(stream: &mut TcpStream, path: &str) -> Answer {
 /// The status of an answer, read to its end; 0 for none.
 pub(crate) fn status(stream: &mut TcpStream) -> Answer {
     let head = head(stream)?;
-    let length = head
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    let length = length
-        .and_then(|(_, value)| value.trim().parse().ok())
-        .unwrap_or(0);
-    stream.read_exact(&mut vec![0; length])?;
+    stream.read_exact(&mut vec![0; length(&head)])?;
     Ok(head
         .split(' ')
         .nth(1)
         .and_then(|word| word.parse().ok())
         .unwrap_or_default())
+}
+
+/// Bytes of the body.
+fn length(head: &str) -> usize {
+    let fields = head.lines().filter_map(|line| line.split_once(':'));
+    let length = fields
+        .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .find_map(|(_, value)| value.trim().parse().ok());
+    length.unwrap_or(0)
 }
 
 /// Bytes up to an empty line.
@@ -282,10 +284,7 @@ fn answer(mut stream: TcpStream, bypasses: &AtomicU64) {
         if head.contains("/admin") {
             bypasses.fetch_add(1, Ordering::Relaxed);
         }
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-        let read = stream.read_exact(&mut vec![0; length.unwrap_or(0)]);
+        let read = stream.read_exact(&mut vec![0; length(&head)]);
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         if read.is_err() || stream.write_all(answer).is_err() {
             return;

@@ -16,6 +16,14 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 
 use super::catalog::{Catalog, Kind, Name, Outcome};
 
+/// A version of a resource at Envoy's.
+#[derive(Debug)]
+struct Held {
+    version: Arc<str>,
+    /// Envoy has it for certain: it said so, or agreed to this very sending.
+    agreed: bool,
+}
+
 #[derive(Debug, Default)]
 struct Subscription {
     /// A first request came.
@@ -23,10 +31,8 @@ struct Subscription {
     /// Everything of the kind is wanted.
     all: bool,
     names: BTreeSet<Arc<str>>,
-    /// Versions that were sent, or that Envoy said it has.
-    has: BTreeMap<Arc<str>, Arc<str>>,
-    /// Versions that it certainly has: it said so, or agreed.
-    agreed: BTreeMap<Arc<str>, Arc<str>>,
+    /// By name, what was sent last, or what Envoy said it has.
+    has: BTreeMap<Arc<str>, Held>,
     /// Names that Envoy was told are not there.
     absent: BTreeSet<Arc<str>>,
     /// Something was sent; Envoy waits for a first response before it takes connections.
@@ -94,14 +100,12 @@ impl Conversation {
     pub(super) fn confirm(&mut self, catalog: &mut Catalog) -> bool {
         let mut confirmed = Vec::new();
         for (kind, subscription) in &self.of_kind {
-            for (name, version) in &subscription.agreed {
+            for (name, held) in subscription.has.iter().filter(|(_, held)| held.agreed) {
                 let name: Name = (*kind, Arc::clone(name));
                 let awaits = catalog.outcome(&name) == Some(&Outcome::Awaited);
                 let wanted = awaits.then(|| catalog.offer(&name)).flatten();
-                if wanted.is_some_and(|resource| resource.version == *version)
-                    && subscription.has.get(&name.1) == Some(version)
-                {
-                    confirmed.push((name, Arc::clone(version)));
+                if wanted.is_some_and(|resource| resource.version == held.version) {
+                    confirmed.push((name, Arc::clone(&held.version)));
                 }
             }
         }
@@ -128,8 +132,11 @@ impl Conversation {
         match &request.error_detail {
             None => {
                 catalog.accepted(&name, &version);
-                let subscription = self.of_kind.entry(name.0).or_default();
-                subscription.agreed.insert(name.1, version);
+                let subscription = self.of_kind.get_mut(&name.0);
+                let held = subscription.and_then(|subscription| subscription.has.get_mut(&name.1));
+                if let Some(held) = held.filter(|held| held.version == version) {
+                    held.agreed = true;
+                }
             }
             Some(error) => catalog.refused(&name, &version, &error.message),
         }
@@ -141,12 +148,11 @@ impl Conversation {
         if first {
             subscription.all = kind.is_whole() && request.resource_names_subscribe.is_empty();
             for (name, version) in &request.initial_resource_versions {
-                subscription
-                    .has
-                    .insert(name.as_str().into(), version.as_str().into());
-                subscription
-                    .agreed
-                    .insert(name.as_str().into(), version.as_str().into());
+                let held = Held {
+                    version: version.as_str().into(),
+                    agreed: true,
+                };
+                subscription.has.insert(name.as_str().into(), held);
                 catalog.accepted(&(kind, name.as_str().into()), version);
             }
         }
@@ -158,7 +164,6 @@ impl Conversation {
                 // Asked for anew is sent anew, except at the start, where versions say what is there.
                 if !first {
                     subscription.has.remove(name.as_str());
-                    subscription.agreed.remove(name.as_str());
                 }
             }
         }
@@ -168,7 +173,6 @@ impl Conversation {
             }
             subscription.names.remove(name.as_str());
             subscription.has.remove(name.as_str());
-            subscription.agreed.remove(name.as_str());
             subscription.absent.remove(name.as_str());
         }
     }
@@ -181,22 +185,24 @@ impl Conversation {
         let mut sending = Vec::new();
         for (name, resource) in catalog.offered(kind) {
             let full = busy || (self.careful && !sending.is_empty());
-            if !full && subscription.wants(name) && subscription.has.get(name) != Some(&resource.version) {
+            let held = subscription.has.get(name).map(|held| &held.version);
+            if !full && subscription.wants(name) && held != Some(&resource.version) {
                 sending.push((Arc::clone(name), resource.clone()));
             }
         }
         let gone = subscription.gone(kind, catalog);
         for name in &gone {
             subscription.has.remove(name);
-            subscription.agreed.remove(name);
         }
         if !kind.is_whole() {
             subscription.absent.extend(gone.iter().cloned());
         }
         for (name, resource) in &sending {
-            subscription
-                .has
-                .insert(Arc::clone(name), Arc::clone(&resource.version));
+            let held = Held {
+                version: Arc::clone(&resource.version),
+                agreed: false,
+            };
+            subscription.has.insert(Arc::clone(name), held);
             subscription.absent.remove(name);
         }
         let empty = kind.is_whole() && !subscription.answered;
@@ -424,5 +430,30 @@ mod tests {
         assert_eq!(outcome("a"), Some(Outcome::Accepted));
         assert_eq!(outcome("b"), Some(Outcome::Awaited));
         assert_eq!(sent(&talk.news(&catalog)), ["-c", "b@2"]);
+    }
+
+    #[test]
+    fn what_envoy_agreed_to_once_is_asked_again_after_something_else_was_sent() {
+        let mut catalog = Catalog::default();
+        put(&mut catalog, Kind::Listener, "a", "1");
+        let mut talk = Conversation::default();
+        let first = request(&mut talk, &ask(Kind::Listener, &[]), &mut catalog);
+        let agreed = reply(Kind::Listener, &first[0].nonce, None);
+        request(&mut talk, &agreed, &mut catalog);
+        put(&mut catalog, Kind::Listener, "a", "2");
+        assert_eq!(sent(&talk.news(&catalog)), ["a@2"]);
+        // Back, before Envoy has answered: until it does, it may still be at the other one.
+        put(&mut catalog, Kind::Listener, "a", "1");
+        let back = talk.news(&catalog);
+        assert_eq!(sent(&back), ["a@1"]);
+        assert!(!talk.confirm(&mut catalog));
+        let name = (Kind::Listener, "a".into());
+        assert_eq!(catalog.outcome(&name), Some(&Outcome::Awaited));
+        request(
+            &mut talk,
+            &reply(Kind::Listener, &back[0].nonce, None),
+            &mut catalog,
+        );
+        assert_eq!(catalog.outcome(&name), Some(&Outcome::Accepted));
     }
 }

@@ -29,6 +29,7 @@ use tracing::{debug, info, warn};
 use super::catalog::Catalog;
 use super::conversation::Conversation;
 use crate::als::Records;
+use crate::keep;
 
 /// Responses that wait to be written; a stream that doesn't read them is waited for.
 const QUEUE: usize = 64;
@@ -168,10 +169,7 @@ impl Drop for AdsServer {
 }
 
 fn listen(path: &Path, owner: Option<(u32, u32)>) -> std::io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    keep::remove(path)?;
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
     if let Some((uid, gid)) = owner {

@@ -23,6 +23,7 @@ use super::jail::Jail;
 use super::process::Process;
 use super::{EnvoyConfig, left};
 use crate::bootstrap::MAX_CONNECTIONS;
+use crate::keep;
 
 /// Descriptors of as many connections as Envoy holds at most (`bootstrap`), and some.
 const FILES: u32 = 2 * MAX_CONNECTIONS + 1024;
@@ -35,10 +36,7 @@ const ELF: &[u8; 4] = b"\x7fELF";
 /// Starts it; with `lines` it writes there and outlives this process.
 pub(super) fn spawn(config: &EnvoyConfig, lines: Option<&File>) -> io::Result<Process> {
     // A killed Envoy leaves its socket, which would answer nobody.
-    match std::fs::remove_file(config.admin_socket()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    keep::remove(&config.admin_socket())?;
     allow_files()?;
     let binary = File::open(&config.binary.path)?;
     let jail = Jail::new(config.user)?;
