@@ -47,7 +47,7 @@ metadata: {name: cart, namespace: shop}
 spec: {selector: {app: cart}, clusterIP: 10.96.0.9, ports: [{name: tcp, port: 80, targetPort: 8080}]}
 "#;
 
-fn allow(version: &str, account: &str) -> String {
+pub(crate) fn allow(version: &str, account: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
          metadata: {{name: only, namespace: shop, resourceVersion: \"{version}\"}}\n\
@@ -156,7 +156,7 @@ fn settings(folder: &Path, manifests: &Path) -> Settings {
     }
 }
 
-fn version(version: &str) -> api::WaitEnforcedRequest {
+pub(crate) fn version(version: &str) -> api::WaitEnforcedRequest {
     let object = api::ObjectVersion {
         kind: "AuthorizationPolicy".into(),
         namespace: "shop".into(),

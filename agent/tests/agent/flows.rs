@@ -21,7 +21,7 @@ use thyra_proto::thyra::v1::admin_service_client::AdminServiceClient;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
-use crate::api::{Agent, MESH};
+use crate::api::{Agent, MESH, allow, version};
 use crate::plane::Remembering;
 use crate::sample::pod;
 
@@ -326,7 +326,8 @@ async fn logging() -> (Agent, Inputs) {
         told.ended.insert(netns.into(), sockets);
         told.connections.insert(1, Vec::new());
     });
-    let agent = Agent::on(plane, &[("mesh.yaml", MESH)], |settings| {
+    let files = [("mesh.yaml", MESH), ("policy.yaml", &allow("1", "front"))];
+    let agent = Agent::on(plane, &files, |settings| {
         settings.flow_log = Some(FlowLogChoice::All);
     });
     let cart = Registration {
@@ -334,6 +335,9 @@ async fn logging() -> (Agent, Inputs) {
         ..pod("cart", "veth-cart", "10.0.0.2")
     };
     assert_eq!(agent.add(cart).await.id, 1);
+    // What is seen before the manifests are read has no names.
+    let mut admin = AdminServiceClient::new(agent.channel().await);
+    admin.wait_enforced(version("1")).await.expect("enforced");
     (agent, Inputs { events, ended })
 }
 
