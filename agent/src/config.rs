@@ -18,8 +18,8 @@ use thyra_policy_compiler::world::{Bootstrap, NodeOptions};
 use thyra_xds_client::{Server, ServerError};
 
 pub use choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HookChoice, HostTrafficChoice, LogFormat,
-    ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HookChoice, HostTrafficChoice,
+    LogFormat, ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
 };
 pub use settings::Settings;
 
@@ -134,6 +134,8 @@ pub struct Config {
     pub envoy: EnvoyChoice,
     /// User and group of Envoy.
     pub envoy_user: u32,
+    /// Which connections are judged once, by their first bytes.
+    pub l7_hold: HoldChoice,
     /// What the flow log keeps.
     pub flow_log: FlowLogChoice,
     /// One of two to this number of connections is logged.
@@ -222,6 +224,7 @@ impl Settings {
             identity_grace: Duration::from_secs(self.identity_grace.unwrap_or(DEFAULT_GRACE)),
             envoy: envoy_choice(self.envoy.as_deref()),
             envoy_user: self.envoy_user.unwrap_or(DEFAULT_ENVOY_USER),
+            l7_hold: self.l7_hold.unwrap_or_default(),
             flow_log: self.flow_log.unwrap_or_default(),
             flow_log_sampling: sampling(self.flow_log_sample.unwrap_or(1))?,
             budget,

@@ -7,6 +7,7 @@
 mod authorizers;
 mod cells;
 mod found;
+mod holds;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -21,6 +22,7 @@ use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::envoy::{
     Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyError, EnvoyState, Supervisor,
 };
+use thyra_node_proxy_bridge::hold::Oracles;
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
 use thyra_node_proxy_bridge::listener::HttpOptions;
 use thyra_node_proxy_bridge::listener::budget::REQUESTS_AT_ONCE;
@@ -31,6 +33,7 @@ use tracing::{info, warn};
 
 pub use self::cells::cells;
 use self::found::Found;
+use self::holds::Holds;
 use crate::chain::chain;
 use crate::keys::{Client, Keyring};
 use crate::reach::Reach;
@@ -120,6 +123,8 @@ pub enum L7Error {
 /// See the module.
 pub struct L7 {
     inline: Inline,
+    /// Connections that are judged once.
+    holds: Holds,
     config: EnvoyConfig,
     supervisor: Option<Supervisor>,
     group: EnvoyGroup,
@@ -185,8 +190,9 @@ impl L7 {
             ..HttpOptions::default()
         };
         let found = Found::look(&config, &group, known)?;
-        let server = AdsServer::start(&config.xds_socket(), user)?;
+        let server = Arc::new(AdsServer::start(&config.xds_socket(), user)?);
         let mut l7 = Self {
+            holds: Holds::new(Arc::clone(&server), &options.folder),
             inline: Inline::new(server, http.clone()),
             http,
             config,
@@ -233,14 +239,17 @@ impl L7 {
         let tokens = cells.iter().filter_map(|cell| cell.residual.http.tokens());
         self.keys.want(tokens.map(|tokens| &**tokens));
         self.inline.set_keys(self.keys.sets());
-        self.inline.apply(cells);
+        self.holds.apply(cells);
         self.cells = cells.to_vec();
+        self.apply_inline();
         if inherited {
             // It asks within a second of this agent's start, and has most of it: what it says in time goes on unbroken.
             self.runtime.block_on(self.inline.settled(REUNION));
+            // Its oracles are new ones.
+            self.settle();
         } else if self.is_ready() {
             self.settle();
-        } else if !self.inline.is_empty() {
+        } else if !self.inline.is_empty() || !self.holds.is_empty() {
             self.start();
         }
         true
@@ -249,16 +258,50 @@ impl L7 {
     /// Gives Envoy the keys that were fetched since.
     pub fn take_keys(&mut self) {
         if !self.inherited && self.inline.set_keys(self.keys.sets()) {
-            self.inline.apply(&self.cells);
+            self.apply_inline();
             if self.is_ready() {
                 self.settle();
             }
         }
     }
 
+    /// What is not held goes through Envoy.
+    fn apply_inline(&mut self) {
+        let (holds, cells) = (&self.holds, self.cells.iter());
+        let inline: Vec<Cell> = cells.filter(|cell| !holds.has(&cell.address)).cloned().collect();
+        self.inline.apply(&inline);
+    }
+
     /// Gives a running Envoy a moment to take what it was told.
     fn settle(&self) {
-        self.runtime.block_on(self.inline.settled(PATIENCE));
+        let mut changes = self.inline.changes();
+        let settled = async {
+            while !(self.inline.is_settled() && self.holds.is_settled()) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // What isn't then is refused until it is.
+        let _late = self
+            .runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, settled).await });
+    }
+
+    /// From now on what can be judged once is held, as `known` was by an earlier process; where its oracles are.
+    pub fn hold(&mut self, known: BTreeMap<Arc<str>, u16>) -> watch::Receiver<Arc<Oracles>> {
+        self.holds.start(known)
+    }
+
+    /// The number of each residual whose connections are held.
+    #[must_use]
+    pub fn holds(&self) -> BTreeMap<Arc<str>, u16> {
+        self.holds.numbers()
+    }
+
+    /// Tells who holds connections where the oracles are by now.
+    pub fn tell_oracles(&self) {
+        self.holds.tell();
     }
 
     /// Key sets that can't be had, in words.
@@ -276,6 +319,7 @@ impl L7 {
     /// The live tables name what is wanted and nothing else.
     pub fn retire(&mut self) {
         self.inline.retire();
+        self.holds.retire();
     }
 
     /// The port of each residual that Envoy judges.
@@ -287,7 +331,9 @@ impl L7 {
     /// Residuals that are refused, with the reason.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<Arc<str>, Refusal> {
-        self.inline.refused()
+        let mut refused = self.inline.refused();
+        refused.extend(self.holds.refused());
+        refused
     }
 
     /// Counters of which one moves whenever ports may have changed, other keys are there, or Envoy has come or gone.
@@ -308,7 +354,7 @@ impl L7 {
         match state {
             // It acknowledges what it is to listen for before it does.
             Some(EnvoyState::Starting) => true,
-            Some(EnvoyState::Ready { .. }) => !self.inline.is_settled(),
+            Some(EnvoyState::Ready { .. }) => !(self.inline.is_settled() && self.holds.is_settled()),
             Some(EnvoyState::Waiting { .. } | EnvoyState::Stopped) | None => false,
         }
     }

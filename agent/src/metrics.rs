@@ -6,6 +6,7 @@ mod flows;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
@@ -16,6 +17,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use thyra_datapath_abi::tables::Verdict;
+use thyra_node_proxy_bridge::hold::Counts;
 
 use self::flows::FlowCounts;
 use crate::board::Board;
@@ -82,6 +84,36 @@ pub fn registry(
     registry.register_collector(Box::new(RequestCounts(requests)));
     registry.register_collector(Box::new(FlowCounts(flows)));
     registry
+}
+
+/// Adds what becomes of connections that are held.
+pub fn held(registry: &mut Registry, counts: Arc<Counts>) {
+    registry.register_collector(Box::new(HeldCounts(counts)));
+}
+
+#[derive(Debug)]
+struct HeldCounts(Arc<Counts>);
+
+impl Collector for HeldCounts {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let help = "Connections whose first bytes were held, by what became of them";
+        let mut ends = encoder.encode_descriptor("held_connections", help, None, MetricType::Counter)?;
+        for (end, counter) in [
+            ("allowed", &self.0.allowed),
+            ("refused", &self.0.refused),
+            ("late", &self.0.late),
+            ("conflict", &self.0.conflicts),
+        ] {
+            ConstCounter::new(of(counter)).encode(ends.encode_family(&[("end", end)])?)?;
+        }
+        let help = "Segments of connections to be held that were dropped for want of room";
+        let full = encoder.encode_descriptor("held_full", help, None, MetricType::Counter)?;
+        ConstCounter::new(of(&self.0.full)).encode(full)?;
+        let help = "Connections whose first bytes are held now";
+        let now = encoder.encode_descriptor("held_now", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::try_from(of(&self.0.held)).unwrap_or(i64::MAX)).encode(now)
+    }
 }
 
 struct KernelCounters(SharedPlane);

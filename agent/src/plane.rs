@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thyra_datapath::{Connection, EndedSockets, Held};
+use thyra_datapath::{Connection, EndedSockets, Held, HeldConnection, Holding};
 use thyra_datapath_abi::count::{EndpointCounter, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event, Reason};
@@ -156,6 +156,40 @@ pub trait Plane: Send + Sync + 'static {
     /// # Errors
     /// Connections of listeners that went may still be remembered.
     fn set_listeners(&mut self, listeners: BTreeMap<Arc<str>, u16>) -> Result<(), PlaneError>;
+    /// Where connections come that are to be held; none where nothing can be.
+    ///
+    /// # Errors
+    /// They are dropped as before.
+    fn hold(&mut self) -> Result<Option<Holding>, PlaneError> {
+        Ok(None)
+    }
+    /// The residuals whose connections are held, with their numbers, as an earlier process left them.
+    fn holds(&self) -> BTreeMap<Arc<str>, u16> {
+        BTreeMap::new()
+    }
+    /// Whose connections are held, and under which number.
+    ///
+    /// # Errors
+    /// Connections of numbers that went may still be remembered.
+    fn set_holds(&mut self, holds: BTreeMap<Arc<str>, u16>) -> Result<(), PlaneError> {
+        drop(holds);
+        Ok(())
+    }
+    /// Forgets what was judged of connections that these tables, which are live, judge otherwise.
+    ///
+    /// # Errors
+    /// Some are still remembered.
+    fn keep_held(&mut self, tables: &Tables) -> Result<(), PlaneError> {
+        let _none = tables;
+        Ok(())
+    }
+    /// The connections that are held, or were.
+    ///
+    /// # Errors
+    /// The maps can't be read.
+    fn held_connections(&self) -> Result<Vec<HeldConnection>, PlaneError> {
+        Ok(Vec::new())
+    }
     /// Whether allowed new connections are reported as events.
     fn report_new(&mut self, on: bool);
     /// Which connections are reported for the flow log: one of two to this number.

@@ -10,6 +10,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use thyra_datapath::{Datapath, Deny, Hook, HostTraffic, NonTcp, OpenError, Order, Place};
+use thyra_node_proxy_bridge::hold::{Counts, Keeper};
 use thyra_proto::thyra::v1::admin_service_server::AdminServiceServer;
 use thyra_proto::thyra::v1::endpoint_service_server::EndpointServiceServer;
 use tokio::sync::watch;
@@ -23,7 +24,7 @@ use crate::board::Board;
 use crate::chain::chain;
 use crate::change::Topic;
 use crate::config::{
-    AttachChoice, Config, DenyChoice, HookChoice, HostTrafficChoice, NonTcpChoice, PolicySource,
+    AttachChoice, Config, DenyChoice, HoldChoice, HookChoice, HostTrafficChoice, NonTcpChoice, PolicySource,
 };
 use crate::flows::{self, Flows};
 use crate::held::Basis;
@@ -187,7 +188,11 @@ pub async fn run_on(
         state: config.state.clone(),
         node: config.node.name.clone(),
     };
-    let l7 = L7::open(&options, |cgroup| register(&plane, cgroup)).await?;
+    let mut l7 = L7::open(&options, |cgroup| register(&plane, cgroup)).await?;
+    let held = l7
+        .as_mut()
+        .filter(|_| config.l7_hold != HoldChoice::Off)
+        .and_then(|l7| hold(l7, &plane, &mut tasks, &stop));
     let news = l7.as_ref().map(L7::changes);
     let records = l7.as_ref().map(L7::records);
     let (handle, store) = Store::start(Parts {
@@ -224,14 +229,17 @@ pub async fn run_on(
         tasks.spawn(follow);
     }
     if let Some(listener) = metrics_listener {
-        let registry = Arc::new(metrics::registry(
+        let mut registry = metrics::registry(
             &metrics,
             plane.clone(),
             board.clone(),
             requests.clone(),
             flows.clone(),
-        ));
-        tasks.spawn(http::serve(listener, registry, stop.clone()));
+        );
+        if let Some(held) = held {
+            metrics::held(&mut registry, held);
+        }
+        tasks.spawn(http::serve(listener, Arc::new(registry), stop.clone()));
     }
     for source in sources {
         tasks.spawn(source.run(Feed::new(handle.clone(), board.clone()), stop.clone()));
@@ -334,6 +342,39 @@ fn register(plane: &SharedPlane, cgroup: &Path) -> bool {
 /// A file beside another one.
 fn beside(file: &Path, name: &str) -> PathBuf {
     file.parent().unwrap_or(Path::new(".")).join(name)
+}
+
+/// Holds connections that can be judged once, where that is possible here; what becomes of them.
+fn hold(
+    l7: &mut L7,
+    plane: &SharedPlane,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> Option<Arc<Counts>> {
+    let holding = lock::write(plane).hold();
+    let holding = match holding {
+        Ok(Some(holding)) => holding,
+        Ok(None) => return None,
+        Err(error) => {
+            warn!(
+                error = chain(&error),
+                "nothing can be held: all that needs L7 goes through envoy"
+            );
+            return None;
+        }
+    };
+    let known = lock::read(plane).holds();
+    let keeper = Keeper::new(holding, l7.hold(known));
+    let (stop, counts) = (stop.clone(), keeper.counts());
+    tasks.spawn(async move {
+        tokio::select! {
+            ended = keeper.run() => if let Err(error) = ended {
+                warn!(%error, "connections are no longer held: those that would be are dropped");
+            },
+            () = stop.cancelled() => {}
+        }
+    });
+    Some(counts)
 }
 
 async fn tell_of_envoy(mut news: watch::Receiver<u64>, handle: Handle, stop: CancellationToken) {

@@ -32,6 +32,8 @@ pub struct L7Standing {
     pub is_awaited: bool,
     /// Where it listens in a pod for what a residual judges, by residual.
     pub ports: BTreeMap<Arc<str>, u16>,
+    /// The number under which connections are held that a residual judges once, by residual.
+    pub holds: BTreeMap<Arc<str>, u16>,
     /// Residuals that it can't judge, and why.
     pub refused: BTreeMap<Arc<str>, String>,
     /// Endpoints whose connections can't be given to it, and why.

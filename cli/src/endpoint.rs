@@ -228,8 +228,19 @@ impl Entry {
 }
 
 impl From<v1::Residual> for Residual {
-    fn from(v1::Residual { address, http, other }: v1::Residual) -> Self {
-        Self { address, http, other }
+    fn from(residual: v1::Residual) -> Self {
+        let v1::Residual {
+            address,
+            http,
+            other,
+            way,
+        } = residual;
+        Self {
+            address,
+            http,
+            other,
+            way,
+        }
     }
 }
 
@@ -249,11 +260,16 @@ struct Residual {
     address: String,
     http: Vec<String>,
     other: Vec<String>,
+    /// Who is given its connections, and why.
+    way: String,
 }
 
 impl Residual {
     fn text(&self) -> String {
         let mut text = format!("\nleft to L7 ({}):\n", self.address);
+        if !self.way.is_empty() {
+            text += &format!("  {}\n", self.way);
+        }
         for (what, lines) in [("an HTTP request", &self.http), ("any other stream", &self.other)] {
             text += &format!("  {what}:\n");
             for line in lines {

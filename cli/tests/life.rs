@@ -4,6 +4,8 @@
 
 #[path = "life/failures.rs"]
 mod failures;
+#[path = "life/held.rs"]
+mod held;
 #[path = "life/leaks.rs"]
 mod leaks;
 #[path = "life/node.rs"]

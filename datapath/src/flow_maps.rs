@@ -5,12 +5,13 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::mem::offset_of;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use thyra_datapath_abi::{Flow4, Flow6, FlowState, maps};
+use thyra_datapath_abi::{Flow4, Flow6, FlowState, HeldFlow, maps};
 
 use crate::datagrams::DatagramMaps;
+use crate::held_flows::HeldFlows;
 use crate::host_flows::HostFlows;
 use crate::l7_flows::L7Flows;
 use crate::memory::Memory;
@@ -32,6 +33,8 @@ const UNANSWERED_LINGER: Duration = Duration::from_secs(130);
 
 pub(crate) const KEY4: usize = size_of::<Flow4>();
 pub(crate) const KEY6: usize = size_of::<Flow6>();
+/// Keys and values.
+pub(crate) type HeldEntries<const K: usize> = Vec<([u8; K], [u8; size_of::<HeldFlow>()])>;
 
 #[derive(Debug)]
 pub(crate) struct FlowMaps {
@@ -40,6 +43,7 @@ pub(crate) struct FlowMaps {
     host4: HostFlows<KEY4>,
     host6: HostFlows<KEY6>,
     l7: L7Flows,
+    held: HeldFlows,
 }
 
 /// What one `Datapath::collect` did.
@@ -74,6 +78,7 @@ impl FlowMaps {
             host4: HostFlows::new(source.map(maps::HOST_FLOWS4)?, endpoint4),
             host6: HostFlows::new(source.map(maps::HOST_FLOWS6)?, endpoint6),
             l7: L7Flows::open(source, (endpoint4, endpoint6))?,
+            held: HeldFlows::open(source, (endpoint4, endpoint6))?,
         })
     }
 
@@ -82,7 +87,8 @@ impl FlowMaps {
         Ok(self.outbound.sweep(memory, now_ns)
             + self.host4.sweep(now_ns, BUDGET, |_| ())?
             + self.host6.sweep(now_ns, BUDGET, |_| ())?
-            + self.l7.sweep(memory, now_ns, BUDGET)?)
+            + self.l7.sweep(memory, now_ns, BUDGET)?
+            + self.held.sweep(memory, now_ns, BUDGET)?)
     }
 
     /// Forgets all connections of an endpoint.
@@ -91,6 +97,7 @@ impl FlowMaps {
         self.datagrams.forget(endpoint);
         self.host4.forget(endpoint, |_| ())?;
         self.host6.forget(endpoint, |_| ())?;
+        self.held.forget(memory, endpoint)?;
         self.l7.forget(memory, endpoint)
     }
 
@@ -102,6 +109,25 @@ impl FlowMaps {
     /// Forgets all connections that listeners other than these have.
     pub(crate) fn keep_listeners(&self, memory: &Memory, ports: &BTreeSet<u16>) -> io::Result<()> {
         self.l7.keep(memory, ports)
+    }
+
+    /// Forgets all connections that are held, or were, for other residuals than those with these numbers.
+    pub(crate) fn keep_held(&self, memory: &Memory, residuals: &BTreeSet<u16>) -> io::Result<()> {
+        self.held.keep(memory, residuals)
+    }
+
+    /// Forgets all connections that are held, or were, and that `is_held` doesn't know.
+    pub(crate) fn keep_held_if(
+        &self,
+        memory: &Memory,
+        is_held: impl Fn(u16, IpAddr, u16, u16) -> bool,
+    ) -> io::Result<()> {
+        self.held.keep_if(memory, is_held)
+    }
+
+    /// All connections that are held, or were, by family.
+    pub(crate) fn held(&self) -> io::Result<(HeldEntries<KEY4>, HeldEntries<KEY6>)> {
+        Ok((self.held.flows4.all()?, self.held.flows6.all()?))
     }
 
     /// Connections that went straight from pod to pod go through the stack from now on.
@@ -140,10 +166,11 @@ impl FlowMaps {
     }
 
     /// Name and entries of each table, as of the last whole walk.
-    pub(crate) fn fill(&self) -> [(&'static str, usize); 8] {
+    pub(crate) fn fill(&self) -> [(&'static str, usize); 10] {
         let [outbound4, outbound6] = self.outbound.entries();
         let [datagrams4, datagrams6] = self.datagrams.entries();
         let [l7_4, l7_6] = self.l7.entries();
+        let [held4, held6] = self.held.entries();
         [
             (maps::OUTBOUND4, outbound4),
             (maps::OUTBOUND6, outbound6),
@@ -153,6 +180,8 @@ impl FlowMaps {
             (maps::HOST_FLOWS6, self.host6.entries()),
             (maps::L7_FLOWS4, l7_4),
             (maps::L7_FLOWS6, l7_6),
+            (maps::HELD_FLOWS4, held4),
+            (maps::HELD_FLOWS6, held6),
         ]
     }
 }

@@ -17,7 +17,8 @@ use crate::mapping::Mapping;
 use crate::open::{OpenError, Source};
 
 const WORD: usize = size_of::<u64>();
-const STATE_WORDS: usize = size_of::<State>() / WORD;
+/// 64-bit words of the state.
+pub(crate) const STATE_WORDS: usize = size_of::<State>() / WORD;
 const CONTROL: usize = offset_of!(State, control) / WORD;
 const RECORDS: usize = offset_of!(State, endpoints) / WORD;
 const RECORD_WORDS: usize = size_of::<EndpointRecord>() / WORD;
@@ -28,6 +29,7 @@ const L7: usize = offset_of!(State, l7) / WORD;
 const OUTBOUND: usize = offset_of!(State, outbound) / WORD;
 /// Where the table of interfaces begins, in entries of 16 bits.
 const INTERFACES: usize = offset_of!(State, ifindex) / size_of::<u16>();
+const AGENT: usize = offset_of!(State, agent) / WORD;
 const NETNS: usize = offset_of!(State, netns) / WORD;
 /// Where the table of listeners begins, in entries of 16 bits.
 const LISTENERS: usize = offset_of!(State, listeners) / size_of::<u16>();
@@ -136,12 +138,7 @@ impl Memory {
     }
 
     pub(crate) fn record(&self, endpoint: u16) -> EndpointRecord {
-        let mut record = EndpointRecord::default();
-        let start = RECORDS + usize::from(endpoint) * RECORD_WORDS;
-        for (i, bytes) in record.as_mut_bytes().chunks_exact_mut(8).enumerate() {
-            bytes.copy_from_slice(&self.state.load(start + i).to_ne_bytes());
-        }
-        record
+        record(&self.state, endpoint)
     }
 
     /// Writes an endpoint's record, the word with its interface last.
@@ -171,16 +168,21 @@ impl Memory {
         self.state.publish(NETNS + usize::from(endpoint), cookie);
     }
 
+    /// Who judges a verdict's residual: see `State::listeners`.
+    pub(crate) fn listener(&self, verdict: u16) -> u16 {
+        self.state
+            .load16(LISTENERS + usize::from(verdict) % limits::MAX_VERDICTS)
+    }
+
+    /// Which interface leads to the agent; 0 for none.
+    pub(crate) fn set_agent(&self, ifindex: u32) {
+        self.state.publish(AGENT, u64::from(ifindex));
+    }
+
     /// Says which port's listener judges a verdict's residual; 0 for none.
     pub(crate) fn set_listener(&self, verdict: u16, port: u16) {
         self.state
             .store16(LISTENERS + usize::from(verdict) % limits::MAX_VERDICTS, port);
-    }
-
-    /// The port of the listener that judges a verdict's residual; 0 for none.
-    pub(crate) fn listener(&self, verdict: u16) -> u16 {
-        self.state
-            .load16(LISTENERS + usize::from(verdict) % limits::MAX_VERDICTS)
     }
 
     pub(crate) fn sets(&self, endpoint: u16) -> EndpointSets {
@@ -194,6 +196,16 @@ impl Memory {
             self.bank(Table::EndpointSets, bank)[usize::from(endpoint)].store(0, Ordering::Relaxed);
         }
     }
+}
+
+/// An endpoint's record in the state.
+pub(crate) fn record(state: &Mapping, endpoint: u16) -> EndpointRecord {
+    let mut record = EndpointRecord::default();
+    let start = RECORDS + usize::from(endpoint) * RECORD_WORDS;
+    for (i, bytes) in record.as_mut_bytes().chunks_exact_mut(8).enumerate() {
+        bytes.copy_from_slice(&state.load(start + i).to_ne_bytes());
+    }
+    record
 }
 
 /// Where a table stands in `Table::ALL`.

@@ -9,8 +9,8 @@ use std::mem::offset_of;
 use aya_obj::Object;
 use thyra_datapath_abi::count::{EndpointCounter, EventBudget, ReasonCounter, VerdictCounter};
 use thyra_datapath_abi::{
-    Bank, CpuCounters, Datagram4, Datagram6, EndpointRecord, Event, Flow4, Flow6, FlowState, ListenerKey,
-    Opening, Slot6, State, limits, maps,
+    Bank, CpuCounters, Datagram4, Datagram6, EndpointRecord, Event, Flow4, Flow6, FlowState, HeldFlow,
+    HeldKey4, HeldKey6, HeldOpening, HeldVerdict, ListenerKey, Opening, Slot6, State, limits, maps,
 };
 use thyra_datapath_engine::Table;
 use thyra_datapath_engine::datagram_table::Key as DatagramKey;
@@ -209,6 +209,10 @@ fn records() -> Vec<(&'static str, Vec<usize>)> {
         }
         Opening { isn, port, flags }
         ListenerKey { netns, port, family }
+        HeldOpening { isns, residual, flags, pad }
+        HeldKey4 { flow, isns }
+        HeldKey6 { flow, isns }
+        HeldVerdict { isns, action, end }
         VerdictCounter { packets, bytes, connections }
         ReasonCounter { packets, bytes }
         EndpointCounter { to_pod_packets, from_pod_packets, to_pod_dropped, from_pod_dropped }
@@ -216,8 +220,8 @@ fn records() -> Vec<(&'static str, Vec<usize>)> {
     }
 }
 
-/// The same for the elements too large to make one.
-fn elements() -> [(&'static str, Vec<usize>); 3] {
+/// The same for the elements too large to make one, and for one that has no default.
+fn elements() -> [(&'static str, Vec<usize>); 4] {
     let counters = [
         offset_of!(CpuCounters, verdicts),
         offset_of!(CpuCounters, reasons),
@@ -237,7 +241,14 @@ fn elements() -> [(&'static str, Vec<usize>); 3] {
         offset_of!(State, l7_budget),
         offset_of!(State, l7),
         offset_of!(State, listeners),
+        offset_of!(State, agent),
         size_of::<State>(),
+    ];
+    let held = [
+        offset_of!(HeldFlow, state),
+        offset_of!(HeldFlow, isns),
+        offset_of!(HeldFlow, opened),
+        size_of::<HeldFlow>(),
     ];
     let bank = Table::ALL
         .map(Table::start)
@@ -247,6 +258,7 @@ fn elements() -> [(&'static str, Vec<usize>); 3] {
         ("State", state.to_vec()),
         ("Bank", bank.collect()),
         ("CpuCounters", counters.to_vec()),
+        ("HeldFlow", held.to_vec()),
     ]
 }
 

@@ -48,7 +48,7 @@ impl Variant {
     /// All that are pinned.
     fn names(self) -> Vec<&'static str> {
         let [to_pod, from_pod] = [self.program(Direction::To), self.program(Direction::From)];
-        let mut names = vec![from_pod, to_pod, maps::STEER, maps::REGISTER];
+        let mut names = vec![from_pod, to_pod, maps::STEER, maps::REGISTER, maps::FROM_AGENT];
         if self == Self::Inside {
             names.extend([maps::ORIGIN, maps::TO_POD_INSIDE]);
         }
@@ -85,6 +85,8 @@ pub(crate) struct Programs {
     origin: Option<Judge>,
     pub(crate) steer: SkLookup,
     pub(crate) register: SockOps,
+    /// Of the object that they are of.
+    pub(crate) content: String,
 }
 
 /// A link could not be made, pinned or given another program.
@@ -209,6 +211,7 @@ impl Programs {
         let refused = |name| move |source| OpenError::Program { name, source };
         Ok(Self {
             steer: SkLookup::from_pin(path(maps::STEER)).map_err(refused(maps::STEER))?,
+            content: object.content.clone(),
             register: SockOps::from_pin(path(maps::REGISTER)).map_err(refused(maps::REGISTER))?,
             to_pod: open(variant.program(Direction::To))?,
             from_pod: open(variant.program(Direction::From))?,
@@ -217,6 +220,11 @@ impl Programs {
                 Variant::Plain | Variant::Direct => None,
             },
         })
+    }
+
+    /// Whether what comes to a pod is judged at the pod's own end.
+    pub(crate) const fn are_inside(&self) -> bool {
+        self.origin.is_some()
     }
 
     /// The kernel's id of a program.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, ProgramError};
+use thyra_datapath_abi::held::is_held;
 use thyra_datapath_abi::maps::{REGISTER, STEER};
 use thyra_datapath_abi::tables::Verdict;
 
@@ -29,6 +30,8 @@ use crate::sys;
 pub(crate) struct Steering {
     /// Port of the listener of a residual, by its address.
     listeners: BTreeMap<Arc<str>, u16>,
+    /// Number of a residual whose connections are held, by its address.
+    pub(crate) holds: BTreeMap<Arc<str>, u16>,
     /// Where the endpoints' programs are.
     places: BTreeMap<u16, PathBuf>,
 }
@@ -38,7 +41,7 @@ impl Steering {
     pub(crate) fn listener_of(&self, verdict: &Verdict) -> u16 {
         let residual = verdict.residual.as_ref();
         residual
-            .and_then(|address| self.listeners.get(address))
+            .and_then(|address| self.holds.get(address).or_else(|| self.listeners.get(address)))
             .copied()
             .unwrap_or(0)
     }
@@ -203,14 +206,7 @@ impl Datapath {
         let ports: BTreeSet<u16> = listeners.values().copied().collect();
         let went = self.steering.listeners.values().any(|port| !ports.contains(port));
         self.steering.listeners = listeners;
-        let known: Vec<u16> = self.names.known().collect();
-        for id in known {
-            let port = self
-                .names
-                .get(id)
-                .map_or(0, |verdict| self.steering.listener_of(verdict));
-            self.memory.set_listener(id, port);
-        }
+        self.tell_listeners();
         if went {
             self.flows
                 .keep_listeners(&self.memory, &ports)
@@ -219,18 +215,27 @@ impl Datapath {
         Ok(())
     }
 
-    /// After a start: listeners of an Envoy that may be at work stay until the first call of `set_listeners`, and links
-    /// run this build's program.
+    /// Tells the programs who judges the verdicts.
+    pub(crate) fn tell_listeners(&self) {
+        for id in self.names.known() {
+            let port = self
+                .names
+                .get(id)
+                .map_or(0, |verdict| self.steering.listener_of(verdict));
+            self.memory.set_listener(id, port);
+        }
+    }
+
+    /// After a start: listeners of an Envoy that may be at work stay until the first call of `set_listeners`, numbers
+    /// of what is held until that of `set_holds`, and links run this build's program.
     pub(crate) fn pick_up_steering(&mut self) -> Result<(), OpenError> {
+        self.pick_up_holds();
         let in_use = self.names.in_use().filter_map(|(id, verdict)| {
-            let port = Some(self.memory.listener(id)).filter(|port| *port != 0)?;
+            let port = Some(self.memory.listener(id)).filter(|port| *port != 0 && !is_held(*port))?;
             Some((Arc::clone(verdict.residual.as_ref()?), port))
         });
         self.steering.listeners = in_use.collect();
-        for id in self.names.known().collect::<Vec<_>>() {
-            let port = self.names.get(id).map_or(0, |v| self.steering.listener_of(v));
-            self.memory.set_listener(id, port);
-        }
+        self.tell_listeners();
         let mut linked = BTreeSet::new();
         let program = self
             .programs

@@ -90,12 +90,12 @@ impl VerdictNames {
         self.by_id.get(&id)
     }
 
-    /// Ids that have a name or are referred to.
     /// Those that a bank refers to, with their names.
     pub(crate) fn in_use(&self) -> impl Iterator<Item = (u16, &Verdict)> {
         self.live.iter().filter_map(|id| Some((*id, self.by_id.get(id)?)))
     }
 
+    /// Ids that have a name or are referred to.
     pub(crate) fn known(&self) -> impl Iterator<Item = u16> {
         self.by_id
             .keys()

@@ -61,7 +61,7 @@ fn code(end: End) -> i32 {
     match end {
         End::Pass | End::PassOwn | End::Revoke => NEXT,
         End::Drop => SHOT,
-        End::Refuse | End::Redirect(_) | End::RevokeInto(_) => REDIRECT,
+        End::Refuse | End::Redirect(_) | End::RevokeInto(_) | End::Divert | End::GivenBack(_) => REDIRECT,
     }
 }
 

@@ -91,7 +91,7 @@ type Filled = (Slot, Vec<(Name, Resource)>);
 #[derive(Debug)]
 pub struct Bridge {
     config: BridgeConfig,
-    server: AdsServer,
+    server: Arc<AdsServer>,
     places: Places,
     slots: Vec<Slot>,
     refused: BTreeMap<Question, Refusal>,
@@ -112,14 +112,47 @@ impl Bridge {
     /// The xDS socket can't be made.
     pub fn start(config: BridgeConfig) -> Result<Self, AdsError> {
         let server = AdsServer::start(&config.xds_socket, config.owner)?;
-        Ok(Self {
+        Ok(Self::new(Arc::new(server), config, 0))
+    }
+
+    /// Beside others that Envoy asks the same server for. No name is one of an earlier bridge's: an Envoy that was told
+    /// of those may still be at work, and takes them back with the first change; nobody asks at their sockets any more.
+    #[must_use]
+    pub fn beside(server: Arc<AdsServer>, config: BridgeConfig) -> Self {
+        for path in left(&config.oracles) {
+            remove(&path);
+        }
+        Self::new(server, config, since_boot())
+    }
+
+    fn new(server: Arc<AdsServer>, config: BridgeConfig, next: u64) -> Self {
+        Self {
             config,
             server,
             places: Places::new(),
             slots: Vec::new(),
             refused: BTreeMap::new(),
-            next: 0,
-        })
+            next,
+        }
+    }
+
+    /// What Envoy is not given, with the reason.
+    #[must_use]
+    pub fn refused(&self) -> &BTreeMap<Question, Refusal> {
+        &self.refused
+    }
+
+    /// Whether Envoy has said its word on everything.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let mut questions = self.slots.iter().map(|slot| &slot.question);
+        !questions.any(|question| self.standing(question) == Standing::Awaited)
+    }
+
+    /// Whether nothing is wanted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
     }
 
     /// Where authorizers are, from the next `apply` on.
@@ -329,8 +362,56 @@ impl Bridge {
     }
 }
 
+/// Nanoseconds: more than any bridge on this boot has given names.
+fn since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanos) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// The sockets of an earlier bridge's oracles.
+fn left(oracles: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(oracles) else {
+        return Vec::new();
+    };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_oracle = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let stem = name.and_then(|name| name.strip_suffix(".sock"));
+        let number = stem.and_then(|stem| stem.strip_prefix(['h', 's']));
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+    };
+    paths.filter(is_oracle).collect()
+}
+
 fn remove(path: &Path) {
     if let Err(error) = keep::remove(path) {
         debug!(path = %path.display(), %error, "can't remove the socket of a listener that went");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_bridge_gives_an_oracle_a_name_that_an_earlier_one_gave() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Arc::new(AdsServer::start(&folder.path().join("xds.sock"), None).unwrap());
+        let config = BridgeConfig {
+            xds_socket: folder.path().to_owned(),
+            oracles: folder.path().to_owned(),
+            owner: None,
+            http: HttpOptions::default(),
+        };
+        let mut first = Bridge::beside(Arc::clone(&server), config.clone());
+        let names: Vec<Arc<str>> = (0..1024).map(|_| first.fresh_name(Reading::Stream)).collect();
+        let left = first.socket(&names[0]);
+        std::fs::write(&left, "").unwrap();
+        let mut second = Bridge::beside(server, config);
+        let later = second.fresh_name(Reading::Stream);
+        assert!(!names.contains(&later), "{later}");
+        assert!(!left.exists());
+        assert!(folder.path().join("xds.sock").exists());
     }
 }

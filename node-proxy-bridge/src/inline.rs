@@ -75,7 +75,7 @@ struct Asked {
 /// Feeds Envoy with listeners inside pods.
 #[derive(Debug)]
 pub struct Inline {
-    server: AdsServer,
+    server: Arc<AdsServer>,
     options: HttpOptions,
     keys: KeySets,
     places: Places,
@@ -94,9 +94,9 @@ pub struct Inline {
 impl Inline {
     /// Nothing is wanted yet.
     #[must_use]
-    pub fn new(server: AdsServer, options: HttpOptions) -> Self {
+    pub fn new(server: impl Into<Arc<AdsServer>>, options: HttpOptions) -> Self {
         Self {
-            server,
+            server: server.into(),
             options,
             keys: KeySets::new(),
             places: Places::new(),

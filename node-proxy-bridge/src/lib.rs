@@ -11,6 +11,7 @@ pub mod bootstrap;
 pub mod bridge;
 pub mod cluster;
 pub mod envoy;
+pub mod hold;
 pub mod inline;
 mod keep;
 pub mod listener;

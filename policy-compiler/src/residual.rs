@@ -355,6 +355,58 @@ impl<R: Clone> Residual<R> {
     }
 }
 
+/// Who is given a connection whose verdict needs L7.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Envoy in its middle, which judges each request.
+    Inline,
+    /// The pod itself, once the first bytes have been judged.
+    Hold,
+}
+
+impl Way {
+    /// In words, with the reason.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Inline => "inline: each request is judged",
+            Self::Hold => "hold: the server name is the same for the whole connection",
+        }
+    }
+}
+
+impl<R: PartialEq> Residual<R> {
+    /// The cheapest way that answers alike: what asks for nothing but the server name of the ClientHello, whatever else
+    /// the stream turns out to be, is answered once for the connection.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        if self.http == self.other && self.other.asks_the_server_name_alone() {
+            Way::Hold
+        } else {
+            Way::Inline
+        }
+    }
+}
+
+impl<R> Answer<R> {
+    fn asks_the_server_name_alone(&self) -> bool {
+        match self {
+            Self::Constant(action, ..) => matches!(action, Action::Allow | Action::Deny),
+            Self::Rules(rules) => {
+                let of = |conditions: &Conditions| {
+                    let tests = conditions.from.iter().chain(&conditions.to).flatten();
+                    let mut tests = tests.chain(&conditions.when);
+                    tests.all(|test| matches!(test, Test::Sni(_)))
+                };
+                let mut rest = rules.deny.iter().chain(&rules.allow);
+                rules.custom.is_empty() && rest.all(|(_, conditions)| of(conditions))
+            }
+            Self::Stricter(a, b) => a.asks_the_server_name_alone() && b.asks_the_server_name_alone(),
+            Self::Authenticated(..) => false,
+        }
+    }
+}
+
 impl Residual<RuleRef> {
     /// Its address: the first 128 bits of SHA-256 over its text, as hex digits. Equal residuals share it.
     #[must_use]

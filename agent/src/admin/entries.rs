@@ -9,6 +9,7 @@ use thyra_datapath_abi::count::VerdictCounter;
 use thyra_datapath_abi::tables::{ClassInfo, EndpointTables, Tables, Verdict};
 use thyra_datapath_abi::{Action, Mode};
 use thyra_policy_compiler::explain::{self, Line};
+use thyra_policy_compiler::residual::Way;
 use thyra_proto::thyra::v1 as api;
 use tonic::Status;
 
@@ -81,9 +82,19 @@ fn residuals(snapshot: &Snapshot, entries: &[api::PolicyEntry]) -> Vec<api::Resi
             address: address.to_owned(),
             http: residual.http_words(),
             other: residual.other_words(),
+            way: way(snapshot, address, residual.way()).to_owned(),
         })
     });
     held.collect()
+}
+
+/// Who is given the connections of a residual, in words.
+fn way(snapshot: &Snapshot, address: &str, cheapest: Way) -> &'static str {
+    match cheapest {
+        Way::Inline => Way::Inline.words(),
+        Way::Hold if snapshot.l7.holds.contains_key(address) => Way::Hold.words(),
+        Way::Hold => "inline: could be judged once for the connection; see `--l7-hold` and the agent's log",
+    }
 }
 
 struct View<'a> {
@@ -115,7 +126,7 @@ impl View<'_> {
             .unwrap_or_default();
         let proxy_port = self.proxy_port(wanted);
         let mut shown = verdict::to_api(wanted);
-        if proxy_port != 0 {
+        if proxy_port != 0 || self.is_held(wanted) {
             shown.enforced_by = verdict::WITH_ENVOY.to_owned();
         }
         let pending = line.pending.then(|| "pending".to_owned());
@@ -150,6 +161,15 @@ impl View<'_> {
             .and_then(|residual| l7.ports.get(residual))
             .copied()
             .unwrap_or(0)
+    }
+
+    /// Whether connections with this verdict are held until an oracle of Envoy's has answered.
+    fn is_held(&self, verdict: &Verdict) -> bool {
+        let l7 = &self.snapshot.l7;
+        let judged = |residual| l7.holds.contains_key(residual) && !l7.refused.contains_key(residual);
+        verdict.cell_action() == Action::Proxy
+            && self.placed.mode == Mode::Enforce
+            && verdict.residual.as_ref().is_some_and(judged)
     }
 
     /// One line for each cell that the kernel holds differently.

@@ -71,6 +71,17 @@ impl PolicySource {
     }
 }
 
+/// `--l7-hold`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldChoice {
+    /// All that needs L7 goes through Envoy.
+    #[default]
+    Off,
+    /// What asks for the server name of TLS alone is judged once, by its first bytes.
+    Tls,
+}
+
 /// `--deny`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]

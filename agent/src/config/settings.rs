@@ -9,8 +9,8 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::choice::{
-    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HookChoice, HostTrafficChoice, LogFormat,
-    ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
+    AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HookChoice, HostTrafficChoice,
+    LogFormat, ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
 };
 
 /// Flags and file keys; see `Config` for what they mean together.
@@ -114,6 +114,9 @@ pub struct Settings {
     /// User and group id that Envoy runs as [default: 65532]
     #[arg(long, value_name = "UID")]
     pub envoy_user: Option<u32>,
+    /// Which connections are judged once, by their first bytes, and go on without Envoy [default: off]
+    #[arg(long, value_enum)]
+    pub l7_hold: Option<HoldChoice>,
     /// What the flow log keeps: nothing, what is refused, or all TCP connections [default: denied]
     #[arg(long, value_enum)]
     pub flow_log: Option<FlowLogChoice>,
@@ -187,6 +190,7 @@ impl Settings {
             non_tcp: self.non_tcp.or(file.non_tcp),
             envoy: self.envoy.or(file.envoy),
             envoy_user: self.envoy_user.or(file.envoy_user),
+            l7_hold: self.l7_hold.or(file.l7_hold),
             flow_log: self.flow_log.or(file.flow_log),
             flow_log_sample: self.flow_log_sample.or(file.flow_log_sample),
             envoy_memory: self.envoy_memory.or(file.envoy_memory),

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use thyra_datapath::{
     AttachError, CommitError, Connection, Datapath, EndedSockets, EndpointSpec, EndpointStatus, EventReader,
-    Held, InsideError, KernelView, LocalRedirect, Origin, Place, ReserveError, SocketWatch,
+    Held, HeldConnection, Holding, InsideError, KernelView, LocalRedirect, Origin, Place, ReserveError,
+    SocketWatch,
 };
 use thyra_datapath_abi::tables::{Tables, Verdict};
 use thyra_datapath_abi::{Action, Event};
@@ -125,6 +126,26 @@ impl Plane for Datapath {
 
     fn register_envoy(&mut self, cgroup: &Path) -> Result<bool, PlaneError> {
         self.register(cgroup).map_err(|e| failed(&e))
+    }
+
+    fn hold(&mut self) -> Result<Option<Holding>, PlaneError> {
+        Datapath::hold(self).map(Some).map_err(|e| failed(&e))
+    }
+
+    fn holds(&self) -> BTreeMap<Arc<str>, u16> {
+        Datapath::holds(self).clone()
+    }
+
+    fn set_holds(&mut self, holds: BTreeMap<Arc<str>, u16>) -> Result<(), PlaneError> {
+        Datapath::set_holds(self, holds).map_err(|e| failed(&e))
+    }
+
+    fn keep_held(&mut self, tables: &Tables) -> Result<(), PlaneError> {
+        Datapath::keep_held(self, tables).map_err(|e| failed(&e))
+    }
+
+    fn held_connections(&self) -> Result<Vec<HeldConnection>, PlaneError> {
+        Datapath::held_connections(self).map_err(|e| failed(&e))
     }
 
     fn set_listeners(&mut self, listeners: BTreeMap<Arc<str>, u16>) -> Result<(), PlaneError> {

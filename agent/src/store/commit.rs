@@ -62,6 +62,7 @@ impl Store {
             ));
             (Arc::new(tables), Arc::new(done.verdict_ids))
         };
+        self.forget_unheld(&tables);
         if asked {
             self.retire_l7();
         }

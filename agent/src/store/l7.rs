@@ -15,8 +15,12 @@ use crate::l7::{self, L7};
 use crate::snapshot::{L7Standing, Snapshot};
 
 impl Store {
-    /// Before anything else: listeners that no Envoy is behind any more are nobody's.
+    /// Before anything else: listeners that no Envoy is behind any more are nobody's, and so is what nobody holds.
     pub(super) fn forget_listeners(&mut self) {
+        let holds = self.l7.as_ref().map(L7::holds).unwrap_or_default();
+        if let Err(error) = lock::write(&self.plane).set_holds(holds) {
+            warn!(error = chain(&error), "held connections are not cut");
+        }
         if self.l7.as_ref().is_some_and(L7::is_inherited) {
             return;
         }
@@ -36,7 +40,9 @@ impl Store {
         let registrations = &self.held.registrations;
         let cells = l7::cells(tables, self.compiler.residuals(), registrations);
         let changed = l7.prepare(&cells, &self.held.world);
-        let pods: BTreeSet<&str> = cells.iter().map(|cell| cell.place.pod.as_str()).collect();
+        let holds = l7.holds();
+        let inline = cells.iter().filter(|cell| !holds.contains_key(&cell.address));
+        let pods: BTreeSet<&str> = inline.map(|cell| cell.place.pod.as_str()).collect();
         let needy = registrations
             .iter()
             .filter(|(_, r)| pods.contains(r.uid.as_str()));
@@ -66,6 +72,16 @@ impl Store {
             let why = chain(&error);
             warn!(pod = registration.pod(), why, "what needs L7 is refused");
             self.unsteered.insert(id, why);
+        }
+    }
+
+    /// What was judged once of connections counts only as long as these tables, which are live, ask for it.
+    pub(super) fn forget_unheld(&mut self, tables: &Tables) {
+        if let Err(error) = lock::write(&self.plane).keep_held(tables) {
+            warn!(
+                error = chain(&error),
+                "what was judged of connections is not forgotten"
+            );
         }
     }
 
@@ -99,6 +115,13 @@ impl Store {
         let Some(l7) = self.l7.as_ref().filter(|l7| !l7.is_inherited()) else {
             return;
         };
+        l7.tell_oracles();
+        if let Err(error) = lock::write(&self.plane).set_holds(l7.holds()) {
+            warn!(
+                error = chain(&error),
+                "held connections of rules that went are not cut"
+            );
+        }
         if let Err(error) = lock::write(&self.plane).set_listeners(l7.ports()) {
             warn!(
                 error = chain(&error),
@@ -116,6 +139,7 @@ impl Store {
             available: true,
             is_awaited: l7.is_awaited(),
             ports: l7.ports(),
+            holds: l7.holds(),
             refused: refused
                 .map(|(residual, why)| (residual, chain(&why)))
                 .collect::<BTreeMap<_, _>>(),

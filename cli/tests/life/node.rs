@@ -44,6 +44,16 @@ pub(crate) type Answer = io::Result<u16>;
 impl Node {
     /// None, loudly, where it can't be had.
     pub(crate) fn up() -> Option<Self> {
+        let node = Self::bare(&folder())?;
+        node.serve();
+        node.wait("requests are answered", || {
+            node.ask("/public").is_ok_and(|s| s == 200)
+        });
+        Some(node)
+    }
+
+    /// The lab of this folder, without the server.
+    pub(crate) fn bare(folder: &Path) -> Option<Self> {
         if let Some(missing) = missing() {
             let on_ci = std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "false" && v != "0");
             assert!(!on_ci, "{missing}");
@@ -51,7 +61,6 @@ impl Node {
             return None;
         }
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = folder();
         let output = thyra(&["lab", "up", &folder.display().to_string()]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
@@ -61,18 +70,13 @@ impl Node {
         };
         let id = between("lab `", "`").expect("an id");
         let address = between("shop/cart  ", " ").expect("an address");
-        let node = Self {
+        Some(Self {
             id,
             server: format!("{address}:{PORT}").parse().expect("an address"),
             echo: format!("{address}:{ECHO}").parse().expect("an address"),
             bypasses: Arc::default(),
             _one: one,
-        };
-        node.serve();
-        node.wait("requests are answered", || {
-            node.ask("/public").is_ok_and(|s| s == 200)
-        });
-        Some(node)
+        })
     }
 
     /// The server in the pod: an answer for each request, and a note of each that should not have come.

@@ -57,8 +57,11 @@ pub struct State {
     pub l7_budget: u64,
     /// How many it has, by endpoint id.
     pub l7: [u64; MAX_ENDPOINTS],
-    /// Port of the listener that judges a verdict's residual, by verdict id; 0 for none.
+    /// Who judges a verdict's residual, by verdict id: a port of Envoy's in the pod, or the number under which its
+    /// connections are held (`held::is_held`); 0 for nobody.
     pub listeners: [u16; MAX_VERDICTS],
+    /// Index of the interface that leads to the agent, which holds packets; 0 for none.
+    pub agent: u64,
 }
 
 const _: () = assert!(

@@ -4,7 +4,10 @@
 
 use crate::datagram::{DATAGRAM_SLOTS, DatagramBucket4, DatagramBucket6};
 use crate::flow::{FLOW_SLOTS, FlowBucket4, FlowBucket6};
-use crate::{Bank, CpuCounters, Flow4, Flow6, FlowState, ListenerKey, State};
+use crate::{
+    Bank, CpuCounters, Flow4, Flow6, FlowState, HeldFlow, HeldKey4, HeldKey6, HeldOpening, HeldVerdict,
+    ListenerKey, State,
+};
 
 /// Endpoint ids are 1 to 255; 0 means "no endpoint".
 pub const MAX_ENDPOINTS: usize = 256;
@@ -51,6 +54,10 @@ pub const MAX_L7_FLOWS: usize = 32_768;
 pub const L7_BUDGET: u64 = 4_096;
 /// The same before their client has answered; the oldest ones make room.
 pub const MAX_L7_OPENING: usize = 8_192;
+/// Connections that are held or were, per family, all endpoints together; `L7_BUDGET` counts them too.
+pub const MAX_HELD_FLOWS: usize = 8_192;
+/// The same before their client has answered, and verdicts on them; the oldest ones make room.
+pub const MAX_HELD_OPENING: usize = 2_048;
 /// Listening sockets of Envoy in all pods, both families.
 pub const MAX_LISTENERS: usize = 16_384;
 /// The first port on which Envoy listens inside a pod; 15000 to 15090 are Istio's own.
@@ -75,10 +82,19 @@ const HOST_FLOW_BYTES: usize = MAX_HOST_FLOWS
 const L7_BYTES: usize = (MAX_L7_FLOWS + MAX_L7_OPENING)
     * (size_of::<Flow4>() + size_of::<Flow6>() + 2 * size_of::<FlowState>() + 2 * HASH_ENTRY_BYTES)
     + MAX_LISTENERS * (size_of::<ListenerKey>() + HASH_ENTRY_BYTES);
+const HELD_BYTES: usize = MAX_HELD_FLOWS
+    * (size_of::<Flow4>() + size_of::<Flow6>() + 2 * size_of::<HeldFlow>() + 2 * HASH_ENTRY_BYTES)
+    + MAX_HELD_OPENING
+        * (size_of::<Flow4>() + size_of::<Flow6>() + 2 * size_of::<HeldOpening>() + 2 * HASH_ENTRY_BYTES)
+    + MAX_HELD_OPENING
+        * (size_of::<HeldKey4>()
+            + size_of::<HeldKey6>()
+            + 2 * size_of::<HeldVerdict>()
+            + 2 * HASH_ENTRY_BYTES);
 const OUTBOUND_BYTES: usize = FLOW_BUCKETS * (size_of::<FlowBucket4>() + size_of::<FlowBucket6>());
 const DATAGRAM_BYTES: usize =
     MAX_ENDPOINTS * DATAGRAM_BUCKETS * (size_of::<DatagramBucket4>() + size_of::<DatagramBucket6>());
-const FLOW_BYTES: usize = HOST_FLOW_BYTES + OUTBOUND_BYTES + DATAGRAM_BYTES + L7_BYTES;
+const FLOW_BYTES: usize = HOST_FLOW_BYTES + OUTBOUND_BYTES + DATAGRAM_BYTES + L7_BYTES + HELD_BYTES;
 
 /// Bytes of all maps on a machine with `cpus` CPUs, the LPM tables (allocated as they fill) left out.
 #[must_use]

@@ -11,6 +11,9 @@
 //! | `L7_FLOWS4`, `L7_FLOWS6` | hash | `Flow4`, `Flow6` → `FlowState`, tagged with the listener's port |
 //! | `L7_OPENING4`, `L7_OPENING6` | LRU hash | `Flow4`, `Flow6` → `Opening` |
 //! | `L7_LISTENERS` | socket hash | `ListenerKey` → a listening socket of Envoy |
+//! | `HELD_OPENING4`, `HELD_OPENING6` | LRU hash | `Flow4`, `Flow6` → `HeldOpening` |
+//! | `HELD_FLOWS4`, `HELD_FLOWS6` | hash | `Flow4`, `Flow6` → `HeldFlow` |
+//! | `HELD_VERDICTS4`, `HELD_VERDICTS6` | LRU hash | `HeldKey4`, `HeldKey6` → `HeldVerdict` |
 //! | `INSIDE` | program array | 0 → `TO_POD_INSIDE` |
 //! | `COUNTERS` | mmap array | CPU → `CpuCounters` |
 //! | `EVENTS` | ring buffer | `Event` |
@@ -25,7 +28,8 @@ macro_rules! names {
 
 names! {
     STATE BANKS BLOCKS4 BLOCKS6 OUTBOUND4 OUTBOUND6 DATAGRAMS4 DATAGRAMS6 HOST_FLOWS4 HOST_FLOWS6
-    L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS INSIDE COUNTERS EVENTS
+    L7_FLOWS4 L7_FLOWS6 L7_OPENING4 L7_OPENING6 L7_LISTENERS HELD_OPENING4 HELD_OPENING6 HELD_FLOWS4
+    HELD_FLOWS6 HELD_VERDICTS4 HELD_VERDICTS6 INSIDE COUNTERS EVENTS
 }
 
 /// Program at the host veth's egress.
@@ -50,6 +54,9 @@ pub const HOST_IFINDEX: &str = "HOST_IFINDEX";
 pub const STEER: &str = "steer";
 /// Program at Envoy's control group: notes its listening sockets.
 pub const REGISTER: &str = "register";
+
+/// Program at the interface through which the agent gives back what it held.
+pub const FROM_AGENT: &str = "from_agent";
 
 /// Flag of a map that user space may mmap (`BPF_F_MMAPABLE`).
 pub const MMAPABLE: u32 = 1 << 10;

@@ -1,5 +1,7 @@
 //! The programs at the host end of a pod's veth: `to_pod` at its egress, `from_pod` at its ingress; and those that give
-//! a connection to Envoy: `steer` in the pod's network namespace, `register` at Envoy's control group.
+//! a connection to Envoy: `steer` in the pod's network namespace, `register` at Envoy's control group, `from_agent`
+//! at the
+//! interface of what was held.
 //!
 //! Invariant: nothing is decided here. This crate loads bytes, looks up maps and carries out what the engine
 //! says; off the BPF target it is an empty program, so that the whole workspace builds with one compiler.
@@ -16,6 +18,8 @@ mod direct;
 mod events;
 #[cfg(target_arch = "bpf")]
 mod flows;
+#[cfg(target_arch = "bpf")]
+mod held;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]

@@ -11,12 +11,15 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, ProgramArray, RingBuf,
 use thyra_datapath_abi::datagram::{DatagramBucket4, DatagramBucket6};
 use thyra_datapath_abi::flow::{FlowBucket4, FlowBucket6};
 use thyra_datapath_abi::limits::{
-    DATAGRAM_BUCKETS, EVENT_RING_BYTES, FLOW_BUCKETS, MAX_BLOCKS, MAX_ENDPOINTS, MAX_HOST_FLOWS,
-    MAX_L7_FLOWS, MAX_L7_OPENING, MAX_LISTENERS,
+    DATAGRAM_BUCKETS, EVENT_RING_BYTES, FLOW_BUCKETS, MAX_BLOCKS, MAX_ENDPOINTS, MAX_HELD_FLOWS,
+    MAX_HELD_OPENING, MAX_HOST_FLOWS, MAX_L7_FLOWS, MAX_L7_OPENING, MAX_LISTENERS,
 };
 use thyra_datapath_abi::maps::MMAPABLE;
 use thyra_datapath_abi::source::{Block4, Block6};
-use thyra_datapath_abi::{Bank, CpuCounters, Flow4, Flow6, FlowState, ListenerKey, Opening, State};
+use thyra_datapath_abi::{
+    Bank, CpuCounters, Flow4, Flow6, FlowState, HeldFlow, HeldKey4, HeldKey6, HeldOpening, HeldVerdict,
+    ListenerKey, Opening, State,
+};
 
 /// What follows the prefix length in a key of the CIDR tables (`Block4`, `Block6`).
 #[repr(C)]
@@ -62,6 +65,22 @@ pub static L7_OPENING4: LruHashMap<Flow4, Opening> = LruHashMap::with_max_entrie
 pub static L7_OPENING6: LruHashMap<Flow6, Opening> = LruHashMap::with_max_entries(MAX_L7_OPENING as u32, 0);
 #[map]
 pub static L7_LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(MAX_LISTENERS as u32, 0);
+#[map]
+pub static HELD_OPENING4: LruHashMap<Flow4, HeldOpening> =
+    LruHashMap::with_max_entries(MAX_HELD_OPENING as u32, 0);
+#[map]
+pub static HELD_OPENING6: LruHashMap<Flow6, HeldOpening> =
+    LruHashMap::with_max_entries(MAX_HELD_OPENING as u32, 0);
+#[map]
+pub static HELD_FLOWS4: HashMap<Flow4, HeldFlow> = HashMap::with_max_entries(MAX_HELD_FLOWS as u32, 0);
+#[map]
+pub static HELD_FLOWS6: HashMap<Flow6, HeldFlow> = HashMap::with_max_entries(MAX_HELD_FLOWS as u32, 0);
+#[map]
+pub static HELD_VERDICTS4: LruHashMap<HeldKey4, HeldVerdict> =
+    LruHashMap::with_max_entries(MAX_HELD_OPENING as u32, 0);
+#[map]
+pub static HELD_VERDICTS6: LruHashMap<HeldKey6, HeldVerdict> =
+    LruHashMap::with_max_entries(MAX_HELD_OPENING as u32, 0);
 /// One element for each possible CPU: user space says how many when it loads the object.
 #[map]
 pub static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MMAPABLE);

@@ -61,6 +61,12 @@ pub fn origin(ctx: TcContext) -> i32 {
     program::origin(ThisNode::<true>, Skb::<false>(ctx.skb.skb))
 }
 
+/// At the ingress of the agent's interface: a packet that it gives back.
+#[classifier]
+pub fn from_agent(ctx: TcContext) -> i32 {
+    program::from_agent(ThisNode::<true>, Skb::<false>(ctx.skb.skb))
+}
+
 /// Lets every packet go on: what benchmarks compare with. Never attached to a pod.
 #[classifier]
 pub fn empty(_: TcContext) -> i32 {

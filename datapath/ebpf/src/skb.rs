@@ -12,13 +12,14 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use thyra_datapath_abi::EndpointRecord;
 use thyra_datapath_abi::maps::OWN_MARK;
 use thyra_datapath_engine::account::Direction;
+use thyra_datapath_engine::decide::hold::Back;
 use thyra_datapath_engine::decide::{Act, Arrival};
 use thyra_datapath_engine::parse::ipv6::Chain;
 use thyra_datapath_engine::program::{self, Hook, Leg, Maps, Next, Program, Step, Whole};
 use thyra_datapath_engine::{Family, Load, Packet};
 
 use crate::segment::Way;
-use crate::{direct, segment, steps};
+use crate::{direct, held, segment, steps};
 
 /// The next program decides (`TCX_NEXT`, and `TC_ACT_UNSPEC` of clsact).
 pub const NEXT: i32 = -1;
@@ -177,12 +178,21 @@ impl<const AT_POD: bool> Hook for Skb<AT_POD> {
         segment::revoke(Skb(self.0), packet, Way::back(direction, AT_POD))
     }
     #[inline(always)]
+    fn divert(&self) -> i32 {
+        // Inside a pod the agent's interface has no number, and nothing is held there.
+        if AT_POD { SHOT } else { held::divert() }
+    }
+    #[inline(always)]
+    fn give_back(&self, back: Back) -> i32 {
+        held::give_back(Skb(self.0), back)
+    }
+    #[inline(always)]
     fn redirect(&self, to: &EndpointRecord) -> i32 {
         direct::redirect(Skb(self.0), to)
     }
     #[inline(always)]
     fn revoke_into(&self, to: &EndpointRecord) -> i32 {
-        if steps::answer(Direction::FromPod, self.0, true) == NEXT {
+        if steps::answer(Direction::FromPod, self.0, Act::Revoke) == NEXT {
             direct::redirect(Skb(self.0), to)
         } else {
             SHOT
@@ -207,10 +217,9 @@ impl<const AT_POD: bool> Hook for Skb<AT_POD> {
     }
     #[inline(always)]
     fn answer<P: Program>(&self, act: Act) -> i32 {
-        let revoke = matches!(act, Act::Revoke);
         if AT_POD {
-            return steps::answer_at_pod(self.0, revoke);
+            return steps::answer_at_pod(self.0, act);
         }
-        steps::answer(P::DIRECTION, self.0, revoke)
+        steps::answer(P::DIRECTION, self.0, act)
     }
 }

@@ -30,10 +30,10 @@ const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 const IPPROTO_TCP: u32 = 6;
 /// `bpf_map_update_elem`: only where there is none.
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
+pub(crate) const BPF_NOEXIST: u64 = 1;
+pub(crate) const EEXIST: i32 = -17;
 /// Like the kernel's own where a map is full.
-const FULL: i32 = -7;
+pub(crate) const FULL: i32 = -7;
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 
@@ -53,7 +53,7 @@ fn leave<K>(opening: &LruHashMap<K, Opening>, accepted: &HashMap<K, FlowState>, 
 impl<const SHORT: bool> Node<SHORT> {
     /// Adds to the number of an endpoint's accepted connections (`u64::MAX`: takes one off); what it was.
     #[inline(always)]
-    fn count(&self, endpoint: u16, change: u64) -> u64 {
+    pub(crate) fn count(&self, endpoint: u16, change: u64) -> u64 {
         // SAFETY: a field of the element that the kernel gave out.
         count(unsafe { &raw mut (*self.state).l7 }, endpoint, change)
     }
@@ -82,7 +82,7 @@ impl<const SHORT: bool> Node<SHORT> {
     }
 
     #[inline(always)]
-    fn l7_budget(&self) -> u64 {
+    pub(crate) fn l7_budget(&self) -> u64 {
         // SAFETY: a word of the element that the kernel gave out.
         unsafe { read_volatile(&raw const (*self.state).l7_budget) }
     }

@@ -59,6 +59,8 @@ steps! {
     ToPod to_pod_plain6 = Plain6 false;
     ToPod to_pod_ask4 = Ask4 false;
     ToPod to_pod_ask6 = Ask6 false;
+    ToPod to_pod_hold4 = Hold4 false;
+    ToPod to_pod_hold6 = Hold6 false;
     ToPod to_pod_unusual4 = Unusual4 false;
     ToPod to_pod_unusual6 = Unusual6 false;
     ToPod to_pod_other4 = Other4 false;
@@ -82,6 +84,8 @@ steps! {
     FromPod from_pod_plain6 = Plain6 false;
     FromPod from_pod_ask4 = Ask4 false;
     FromPod from_pod_ask6 = Ask6 false;
+    FromPod from_pod_hold4 = Hold4 false;
+    FromPod from_pod_hold6 = Hold6 false;
     FromPod from_pod_unusual4 = Unusual4 false;
     FromPod from_pod_unusual6 = Unusual6 false;
     FromPod from_pod_other4 = Other4 false;
@@ -89,6 +93,11 @@ steps! {
     FromPod from_pod_invalid = Invalid false;
     FromPod from_pod_unsupported = Unsupported false;
 }
+
+/// The acts that `program::answer` carries out, as numbers.
+const REFUSE: u32 = 0;
+const REVOKE: u32 = 1;
+const DIVERT: u32 = 2;
 
 steps! {
     step_at_pod true:
@@ -114,44 +123,53 @@ steps! {
 }
 
 #[inline(always)]
-fn act(is_established: u32) -> Act {
-    if is_established == 0 {
-        Act::Refuse
-    } else {
-        Act::Revoke
+fn act(number: u32) -> Act {
+    match number {
+        DIVERT => Act::Divert,
+        REVOKE => Act::Revoke,
+        _ => Act::Refuse,
+    }
+}
+
+#[inline(always)]
+fn number(act: Act) -> u32 {
+    match act {
+        Act::Divert => DIVERT,
+        Act::Revoke => REVOKE,
+        _ => REFUSE,
     }
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn to_pod_answer(skb: *mut __sk_buff, is_established: u32) -> i32 {
-    program::answer::<ToPod, _>(Skb::<false>(skb), act(is_established))
+extern "C" fn to_pod_answer(skb: *mut __sk_buff, number: u32) -> i32 {
+    program::answer::<ToPod, _>(Skb::<false>(skb), act(number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn from_pod_answer(skb: *mut __sk_buff, is_established: u32) -> i32 {
-    program::answer::<FromPod, _>(Skb::<false>(skb), act(is_established))
+extern "C" fn from_pod_answer(skb: *mut __sk_buff, number: u32) -> i32 {
+    program::answer::<FromPod, _>(Skb::<false>(skb), act(number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn at_pod_answer(skb: *mut __sk_buff, is_established: u32) -> i32 {
-    program::answer::<ToPod, _>(Skb::<true>(skb), act(is_established))
+extern "C" fn at_pod_answer(skb: *mut __sk_buff, number: u32) -> i32 {
+    program::answer::<ToPod, _>(Skb::<true>(skb), act(number))
 }
 
 /// The same as `answer`, of a packet to the pod inside the pod.
 #[inline(always)]
-pub fn answer_at_pod(skb: *mut __sk_buff, is_established: bool) -> i32 {
-    at_pod_answer(skb, is_established.into())
+pub fn answer_at_pod(skb: *mut __sk_buff, act: Act) -> i32 {
+    at_pod_answer(skb, number(act))
 }
 
-/// Answers the packet's sender, and the far end of an established connection.
+/// Answers the packet's sender, and the far end of an established connection; or gives the packet to the agent.
 #[inline(always)]
-pub fn answer(direction: Direction, skb: *mut __sk_buff, is_established: bool) -> i32 {
+pub fn answer(direction: Direction, skb: *mut __sk_buff, act: Act) -> i32 {
     match direction {
-        Direction::ToPod => to_pod_answer(skb, is_established.into()),
-        Direction::FromPod => from_pod_answer(skb, is_established.into()),
+        Direction::ToPod => to_pod_answer(skb, number(act)),
+        Direction::FromPod => from_pod_answer(skb, number(act)),
     }
 }
 

@@ -36,8 +36,10 @@ pub trait Counters {
 pub fn feasible<F: Family>(outcome: &Outcome, parsed: &Parsed<F>) -> Act {
     match (outcome.act, parsed) {
         (act @ (Act::Pass | Act::Drop), _) => act,
+        // What is held has the shape of `hold`'s step, where nothing else takes the packet's place.
+        (Act::Divert, _) => Act::Divert,
         // Of a shape that Envoy's flows don't have.
-        (Act::Ask, _) => Act::Drop,
+        (Act::Ask | Act::Hold, _) => Act::Drop,
         (act, parsed) if parsed.kind == Kind::Tcp && reset::fits(&parsed.packet) => act,
         _ => Act::Drop,
     }

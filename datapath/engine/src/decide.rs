@@ -12,6 +12,7 @@
 
 pub mod direct;
 mod from_pod;
+pub mod hold;
 pub mod l7;
 pub mod non_tcp;
 pub mod origin;
@@ -65,6 +66,10 @@ pub enum Act {
     Refuse,
     /// On if Envoy has the connection: `l7` says so.
     Ask,
+    /// On, or to the agent, by what is known of the connection: `hold` says so.
+    Hold,
+    /// To the agent, which holds it.
+    Divert,
     /// Of an established connection: its sender gets a reset, the far end a bare ACK whose answer will get
     /// one.
     Revoke,

@@ -6,13 +6,16 @@ use zerocopy::transmute;
 
 use crate::datagram_table::Touch;
 use crate::flows::{Datagrams, FlowTable, Flows};
+use crate::held::HeldFamily;
 use crate::lookup::{self, Source};
 use crate::reset;
 use crate::steered::SteeredFamily;
 use crate::tables::Tables;
 
 /// An address family.
-pub trait Family: Copy + Sized + SteeredFamily<Key = Self::Flow> {
+pub trait Family:
+    Copy + Sized + SteeredFamily<Key = Self::Flow> + HeldFamily<Connection = Self::Flow>
+{
     /// 4 or 6.
     const VERSION: u8;
     /// Bytes of the IP header without options.

@@ -3,6 +3,7 @@
 //! Invariant: what the kernel's maps would hold, and nothing else; two banks, of which `control` names the
 //! live one.
 
+mod held;
 mod packet;
 mod steered;
 
@@ -23,11 +24,13 @@ use thyra_datapath_abi::{
 };
 use zerocopy::{Immutable, IntoBytes};
 
+pub use self::held::HostHeld;
 pub use self::packet::HostPacket;
 pub use self::steered::HostSteered;
 use crate::account::{Counters, Direction};
 use crate::datagram_table::{self, Touch};
 use crate::datagram_words::DatagramWords;
+use crate::decide::hold::Back;
 use crate::family::Address6;
 use crate::flow_table::{self, Key};
 use crate::flow_words::FlowWords;
@@ -64,6 +67,10 @@ pub enum End {
     Refuse,
     /// Answered with a reset, and the far end probed.
     Revoke,
+    /// To the agent.
+    Divert,
+    /// From the agent, marked as Thyra's own.
+    GivenBack(Back),
     /// Straight into the pod behind this interface.
     Redirect(u32),
     /// As `Revoke`; the probe goes straight into the pod behind this interface.
@@ -95,6 +102,8 @@ pub struct HostNode {
     host6: RefCell<HashMap<Flow6, FlowState>>,
     /// What Envoy has.
     pub steered: HostSteered,
+    /// What is held.
+    pub held: HostHeld,
 }
 
 impl Default for HostNode {
@@ -115,6 +124,7 @@ impl Default for HostNode {
             host4: RefCell::default(),
             host6: RefCell::default(),
             steered: HostSteered::default(),
+            held: HostHeld::default(),
         }
     }
 }

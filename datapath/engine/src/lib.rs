@@ -18,6 +18,7 @@ pub mod flow_table;
 #[cfg(not(target_arch = "bpf"))]
 pub mod flow_words;
 pub mod flows;
+pub mod held;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
 pub mod load;
@@ -33,6 +34,7 @@ pub mod tables;
 pub use bank::{BankImage, Overflow};
 pub use family::{Family, V4, V6};
 pub use flows::Flows;
+pub use held::Held;
 pub use load::Load;
 pub use packet::Packet;
 pub use steered::Steered;

@@ -17,13 +17,14 @@ pub use self::direct::{Leg, Way, Whole, from_pod_direct, to_pod_direct};
 pub use self::origin::origin;
 pub use self::step::{Next, Step};
 use crate::account::{Counters, Direction};
-use crate::decide::{self, Act, Arrival, Outcome, l7, usual};
+use crate::decide::hold::Back;
+use crate::decide::{self, Act, Arrival, Outcome, hold, l7, usual};
 use crate::flows::Datagrams;
 use crate::packet::{Kind, Packet, Parsed};
 use crate::parse::non_tcp::NonTcp;
 use crate::parse::{self, Link, Shape};
 use crate::tables::endpoint_at;
-use crate::{Family, Flows, Load, Steered, Tables, V4, V6};
+use crate::{Family, Flows, Held, Load, Steered, Tables, V4, V6};
 
 /// A packet at a hook: its bytes, what the kernel says about it, and how it ends.
 pub trait Hook: Load + Copy {
@@ -45,6 +46,10 @@ pub trait Hook: Load + Copy {
     /// A reset to the sender and a bare ACK to the far end (`reset::revocation`, `reset::probe`).
     fn revoke<F: Family>(&self, packet: &Packet<F>, direction: Direction) -> Self::End;
 
+    /// To the agent, which holds it.
+    fn divert(&self) -> Self::End;
+    /// What the agent gives back, marked as Thyra's own.
+    fn give_back(&self, back: Back) -> Self::End;
     /// Straight into the pod with this record.
     fn redirect(&self, to: &EndpointRecord) -> Self::End;
     /// As `answer` of a packet that the pod sends and that is revoked; the bare ACK goes straight into the pod with
@@ -68,9 +73,9 @@ pub trait Hook: Load + Copy {
 }
 
 /// Whoever holds the maps.
-pub trait Node: Tables + Flows + Datagrams + Steered + Counters + Copy {}
+pub trait Node: Tables + Flows + Datagrams + Steered + Held + Counters + Copy {}
 
-impl<N: Tables + Flows + Datagrams + Steered + Counters + Copy> Node for N {}
+impl<N: Tables + Flows + Datagrams + Steered + Held + Counters + Copy> Node for N {}
 
 /// Where the maps are found, before a packet has looked.
 pub trait Maps: Copy {
@@ -91,6 +96,8 @@ pub trait Program {
     fn decide<F: Family, N: Node>(node: &N, arrival: &Arrival, parsed: &Parsed<F>) -> Outcome;
     /// Decides about a packet that Envoy is to be asked about (`Act::Ask`).
     fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome;
+    /// Decides about a packet of a connection that is held, or was (`Act::Hold`).
+    fn hold<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome;
     /// Decides about one that is not TCP, where those are judged; to the pod no ICMP error.
     fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome;
     /// Whether it is of the usual kind and may go on; it is counted then (`decide::usual`).
@@ -117,6 +124,10 @@ impl Program for ToPod {
         l7::to_pod(node, arrival, packet)
     }
     #[inline(always)]
+    fn hold<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
+        hold::to_pod(node, arrival, packet)
+    }
+    #[inline(always)]
     fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome {
         decide::non_tcp::to_pod(node, arrival, other)
     }
@@ -136,6 +147,10 @@ impl Program for FromPod {
     #[inline(always)]
     fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
         l7::from_pod(node, arrival, packet)
+    }
+    #[inline(always)]
+    fn hold<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
+        hold::from_pod(node, arrival, packet)
     }
     #[inline(always)]
     fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome {
@@ -165,9 +180,28 @@ pub fn run<P: Program, M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     };
     match act {
         Act::Pass => hook.pass(),
-        Act::Drop | Act::Ask => hook.drop(),
-        Act::Refuse | Act::Revoke => hook.answer::<P>(act),
+        Act::Drop | Act::Ask | Act::Hold => hook.drop(),
+        Act::Refuse | Act::Revoke | Act::Divert => hook.answer::<P>(act),
     }
+}
+
+/// Runs `maps::FROM_AGENT` on a packet that the agent gives back: it goes on as Thyra's own, or nowhere.
+#[inline(always)]
+pub fn from_agent<M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
+    let back = match parse::shape(&hook) {
+        Shape::Plain4 => given_back::<V4, M>(maps, parse::ipv4::plain(&hook)),
+        Shape::Plain6 => given_back::<V6, M>(maps, parse::ipv6::plain(&hook)),
+        Shape::Unusual => None,
+    };
+    match back {
+        Some(back) => hook.give_back(back),
+        None => hook.drop(),
+    }
+}
+
+#[inline(always)]
+fn given_back<F: Family, M: Maps>(maps: M, packet: Option<Packet<F>>) -> Option<Back> {
+    hold::from_agent(&maps.open()?, &packet?)
 }
 
 /// Counts a packet that passes whatever is in it.
@@ -208,17 +242,18 @@ fn judged<P: Program, M: Maps, H: Hook>(maps: M, hook: H, shape: Shape) -> Act {
 #[inline(always)]
 fn slow<P: Program, M: Maps, H: Hook>(maps: M, hook: H, shape: Shape) -> Act {
     match shape {
-        Shape::Plain4 => plain::<P, M, H>(maps, hook, (Step::Plain4, Step::Ask4)),
-        Shape::Plain6 => plain::<P, M, H>(maps, hook, (Step::Plain6, Step::Ask6)),
+        Shape::Plain4 => plain::<P, M, H>(maps, hook, [Step::Plain4, Step::Ask4, Step::Hold4]),
+        Shape::Plain6 => plain::<P, M, H>(maps, hook, [Step::Plain6, Step::Ask6, Step::Hold6]),
         Shape::Unusual => unusual::<P, M, H>(maps, hook),
     }
 }
 
-/// Another step where Envoy is to be asked.
+/// Another step where Envoy is to be asked, or was.
 #[inline(always)]
-fn plain<P: Program, M: Maps, H: Hook>(maps: M, hook: H, (first, ask): (Step, Step)) -> Act {
+fn plain<P: Program, M: Maps, H: Hook>(maps: M, hook: H, [first, ask, hold]: [Step; 3]) -> Act {
     match last(hook.step::<P, M>(maps, first, 0)) {
         Act::Ask => last(hook.step::<P, M>(maps, ask, 0)),
+        Act::Hold => last(hook.step::<P, M>(maps, hold, 0)),
         act => act,
     }
 }
@@ -266,10 +301,13 @@ fn last(next: Next) -> Act {
     next.act().unwrap_or(Act::Drop)
 }
 
-/// Answers it: `Act::Refuse` or `Act::Revoke`. Reads the packet once more, so that the way of those that pass carries
-/// nothing for this one.
+/// Carries out `Act::Divert`, or answers it: `Act::Refuse` or `Act::Revoke`. Reads the packet once more, so that
+/// the way of those that pass carries nothing for this one.
 #[inline(always)]
 pub fn answer<P: Program, H: Hook>(hook: H, act: Act) -> H::End {
+    if act == Act::Divert {
+        return hook.divert();
+    }
     match parse::link(&hook) {
         Link::V4(l3) => answer_with::<P, V4, H>(hook, act, &parse::ipv4::unusual(&hook, l3)),
         Link::V6(l3) => answer_with::<P, V6, H>(hook, act, &parse::ipv6::unusual(&hook, l3)),

@@ -12,6 +12,8 @@ mod direct;
 mod frame;
 #[path = "packets/guards.rs"]
 mod guards;
+#[path = "packets/held.rs"]
+mod held;
 #[path = "packets/inside.rs"]
 mod inside;
 #[path = "packets/steered.rs"]

@@ -196,6 +196,9 @@ pub struct Residual {
     /// What any other stream gets.
     #[prost(string, repeated, tag = "3")]
     pub other: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Who is given its connections, and why: "inline: …", "hold: …".
+    #[prost(string, tag = "4")]
+    pub way: ::prost::alloc::string::String,
 }
 /// One line of `endpoint policy get`: sources and ports with one verdict.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -194,8 +194,8 @@ pub fn is_occupied<F: Family, N: Tables + Flows + ?Sized>(
 pub fn clash(outcome: &Outcome, control: Control) -> Option<Outcome> {
     let act = match outcome.act {
         Act::Drop | Act::Refuse | Act::Revoke => return None,
-        Act::Pass | Act::Ask if control.has(Control::DENY_DROP) => Act::Drop,
-        Act::Pass | Act::Ask => Act::Refuse,
+        Act::Pass | Act::Ask | Act::Hold | Act::Divert if control.has(Control::DENY_DROP) => Act::Drop,
+        Act::Pass | Act::Ask | Act::Hold | Act::Divert => Act::Refuse,
     };
     let clash = Outcome::new(act, outcome.endpoint).because(Reason::TupleClash);
     Some(clash.event(EventKind::Deny))

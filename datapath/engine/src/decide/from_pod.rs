@@ -140,12 +140,14 @@ fn answered<F: Family, N: Tables + Flows + Steered + ?Sized>(
     if sets.mode() == Mode::Audit {
         return Outcome::pass(endpoint).by(cell.verdict());
     }
-    // A bare reset tells the other side that the connection is over, and nothing else.
-    if packet.flags & RST != 0 && packet.payload == 0 {
+    let judge = l7::judge(node, endpoint, cell);
+    // A bare reset tells the other side that the connection is over, and nothing else; of one that is held that is
+    // noted.
+    if judge != Some(Act::Hold) && packet.flags & RST != 0 && packet.payload == 0 {
         return Outcome::pass(endpoint);
     }
-    if l7::is_asked(node, endpoint, cell) {
-        return Outcome::new(Act::Ask, endpoint).by(cell.verdict());
+    if let Some(act) = judge {
+        return Outcome::new(act, endpoint).by(cell.verdict());
     }
     match cell.action() {
         Action::Missing => Outcome::drop(endpoint, Reason::TableMissing).event(EventKind::Deny),

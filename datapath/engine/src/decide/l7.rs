@@ -7,6 +7,7 @@
 //! Invariant: a SYN may go in, since `steer` gives it to that listener or ends it; nothing else passes of a connection
 //! that `steer` has not given there.
 
+use thyra_datapath_abi::held::is_held;
 use thyra_datapath_abi::{Action, Cell, Control, Event, EventKind, FlowState, Opening, Reason};
 
 use super::{Act, Arrival, Outcome, Side, progress, revocation};
@@ -27,10 +28,18 @@ enum Way {
     Closed,
 }
 
-/// Whether an Envoy can be asked about the endpoint's connections.
+/// Who says what becomes of a packet of the endpoint's under this cell; none where no Envoy can be asked.
 #[inline(always)]
-pub(super) fn is_asked<N: Steered + ?Sized>(node: &N, endpoint: u16, cell: Cell) -> bool {
-    cell.action() == Action::Proxy && node.is_steered(endpoint)
+pub(super) fn judge<N: Steered + ?Sized>(node: &N, endpoint: u16, cell: Cell) -> Option<Act> {
+    if cell.action() != Action::Proxy {
+        None
+    } else if is_held(node.listener(cell.verdict())) {
+        Some(Act::Hold)
+    } else if node.is_steered(endpoint) {
+        Some(Act::Ask)
+    } else {
+        None
+    }
 }
 
 /// Decides about a packet on its way to the pod.
@@ -50,7 +59,7 @@ pub fn to_pod<F: Family, N: Tables + Flows + Steered + ?Sized>(
     }
     let port = node.listener(cell.verdict());
     // `steer` knows the pod by its own address alone.
-    let way = if port == 0 || packet.destination != F::own(record) {
+    let way = if port == 0 || is_held(port) || packet.destination != F::own(record) {
         Way::Closed
     } else if packet.is_syn() && packet.payload == 0 && !node.has_room(endpoint) {
         Way::Full
@@ -123,7 +132,7 @@ fn goes_in<F: Family, N: Steered + ?Sized>(node: &N, key: &F::Flow, packet: &Pac
 /// Whether the pod's packet belongs to such a connection; the answer to a SYN is noted.
 #[inline(always)]
 fn comes_out<F: Family, N: Steered + ?Sized>(node: &N, key: &F::Flow, packet: &Packet<F>, port: u16) -> bool {
-    if port == 0 {
+    if port == 0 || is_held(port) {
         return false;
     }
     if let Some(held) = F::accepted(node, key, progress(packet.flags, Side::Pod)) {
@@ -150,7 +159,7 @@ const fn through_if(condition: bool) -> Way {
 
 /// There is room for no more. Who asks first is told; whose SYN was still in time sends again.
 #[inline(always)]
-fn full<F: Family>(control: Control, endpoint: u16, packet: &Packet<F>) -> Outcome {
+pub(super) fn full<F: Family>(control: Control, endpoint: u16, packet: &Packet<F>) -> Outcome {
     let outcome = Outcome::drop(endpoint, Reason::L7Full);
     let act = if packet.is_syn() {
         refusal(control)
@@ -172,7 +181,7 @@ fn refusal(control: Control) -> Act {
 
 /// The tables say something else by now.
 #[inline(always)]
-fn gone(endpoint: u16, cell: Cell) -> Outcome {
+pub(super) fn gone(endpoint: u16, cell: Cell) -> Outcome {
     if cell.action() == Action::Missing {
         Outcome::drop(endpoint, Reason::TableMissing)
     } else {
@@ -182,7 +191,7 @@ fn gone(endpoint: u16, cell: Cell) -> Outcome {
 
 /// As the verdict is carried out where no Envoy can be asked.
 #[inline(always)]
-fn closed<F: Family>(control: Control, endpoint: u16, packet: &Packet<F>, cell: Cell) -> Outcome {
+pub(super) fn closed<F: Family>(control: Control, endpoint: u16, packet: &Packet<F>, cell: Cell) -> Outcome {
     let outcome = Outcome::new(Act::Drop, endpoint).by(cell.verdict());
     if packet.is_syn() {
         let act = refusal(control);

@@ -6,6 +6,7 @@
 //! Invariant: a connection whose verdict needs L7 gets Envoy's listener or nothing; whatever gets the pod's own is
 //! forgotten as a steered one, so that no later verdict takes it for one.
 
+use thyra_datapath_abi::held::is_held;
 use thyra_datapath_abi::limits::{L7_FIRST_PORT, L7_PORTS};
 use thyra_datapath_abi::{Action, Control, FlowState, Mode, Opening};
 
@@ -99,6 +100,8 @@ fn choose<F: Family, N: Tables + Flows + Steered + ?Sized>(
     let cell = lookup::cell(node, F::set(sets), source.class, seeking.local_port);
     match cell.action() {
         Action::Allow => Steer::Own,
+        // What is held is the pod's own: `decide::hold` keeps its bytes back.
+        Action::Proxy if is_held(node.listener(cell.verdict())) => Steer::Own,
         Action::Proxy => given::<F, N>(node, endpoint, node.listener(cell.verdict()), key),
         Action::Missing | Action::Deny | Action::Hold => Steer::Nothing,
     }

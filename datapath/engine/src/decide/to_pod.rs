@@ -98,11 +98,8 @@ fn refused<F: Family, N: Flows + Steered + ?Sized>(
         }
         .event_if(syn, EventKind::Audit);
     }
-    if l7::is_asked(node, endpoint, cell) {
-        return Outcome {
-            act: Act::Ask,
-            ..outcome
-        };
+    if let Some(act) = l7::judge(node, endpoint, cell) {
+        return Outcome { act, ..outcome };
     }
     if syn {
         let silent = missing || cell.action() == Action::Hold || control.has(Control::DENY_DROP);

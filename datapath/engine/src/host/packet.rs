@@ -7,6 +7,7 @@ use thyra_datapath_abi::maps::OWN_MARK;
 
 use super::{End, HostNode};
 use crate::account::Direction;
+use crate::decide::hold::Back;
 use crate::decide::{Act, Arrival};
 use crate::load::chunk;
 use crate::program::{self, FromPod, Hook, Program};
@@ -29,6 +30,11 @@ impl HostNode {
     /// Runs a program on a packet.
     pub fn run<P: Program>(&self, packet: HostPacket<'_>) -> End {
         program::run::<P, &Self, HostPacket<'_>>(self, packet)
+    }
+
+    /// Runs `maps::FROM_AGENT` on a packet.
+    pub fn run_from_agent(&self, packet: HostPacket<'_>) -> End {
+        program::from_agent::<&Self, HostPacket<'_>>(self, packet)
     }
 
     /// Runs `maps::ORIGIN` on a packet.
@@ -110,6 +116,12 @@ impl Hook for HostPacket<'_> {
     }
     fn revoke<F: Family>(&self, _: &Packet<F>, _: Direction) -> End {
         End::Revoke
+    }
+    fn divert(&self) -> End {
+        End::Divert
+    }
+    fn give_back(&self, back: Back) -> End {
+        End::GivenBack(back)
     }
     fn redirect(&self, to: &EndpointRecord) -> End {
         End::Redirect(to.ifindex)

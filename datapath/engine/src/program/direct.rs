@@ -79,7 +79,10 @@ impl Way {
             Act::Drop => Self::DROP,
             Act::Refuse => Self::REFUSE,
             Act::Revoke => Self::REVOKE,
-            Act::Ask => Self::ASK,
+            // A connection that goes straight was never given to Envoy, nor held: `asked` ends it.
+            Act::Ask | Act::Hold => Self::ASK,
+            // Only what goes to a pod is held, and not here.
+            Act::Divert => Self::DROP,
         })
     }
     #[inline(always)]
@@ -183,8 +186,8 @@ pub fn to_pod_direct<M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     }
     match arriving(maps, hook) {
         Act::Pass => hook.pass(),
-        Act::Drop | Act::Ask => hook.drop(),
-        act @ (Act::Refuse | Act::Revoke) => hook.answer::<ToPod>(act),
+        Act::Drop | Act::Ask | Act::Hold => hook.drop(),
+        act @ (Act::Refuse | Act::Revoke | Act::Divert) => hook.answer::<ToPod>(act),
     }
 }
 
@@ -259,7 +262,8 @@ pub fn from_pod_direct<M: Maps, H: Hook>(maps: M, hook: H) -> H::End {
     if way.to() == 0 {
         return match way.act() {
             Act::Pass => hook.pass(),
-            Act::Drop | Act::Ask => hook.drop(),
+            // Only what goes to a pod is held.
+            Act::Drop | Act::Ask | Act::Hold | Act::Divert => hook.drop(),
             act @ (Act::Refuse | Act::Revoke) => hook.answer::<FromPod>(act),
         };
     }
@@ -422,7 +426,7 @@ fn arrived<F: Family, M: Maps, H: Hook>(maps: M, hook: H, parsed: &Parsed<F>, wa
     if parsed.packet.is_syn() && !direct::lets_in(&outcome) {
         return way.with_number(Way::NOT_LET_IN);
     }
-    if outcome.act == Act::Ask {
+    if matches!(outcome.act, Act::Ask | Act::Hold) {
         return way.with(Act::Ask);
     }
     way.with(there(&node, &hook, &outcome, parsed, way.to()))

@@ -30,6 +30,10 @@ pub enum Step {
     Ask4,
     /// The same of IPv6.
     Ask6,
+    /// A frame of a connection that is held, or was.
+    Hold4,
+    /// The same of IPv6.
+    Hold6,
     /// IPv4 of any other shape, at the offset; what is not TCP goes on to `Other4` where it is judged.
     Unusual4,
     /// The same of IPv6.
@@ -93,6 +97,8 @@ impl Next {
     const ASK: u32 = 3;
     const REVOKE: u32 = 4;
     const ON: u32 = 5;
+    const HOLD: u32 = 6;
+    const DIVERT: u32 = 7;
 
     /// Another step follows.
     #[inline(always)]
@@ -109,6 +115,8 @@ impl Next {
             Act::Refuse => Self::REFUSE,
             Act::Ask => Self::ASK,
             Act::Revoke => Self::REVOKE,
+            Act::Hold => Self::HOLD,
+            Act::Divert => Self::DIVERT,
         })
     }
 
@@ -121,6 +129,8 @@ impl Next {
             Self::REFUSE => Act::Refuse,
             Self::ASK => Act::Ask,
             Self::REVOKE => Act::Revoke,
+            Self::HOLD => Act::Hold,
+            Self::DIVERT => Act::Divert,
             _ => Act::Drop,
         })
     }
@@ -149,6 +159,8 @@ pub fn take<P: Program, M: Maps, H: Hook>(maps: M, hook: H, step: Step, at: u32)
         Step::Plain6 => plain::<P, V6, M, H>(maps, hook, ipv6::plain(&hook)),
         Step::Ask4 => ask::<P, V4, M, H>(maps, hook, ipv4::plain(&hook)),
         Step::Ask6 => ask::<P, V6, M, H>(maps, hook, ipv6::plain(&hook)),
+        Step::Hold4 => hold::<P, V4, M, H>(maps, hook, ipv4::plain(&hook)),
+        Step::Hold6 => hold::<P, V6, M, H>(maps, hook, ipv6::plain(&hook)),
         Step::Unusual4 => unusual::<P, V4, M, H>(maps, hook, &ipv4::unusual(&hook, l3)),
         Step::Unusual6 => unusual::<P, V6, M, H>(maps, hook, &ipv6::unusual(&hook, l3)),
         Step::Other4 => other::<P, V4, M, H>(maps, hook, &non_tcp::v4(&hook, l3)),
@@ -183,7 +195,7 @@ pub fn take<P: Program, M: Maps, H: Hook>(maps: M, hook: H, step: Step, at: u32)
     }
 }
 
-/// One that Envoy is to be asked about is not counted yet.
+/// One that Envoy is to be asked about, or that is held, is not counted yet.
 #[inline(always)]
 fn plain<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, packet: Option<Packet<F>>) -> Next {
     let Some(packet) = packet else {
@@ -194,8 +206,8 @@ fn plain<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, packet: Opti
     };
     let parsed = Parsed::tcp(packet);
     let outcome = P::decide(&node, &hook.arrival(), &parsed);
-    if outcome.act == Act::Ask {
-        return Next::end(Act::Ask);
+    if matches!(outcome.act, Act::Ask | Act::Hold) {
+        return Next::end(outcome.act);
     }
     end(&node, &hook, &outcome, &parsed)
 }
@@ -209,6 +221,18 @@ fn ask<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, packet: Option
         return Next::end(Act::Drop);
     };
     let outcome = P::ask(&node, &hook.arrival(), &packet);
+    end(&node, &hook, &outcome, &Parsed::tcp(packet))
+}
+
+#[inline(always)]
+fn hold<P: Program, F: Family, M: Maps, H: Hook>(maps: M, hook: H, packet: Option<Packet<F>>) -> Next {
+    let Some(packet) = packet else {
+        return Next::end(Act::Drop);
+    };
+    let Some(node) = maps.open() else {
+        return Next::end(Act::Drop);
+    };
+    let outcome = P::hold(&node, &hook.arrival(), &packet);
     end(&node, &hook, &outcome, &Parsed::tcp(packet))
 }
 

@@ -49,6 +49,9 @@ impl<P: Program> Program for Whole<P> {
     fn ask<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
         P::ask(node, arrival, packet)
     }
+    fn hold<F: Family, N: Node>(node: &N, arrival: &Arrival, packet: &Packet<F>) -> Outcome {
+        P::hold(node, arrival, packet)
+    }
     fn decide_other<F: Family, N: Node>(node: &N, arrival: &Arrival, other: &NonTcp<F>) -> Outcome {
         P::decide_other(node, arrival, other)
     }

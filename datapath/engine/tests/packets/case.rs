@@ -264,6 +264,7 @@ impl Case {
         match end {
             End::Pass | End::PassOwn | End::Redirect(_) => true,
             End::Drop | End::Refuse | End::Revoke | End::RevokeInto(_) => self.refused_there,
+            End::Divert | End::GivenBack(_) => false,
         }
     }
 

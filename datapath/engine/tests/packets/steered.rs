@@ -14,13 +14,13 @@ use thyra_datapath_engine::{BankImage, Family, V4, V6};
 use crate::{frame, world};
 
 /// Verdict id of what needs L7.
-const NEEDS_L7: u16 = 5;
+pub(crate) const NEEDS_L7: u16 = 5;
 const PORT: u16 = L7_FIRST_PORT;
-const POD: u32 = 2;
+pub(crate) const POD: u32 = 2;
 const UPLINK: u32 = 9;
 
 /// The foe's and the pod's end, by family.
-const ENDS: [(&str, &str); 2] = [
+pub(crate) const ENDS: [(&str, &str); 2] = [
     ("10.244.1.66:40000", "10.244.0.2:8080"),
     ("[fd00:10:244:1::66]:40000", "[fd00:10:244::2]:8080"),
 ];
@@ -44,7 +44,7 @@ pub(crate) fn node() -> HostNode {
     node
 }
 
-fn arrives(node: &HostNode, (client, pod): (&str, &str), words: &str) -> End {
+pub(crate) fn arrives(node: &HostNode, (client, pod): (&str, &str), words: &str) -> End {
     let bytes = frame::frame(&format!("{client} > {pod} {words}"));
     node.run::<ToPod>(HostPacket {
         bytes: &bytes,
@@ -59,7 +59,7 @@ fn arrives(node: &HostNode, (client, pod): (&str, &str), words: &str) -> End {
     })
 }
 
-fn leaves(node: &HostNode, (client, pod): (&str, &str), words: &str) -> End {
+pub(crate) fn leaves(node: &HostNode, (client, pod): (&str, &str), words: &str) -> End {
     let bytes = frame::frame(&format!("{pod} > {client} {words}"));
     node.run::<FromPod>(HostPacket {
         bytes: &bytes,
