@@ -7,6 +7,7 @@ mod diff;
 mod dry_run;
 mod entries;
 mod flows;
+mod held_flows;
 mod identities;
 mod policies;
 mod policy_json;
@@ -206,6 +207,20 @@ impl AdminService for Admin {
             })
         })
         .await
+    }
+
+    async fn list_held_flows(
+        &self,
+        request: Request<api::ListHeldFlowsRequest>,
+    ) -> Result<Response<api::ListHeldFlowsResponse>, Status> {
+        let name = request.into_inner().endpoint;
+        let endpoint = if name.is_empty() {
+            None
+        } else {
+            Some(self.endpoint_id(&name)?)
+        };
+        self.blocking(move |s| held_flows::list(&s.namer(&s.handle.snapshot()), endpoint))
+            .await
     }
 
     async fn monitor(

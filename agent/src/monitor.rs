@@ -144,8 +144,8 @@ impl Namer<'_> {
         let endpoint = self.snapshot.endpoint_of(destination).unwrap_or(0);
         let (action, reason, rule) = match &record.decision {
             Decision::Allowed(Some(rule)) => (Action::Allow, Reason::PolicyAllow, Some(rule)),
-            // Envoy doesn't say by which rule.
-            Decision::Allowed(None) if matches!(record.what, What::Stream { .. }) => {
+            // A stream that no rule asks anything of isn't told.
+            Decision::Allowed(None) if !matches!(record.what, What::Request { .. }) => {
                 (Action::Allow, Reason::PolicyAllow, None)
             }
             Decision::Allowed(None) => (Action::Allow, Reason::NoPolicy, None),
@@ -156,6 +156,7 @@ impl Namer<'_> {
                 (Action::Deny, Reason::Unauthorized, rule.as_ref())
             }
             Decision::Refused => (Action::Deny, Reason::NotHttp, None),
+            Decision::Unjudged(_) => (Action::Deny, Reason::NeedsL7, None),
         };
         let (kind, protocol, message) = told(record);
         let verdict = Verdict {
@@ -240,7 +241,15 @@ fn told(record: &Record) -> (&'static str, &'static str, String) {
         Decision::BadToken(why) => format!(", token refused: {why}"),
         Decision::Unauthorized(_) => ", refused by the authorizer".to_owned(),
         Decision::Unchecked(_) => ", the authorizer gave no answer".to_owned(),
-        _ => String::new(),
+        Decision::Unjudged(why) => format!(", refused: {why}"),
+        Decision::Allowed(_) | Decision::Denied(_) | Decision::Refused => String::new(),
+    };
+    let named = |name: &str| {
+        if name.is_empty() {
+            "no server name".to_owned()
+        } else {
+            name.to_owned()
+        }
     };
     match &record.what {
         What::Request { method, path, status } => {
@@ -252,12 +261,17 @@ fn told(record: &Record) -> (&'static str, &'static str, String) {
             received,
             sent,
         } => {
-            let name = match server_name.as_str() {
-                "" => "no server name",
-                name => name,
-            };
+            let name = named(server_name);
             let message = format!("{name}, {received} bytes in, {sent} out in {took:.1} ms{why}");
             ("stream", "tcp", message)
+        }
+        What::Held { server_name } => {
+            let name = match record.decision {
+                // Nobody has read it.
+                Decision::Unjudged(_) => "held".to_owned(),
+                _ => format!("{}, held", named(server_name)),
+            };
+            ("stream", "tcp", format!("{name} for {took:.1} ms{why}"))
         }
     }
 }

@@ -44,7 +44,7 @@ pub enum Outcome {
     Unauthorized,
     /// No external authorizer could be asked about it.
     Unchecked,
-    /// Envoy refused it by itself.
+    /// Envoy refused it by itself, or it was held and nobody could be asked.
     Refused,
 }
 
@@ -130,12 +130,12 @@ impl Requests {
             Decision::BadToken(_) => (Outcome::Unauthenticated, None),
             Decision::Unauthorized(rule) => (Outcome::Unauthorized, rule.clone()),
             Decision::Unchecked(rule) => (Outcome::Unchecked, rule.clone()),
-            Decision::Refused => (Outcome::Refused, None),
+            Decision::Refused | Decision::Unjudged(_) => (Outcome::Refused, None),
         };
         let ends = (principal(record.client.ip()), principal(record.pod.ip()));
         self.with(|counted| {
             *counted.rules.entry((rule, outcome)).or_default() += 1;
-            if matches!(record.what, What::Stream { .. }) {
+            if matches!(record.what, What::Stream { .. } | What::Held { .. }) {
                 // How long one lasts is its client's affair.
                 return;
             }

@@ -364,7 +364,7 @@ fn hold(
         }
     };
     let known = lock::read(plane).holds();
-    let keeper = Keeper::new(holding, l7.hold(known));
+    let keeper = Keeper::new(holding, l7.hold(known), l7.records());
     let (stop, counts) = (stop.clone(), keeper.counts());
     tasks.spawn(async move {
         tokio::select! {

@@ -7,9 +7,11 @@
 //! ```text
 //! inline    client 0 ─► pod 1:8080 (Envoy inside the pod)       proxy   client 2 ─► pod 4:8080 ─► pod 5:8080
 //! L4        client 0 ─► pod 1:9090                              nothing client 2 ─► pod 3:9090
+//! held      client 0 ─► pod 1:8443, judged by its ClientHello   the same client 2 ─► pod 3:8443
 //! sidecars  client 6 ─► its Envoy ─► the Envoy of pod 7 ─► pod 7:8080, with and without mTLS
 //! ```
 
+mod hello;
 mod http;
 mod ours;
 mod rival;
@@ -21,7 +23,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use self::http::Way;
-use self::ours::{HTTP_PORT, L4_PORT, Ours};
+use self::ours::{HTTP_PORT, L4_PORT, NAMED_PORT, OTHER_NAME, Ours, SERVER_NAME};
 use self::rival::Rival;
 use crate::netns::{self, Node};
 use crate::pair::CPU;
@@ -51,9 +53,17 @@ const ONE_MORE: usize = 15;
 const SIDECAR_OUT: [u16; 2] = [15_001, 15_002];
 const SIDECAR_IN: [u16; 2] = [15_006, 15_008];
 /// Ratios of requests per second.
-const RATES: [&str; 2] = ["inline_rps_ratio", "l4_beside_l7_ratio"];
-/// Figures of one round of latencies. What holds a connection until its verdict would be measured beside these.
-const LATENCIES: [&str; 3] = ["p99_pair_mtls_vs_l4", "p99_pair_vs_l4", "p99_pair_vs_inline"];
+const RATES: [&str; 3] = ["inline_rps_ratio", "l4_beside_l7_ratio", "hold_rps_ratio"];
+/// Figures of one round of latencies.
+const LATENCIES: [&str; 4] = [
+    "p99_pair_mtls_vs_l4",
+    "p99_pair_vs_l4",
+    "p99_pair_vs_hold",
+    "p99_pair_vs_inline",
+];
+/// What being held adds to the first bytes of a connection, and how many connections are looked at for a sample of it.
+const FIRST: &str = "hold_first_us";
+const FIRSTS: usize = 50;
 
 /// Programs that are measured.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +80,8 @@ struct Ways {
     proxy: Way,
     beside: Way,
     nothing: Way,
+    held: Way,
+    not_held: Way,
     sidecars: Way,
     sidecars_mtls: Way,
 }
@@ -101,13 +113,14 @@ pub(crate) fn measure(
         let idle = ours.envoy_mb()?;
         let _rivals = rivals(programs.envoy, folder.path(), &node)?;
         serve(&node)?;
-        let ways = Ways::of(&node);
+        let ways = Ways::of(&node)?;
         ways.probe(&node)?;
         let mut found = Vec::new();
         found.extend(bootstrap(&[idle], median).map(|e| ("envoy_idle_mb", e)));
         found.extend(rates(&ways, span, steps)?);
         ours.pin(OTHER_CPU, CPU)?;
         found.extend(latencies(&ways, span, steps)?);
+        found.extend(firsts(&ways, steps)?);
         found.extend(growth(&mut ours, &node, steps).await?);
         Ok(found)
     })
@@ -116,7 +129,7 @@ pub(crate) fn measure(
 /// Number of steps that `measure` reports.
 #[must_use]
 pub(crate) const fn steps() -> usize {
-    (RATES.len() + 1) * SAMPLES + MORE + ONE_MORE
+    (RATES.len() + 2) * SAMPLES + MORE + ONE_MORE
 }
 
 /// The reverse proxy, and the sidecars of both pods.
@@ -162,7 +175,9 @@ fn serve(node: &Node) -> Result<()> {
     let servers = [
         (SERVER, HTTP_PORT),
         (SERVER, L4_PORT),
+        (SERVER, NAMED_PORT),
         (OTHER_SERVER, L4_PORT),
+        (OTHER_SERVER, NAMED_PORT),
         (BEHIND_PROXY, HTTP_PORT),
         (SIDECAR_SERVER, HTTP_PORT),
     ];
@@ -173,25 +188,34 @@ fn serve(node: &Node) -> Result<()> {
 }
 
 impl Ways {
-    fn of(node: &Node) -> Self {
+    fn of(node: &Node) -> Result<Self> {
         let way = |name, client, pod, port| Way {
             name,
             client: node.pod(client),
             to: SocketAddr::from((Node::address(pod), port)),
             cpu: CPU,
+            hello: Vec::new(),
+        };
+        let named = |name, client, pod| -> Result<Way> {
+            Ok(Way {
+                hello: hello::hello(SERVER_NAME)?,
+                ..way(name, client, pod, NAMED_PORT)
+            })
         };
         let sidecar = |name, port| Way {
             to: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             ..way(name, SIDECAR_CLIENT, SIDECAR_CLIENT, port)
         };
-        Self {
+        Ok(Self {
             inline: way("through Envoy in the pod", CLIENT, SERVER, HTTP_PORT),
             proxy: way("through a reverse proxy", OTHER_CLIENT, PROXY, HTTP_PORT),
             beside: way("beside L7 rules", CLIENT, SERVER, L4_PORT),
             nothing: way("without policy", OTHER_CLIENT, OTHER_SERVER, L4_PORT),
+            held: named("held until it is judged", CLIENT, SERVER)?,
+            not_held: named("not held", OTHER_CLIENT, OTHER_SERVER)?,
             sidecars: sidecar("through two sidecars", SIDECAR_OUT[0]),
             sidecars_mtls: sidecar("through two sidecars with mTLS", SIDECAR_OUT[1]),
-        }
+        })
     }
 
     /// That every side enforces the rules, and that the kernel refuses a stranger.
@@ -203,7 +227,8 @@ impl Ways {
             let status = way.status("GET", "/public/page")?;
             ensure!(status == Some(200), "{}: answered {status:?}", way.name);
         }
-        for way in [&self.inline, &self.beside] {
+        self.probe_held()?;
+        for way in [&self.inline, &self.beside, &self.held] {
             let stranger = Way {
                 client: node.pod(OTHER_CLIENT),
                 ..way.clone()
@@ -219,11 +244,33 @@ impl Ways {
     }
 }
 
+impl Ways {
+    /// That one name is allowed, and another one isn't.
+    fn probe_held(&self) -> Result<()> {
+        for way in [&self.held, &self.not_held] {
+            // Envoy may not yet have what judges it; what is held until then waits.
+            let status = way.status("GET", "/")?;
+            ensure!(status == Some(200), "{}: answered {status:?}", way.name);
+        }
+        let other = |way: &Way| -> Result<Option<u16>> {
+            let hello = hello::hello(OTHER_NAME)?;
+            Way { hello, ..way.clone() }.status("GET", "/")
+        };
+        let (held, not_held) = (other(&self.held)?, other(&self.not_held)?);
+        ensure!(
+            held.is_none() && not_held == Some(200),
+            "another name is answered {held:?} where it is judged and {not_held:?} elsewhere"
+        );
+        Ok(())
+    }
+}
+
 fn rates(ways: &Ways, span: Duration, steps: &Steps) -> Result<Vec<(&'static str, Estimate)>> {
     let mut found = Vec::new();
     for (name, ours, other) in [
         (RATES[0], &ways.inline, &ways.proxy),
         (RATES[1], &ways.beside, &ways.nothing),
+        (RATES[2], &ways.held, &ways.not_held),
     ] {
         let mut samples = Vec::with_capacity(SAMPLES);
         for turn in 0..SAMPLES {
@@ -242,18 +289,25 @@ fn rates(ways: &Ways, span: Duration, steps: &Steps) -> Result<Vec<(&'static str
 
 /// The 99th percentile through two sidecars ÷ ours, by round; each round begins with another one.
 fn latencies(ways: &Ways, span: Duration, steps: &Steps) -> Result<Vec<(&'static str, Estimate)>> {
-    let sides = [&ways.sidecars_mtls, &ways.sidecars, &ways.inline, &ways.beside];
+    let sides = [
+        &ways.sidecars_mtls,
+        &ways.sidecars,
+        &ways.inline,
+        &ways.held,
+        &ways.beside,
+    ];
     let mut samples: [Vec<f64>; LATENCIES.len()] = Default::default();
     for turn in 0..SAMPLES {
-        let mut p99 = [0.0; 4];
+        let mut p99 = [0.0; 5];
         for place in 0..sides.len() {
             let at = (turn + place) % sides.len();
             // A percentile of fewer requests would be their worst.
             let took = sides[at].latencies(RATE, span.max(Duration::from_millis(500)))?;
             p99[at] = quantile(&took, 0.99).context("no request was answered")?;
         }
-        let [mtls, plain, inline, l4] = p99;
-        for (sample, ratio) in samples.iter_mut().zip([mtls / l4, plain / l4, plain / inline]) {
+        let [mtls, plain, inline, held, l4] = p99;
+        let ratios = [mtls / l4, plain / l4, plain / held, plain / inline];
+        for (sample, ratio) in samples.iter_mut().zip(ratios) {
             sample.push(ratio);
         }
         steps.step("p99");
@@ -262,6 +316,23 @@ fn latencies(ways: &Ways, span: Duration, steps: &Steps) -> Result<Vec<(&'static
     Ok(found
         .filter_map(|(name, samples)| Some((name, bootstrap(&samples, median)?)))
         .collect())
+}
+
+/// What the first bytes of a held connection wait longer than those of another one.
+fn firsts(ways: &Ways, steps: &Steps) -> Result<Option<(&'static str, Estimate)>> {
+    let mut samples = Vec::with_capacity(SAMPLES);
+    for turn in 0..SAMPLES {
+        let took = |way: &Way| median(&way.firsts(FIRSTS)?).context("nothing was answered");
+        samples.push(if turn % 2 == 0 {
+            took(&ways.held)? - took(&ways.not_held)?
+        } else {
+            let other = took(&ways.not_held)?;
+            took(&ways.held)? - other
+        });
+        steps.step(FIRST);
+    }
+    let micros: Vec<f64> = samples.iter().map(|seconds| seconds * 1e6).collect();
+    Ok(bootstrap(&micros, median).map(|estimate| (FIRST, estimate)))
 }
 
 /// What 100 pods more are to a running Envoy, and how soon it listens in one more.

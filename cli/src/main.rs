@@ -2,6 +2,7 @@
 //!
 //! Invariant: this file only names the commands; each lives in a file of its own.
 
+mod bpf;
 mod client;
 mod datapath;
 mod dry_run;
@@ -57,6 +58,8 @@ enum Command {
     Preflight(Single<datapath::Preflight>),
     /// The programs and maps that are pinned on this machine
     Datapath(Group<datapath::Command>),
+    /// What the kernel's maps hold beside the tables: connections that are judged once
+    Bpf(Group<bpf::Command>),
     /// The streams to istiod
     Xds(Group<status::Xds>),
     /// A whole node on this machine, out of network namespaces
@@ -121,6 +124,7 @@ fn main() -> ExitCode {
         Command::DryRun(single) => single.run(dry_run::run),
         Command::Preflight(single) => single.run(datapath::preflight),
         Command::Datapath(group) => group.run(datapath::run),
+        Command::Bpf(group) => group.run(bpf::run),
         Command::Xds(group) => group.run(status::xds),
         Command::Lab(args) => lab::main(args),
         Command::Version(single) => single.run(|Nothing {}, agent, format| version::run(agent, format)),

@@ -1,4 +1,5 @@
-//! What Envoy says of each request, and of each other stream, that went through a listener inside a pod.
+//! What Envoy says of each request, and of each other stream, that went through a listener inside a pod or that was
+//! held until an oracle had judged it.
 //!
 //! Invariant: a record is Envoy's own word; what it doesn't say is not made up.
 
@@ -25,6 +26,14 @@ pub(crate) const SERVER_NAME: &str = "server_name";
 pub(crate) const ENDED_BY: &str = "ended_by";
 /// The tag with the same where an authorizer refused it.
 pub(crate) const DETAILS: &str = "details";
+/// The tag of what an oracle was asked about a stream that is held.
+pub(crate) const HELD: &str = "held";
+/// In front of what a stream's rules say of it beside what becomes of it.
+pub(crate) const TOLD: &str = "told_";
+/// The rule of a stream that let it through, in the metadata of its filters.
+const TOLD_RULE: &str = "told_shadow_effective_policy_id";
+/// That it was judged at all.
+const TOLD_RESULT: &str = "told_shadow_engine_result";
 /// What a refusal by RBAC is called, before the policy in brackets.
 const DENIED: &str = "rbac_access_denied_matched_policy";
 /// What a refusal of a token is called, before the cause in braces (`jwt_authn/filter.cc`).
@@ -51,6 +60,8 @@ pub enum Decision {
     Unchecked(Option<RuleRef>),
     /// Envoy answered it by itself: malformed, say.
     Refused,
+    /// It was held and is over without an answer of Envoy's, for this reason.
+    Unjudged(&'static str),
 }
 
 /// What was judged.
@@ -73,6 +84,11 @@ pub enum What {
         received: u64,
         /// Bytes to the client.
         sent: u64,
+    },
+    /// A stream that was held, when its first bytes were judged.
+    Held {
+        /// The name in its ClientHello; empty where it has none, or was not judged.
+        server_name: String,
     },
 }
 
@@ -102,6 +118,12 @@ impl Default for Records {
 }
 
 impl Records {
+    /// Tells what Envoy doesn't.
+    pub(crate) fn tell(&self, record: Record) {
+        // Without a listener there is nobody to tell.
+        drop(self.0.send(Arc::new(record)));
+    }
+
     /// Records from now on.
     #[must_use]
     pub fn listen(&self) -> broadcast::Receiver<Arc<Record>> {
@@ -124,9 +146,8 @@ impl AccessLogService for Records {
             };
             for record in records {
                 match record {
-                    // Without a listener there is nobody to tell.
-                    Some(record) => drop(self.0.send(Arc::new(record))),
-                    None => debug!("envoy logs a request or stream without addresses"),
+                    Some(record) => self.tell(record),
+                    None => debug!("envoy logs what has no addresses, or what it did not judge"),
                 }
             }
         }
@@ -155,12 +176,16 @@ fn request_of(entry: &HttpAccessLogEntry) -> Option<Record> {
             .and_then(|response| response.response_code)
             .map_or(0, |code| code.value),
     };
-    record(common, what, decision(common, details, HTTP_RBAC))
+    let client = common.downstream_direct_remote_address.as_ref()?;
+    record(common, client, what, decision(common, details, HTTP_RBAC))
 }
 
 /// The same of a stream.
 fn stream_of(entry: &TcpAccessLogEntry) -> Option<Record> {
     let common = entry.common_properties.as_ref()?;
+    if common.custom_tags.contains_key(HELD) {
+        return held_of(common);
+    }
     let tag = |name: &str| common.custom_tags.get(name).map_or("", String::as_str);
     let bytes = entry.connection_properties.unwrap_or_default();
     let what = What::Stream {
@@ -172,12 +197,32 @@ fn stream_of(entry: &TcpAccessLogEntry) -> Option<Record> {
         told if told.starts_with(UNAUTHORIZED) || told.starts_with(UNCHECKED) => told,
         _ => tag(ENDED_BY),
     };
-    record(common, what, decision(common, details, NETWORK_RBAC))
+    let client = common.downstream_direct_remote_address.as_ref()?;
+    record(common, client, what, decision(common, details, NETWORK_RBAC))
 }
 
-fn record(common: &AccessLogCommon, what: What, decision: Decision) -> Option<Record> {
+/// The same of what an oracle was asked; none where whoever asked went away before the answer. It is asked for the
+/// client, whose address it was told.
+fn held_of(common: &AccessLogCommon) -> Option<Record> {
+    let tag = |name: &str| common.custom_tags.get(name).map_or("", String::as_str);
+    let what = What::Held {
+        server_name: tag(SERVER_NAME).to_owned(),
+    };
+    let decided = match decision(common, tag(ENDED_BY), NETWORK_RBAC) {
+        // It leads nowhere: without a refusal, it is allowed if it was judged.
+        Decision::Refused => {
+            let metadata = common.metadata.as_ref()?;
+            text(metadata, NETWORK_RBAC, TOLD_RESULT)?;
+            Decision::Allowed(text(metadata, NETWORK_RBAC, TOLD_RULE).and_then(rule))
+        }
+        decided => decided,
+    };
+    record(common, common.downstream_remote_address.as_ref()?, what, decided)
+}
+
+fn record(common: &AccessLogCommon, client: &Address, what: What, decision: Decision) -> Option<Record> {
     Some(Record {
-        client: socket(common.downstream_direct_remote_address.as_ref()?)?,
+        client: socket(client)?,
         pod: socket(common.downstream_local_address.as_ref()?)?,
         what,
         took: common.duration.map_or(Duration::ZERO, |took| {
@@ -225,11 +270,23 @@ fn asking(common: &AccessLogCommon, rbac: &str) -> Option<RuleRef> {
     }
 }
 
-/// The last rule that let it through.
+/// The last rule that let it through: of a request, or of a stream.
 fn effective<'a>(metadata: &'a Metadata, rbac: &str) -> Option<&'a str> {
-    let rbac = metadata.filter_metadata.get(rbac)?;
-    match rbac.fields.get("enforced_effective_policy_id")?.kind.as_ref()? {
-        Kind::StringValue(name) => Some(name),
+    let enforced = text(metadata, rbac, "enforced_effective_policy_id");
+    enforced.or_else(|| text(metadata, rbac, TOLD_RULE))
+}
+
+/// What a filter wrote into the metadata.
+fn text<'a>(metadata: &'a Metadata, filter: &str, field: &str) -> Option<&'a str> {
+    match metadata
+        .filter_metadata
+        .get(filter)?
+        .fields
+        .get(field)?
+        .kind
+        .as_ref()?
+    {
+        Kind::StringValue(text) => Some(text),
         _ => None,
     }
 }
@@ -313,6 +370,54 @@ mod tests {
             decision(&common, "ext_authz_error", HTTP_RBAC),
             Decision::Unchecked(named)
         );
+    }
+
+    #[test]
+    fn a_held_stream_is_allowed_only_where_it_was_judged_and_not_refused() {
+        let end = |address: &str| Address {
+            address: Some(address::Address::SocketAddress(
+                envoy_types::pb::envoy::config::core::v3::SocketAddress {
+                    address: address.to_owned(),
+                    port_specifier: Some(socket_address::PortSpecifier::PortValue(443)),
+                    ..Default::default()
+                },
+            )),
+        };
+        let asked = |ended_by: &str, told: &[(&str, &str)]| {
+            let field = |text: &str| Value {
+                kind: Some(Kind::StringValue(text.to_owned())),
+            };
+            let fields = told.iter().map(|(name, text)| ((*name).to_owned(), field(text)));
+            let told = Struct {
+                fields: fields.collect(),
+            };
+            let tags = [(HELD, "yes"), (SERVER_NAME, "a.example"), (ENDED_BY, ended_by)];
+            let common = AccessLogCommon {
+                // Of the Unix socket; the client is the one that the oracle was told of.
+                downstream_direct_remote_address: None,
+                downstream_remote_address: Some(end("10.0.0.2")),
+                downstream_local_address: Some(end("10.0.0.1")),
+                custom_tags: tags.map(|(tag, text)| (tag.to_owned(), text.to_owned())).into(),
+                metadata: Some(Metadata {
+                    filter_metadata: [(NETWORK_RBAC.to_owned(), told)].into(),
+                    ..Metadata::default()
+                }),
+                ..AccessLogCommon::default()
+            };
+            let entry = TcpAccessLogEntry {
+                common_properties: Some(common),
+                ..TcpAccessLogEntry::default()
+            };
+            stream_of(&entry).map(|record| (record.client.to_string(), record.decision))
+        };
+        let told = |decision| Some(("10.0.0.2:443".to_owned(), decision));
+        let allowed = [(TOLD_RESULT, "allowed"), (TOLD_RULE, "00000:shop/by-name#1")];
+        let by = rule("00000:shop/by-name#1");
+        assert_eq!(asked("", &allowed), told(Decision::Allowed(by)));
+        assert_eq!(asked("", &allowed[..1]), told(Decision::Allowed(None)));
+        assert_eq!(asked("", &[]), None, "whoever asked went away");
+        let refused = "rbac_access_denied_matched_policy[none]";
+        assert_eq!(asked(refused, &allowed[..1]), told(Decision::Denied(None)));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use tracing::{debug, warn};
 use self::custody::{Custody, Taken};
 use self::frame::{ACK, FIN, Headers, Numbers, PSH, RST, SYN, Segment};
 use self::oracle::Said;
+use crate::als::{Decision, Record, Records, What};
 
 /// So long a connection may take to say what is judged.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -67,6 +68,19 @@ pub struct Counts {
 
 type Ends = (SocketAddr, SocketAddr);
 
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// Envoy says so, and tells it by itself.
+    Envoy,
+    /// Other bytes in the place of held ones.
+    Conflict,
+    /// It took too long.
+    Late,
+    /// It was judged, and nobody has what was judged any more.
+    Lost,
+}
+
 /// A connection in custody.
 struct Flow {
     kernel: HeldConnection,
@@ -97,6 +111,8 @@ pub struct Keeper {
     tap: Arc<Tap>,
     oracles: watch::Receiver<Arc<Oracles>>,
     counts: Arc<Counts>,
+    /// Of what Envoy doesn't tell.
+    records: Records,
     flows: HashMap<Ends, Flow>,
     answers: (mpsc::UnboundedSender<Answer>, mpsc::UnboundedReceiver<Answer>),
 }
@@ -104,12 +120,13 @@ pub struct Keeper {
 impl Keeper {
     /// Nothing is held yet.
     #[must_use]
-    pub fn new(holding: Holding, oracles: watch::Receiver<Arc<Oracles>>) -> Self {
+    pub fn new(holding: Holding, oracles: watch::Receiver<Arc<Oracles>>, records: Records) -> Self {
         Self {
             tap: Arc::clone(holding.tap()),
             holding,
             oracles,
             counts: Arc::default(),
+            records,
             flows: HashMap::new(),
             answers: mpsc::unbounded_channel(),
         }
@@ -192,11 +209,7 @@ impl Keeper {
                 };
                 write_segments(&self.tap, flow, numbers, segment.payload);
             }
-            Taken::Conflict => self.refuse(
-                &ends,
-                &Counts::conflicts_of,
-                "other bytes in the place of held ones",
-            ),
+            Taken::Conflict => self.refuse(&ends, Refusal::Conflict),
         }
     }
 
@@ -216,11 +229,7 @@ impl Keeper {
         if kernel.verdict.is_some() {
             // Judged, and the copy that was is gone: nothing else may take its place.
             self.flows.insert(ends, flow);
-            self.refuse(
-                &ends,
-                &Counts::late_of,
-                "judged before, and what was judged is gone",
-            );
+            self.refuse(&ends, Refusal::Lost);
             return false;
         }
         if !self.oracles.borrow().contains_key(&kernel.residual) {
@@ -286,7 +295,7 @@ impl Keeper {
                 let all = 0..flow.custody.bytes().len();
                 self.give_back(&ends, all);
             }
-            Said::No => self.refuse(&ends, &Counts::refused_of, "refused by envoy"),
+            Said::No => self.refuse(&ends, Refusal::Envoy),
             // What comes again asks again.
             Said::Nothing => drop(self.flows.remove(&ends)),
         }
@@ -312,12 +321,23 @@ impl Keeper {
     }
 
     /// The connection is over: both sides get a reset.
-    fn refuse(&mut self, ends: &Ends, counter: &dyn Fn(&Counts) -> &AtomicU64, why: &'static str) {
+    fn refuse(&mut self, ends: &Ends, why: Refusal) {
         let Some(flow) = self.flows.remove(ends) else {
             return;
         };
-        counter(&self.counts).fetch_add(1, Ordering::Relaxed);
-        debug!(client = %ends.0, pod = %ends.1, why, "a held connection is refused");
+        why.counter(&self.counts).fetch_add(1, Ordering::Relaxed);
+        debug!(client = %ends.0, pod = %ends.1, why = why.text(), "a held connection is refused");
+        if why != Refusal::Envoy {
+            self.records.tell(Record {
+                client: ends.0,
+                pod: ends.1,
+                what: What::Held {
+                    server_name: String::new(),
+                },
+                took: flow.since.elapsed(),
+                decision: Decision::Unjudged(why.text()),
+            });
+        }
         if let Err(error) = self.holding.judge(&flow.kernel, HeldVerdict::DENY, 0) {
             warn!(%error, "a verdict can't be written; the connection stays held");
         }
@@ -365,7 +385,7 @@ impl Keeper {
             self.give_back(&ends, range);
         }
         for ends in late {
-            self.refuse(&ends, &Counts::late_of, "it took too long");
+            self.refuse(&ends, Refusal::Late);
         }
         for ends in over {
             if let Some(flow) = self.flows.remove(&ends) {
@@ -375,15 +395,22 @@ impl Keeper {
     }
 }
 
-impl Counts {
-    fn conflicts_of(&self) -> &AtomicU64 {
-        &self.conflicts
+impl Refusal {
+    fn counter(self, counts: &Counts) -> &AtomicU64 {
+        match self {
+            Self::Envoy => &counts.refused,
+            Self::Conflict => &counts.conflicts,
+            Self::Late | Self::Lost => &counts.late,
+        }
     }
-    fn late_of(&self) -> &AtomicU64 {
-        &self.late
-    }
-    fn refused_of(&self) -> &AtomicU64 {
-        &self.refused
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Envoy => "refused by envoy",
+            Self::Conflict => "other bytes in the place of held ones",
+            Self::Late => "it took too long",
+            Self::Lost => "judged before, and what was judged is gone",
+        }
     }
 }
 

@@ -31,12 +31,16 @@ use thyra_policy_compiler::tokens::Tokens;
 pub use self::http::{HttpOptions, REASON_HEADER, http};
 pub use self::inline::{Place, Shape, inline};
 pub use self::tls::tls;
+use crate::hold::PATIENCE;
 use crate::lower::{self, Chain, KeySets, Places, StepKind, custom};
 
 /// Only the owner connects: Envoy's user, and root.
 const SOCKET_MODE: u32 = 0o600;
 /// How long a stream may take to say what it is.
 const INSPECTION: Duration = Duration { seconds: 4, nanos: 0 };
+/// The same where an oracle is asked: whoever asks gives up earlier, and tells why.
+const ASKING: Duration = Duration { seconds: 6, nanos: 0 };
+const _: () = assert!(ASKING.seconds.unsigned_abs() > PATIENCE.as_secs());
 /// How long a listener waits for its rules, and all others with it while Envoy starts; without them it refuses.
 const RULES_TIMEOUT: Duration = Duration { seconds: 2, nanos: 0 };
 
@@ -194,7 +198,7 @@ fn on_socket(name: &str, socket: &Path, filters: Vec<ListenerFilter>, chain: Fil
             address: Some(address::Address::Pipe(pipe)),
         }),
         listener_filters,
-        listener_filters_timeout: Some(INSPECTION),
+        listener_filters_timeout: Some(ASKING),
         filter_chains: vec![chain],
         ..Listener::default()
     }

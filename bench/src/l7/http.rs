@@ -25,8 +25,11 @@ const LIMIT: Duration = Duration::from_secs(5);
 const SLACK: Option<NonZeroU64> = NonZeroU64::new(1);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 const END_OF_HEADERS: &[u8] = b"\r\n\r\n";
-/// More than any head or answer here has.
+/// More than any head, ClientHello or answer here has.
 const BUFFER: usize = 4096;
+/// How a record of TLS begins that holds a handshake, and how long what says its length is (RFC 8446, 5.1).
+const HANDSHAKE: u8 = 22;
+const RECORD_HEADER: usize = 5;
 
 /// Whom a load goes to, and from where.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct Way {
     pub(crate) to: SocketAddr,
     /// The CPU that it runs on.
     pub(crate) cpu: usize,
+    /// Said before the first request, and answered as one; empty where nothing is.
+    pub(crate) hello: Vec<u8>,
 }
 
 /// Answers every request on a port of a pod until the process ends; each connection has a thread.
@@ -77,11 +82,19 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
             return Ok(());
         }
         // Requests have no body and are never pipelined.
-        if buffer[..filled].ends_with(END_OF_HEADERS) {
+        if buffer[..filled].ends_with(END_OF_HEADERS) || is_record(&buffer[..filled]) {
             connection.write_all(ANSWER)?;
             filled = 0;
         }
     }
+}
+
+/// Whether this is a whole record of a handshake: a server reads no more of it here.
+fn is_record(bytes: &[u8]) -> bool {
+    let Some((&[HANDSHAKE, _, _, high, low], rest)) = bytes.split_first_chunk::<RECORD_HEADER>() else {
+        return false;
+    };
+    rest.len() >= usize::from(u16::from_be_bytes([high, low]))
 }
 
 impl Way {
@@ -107,12 +120,47 @@ impl Way {
         })
     }
 
-    /// The status that a request gets on a connection of its own; none where it gets no answer.
+    /// How long the first bytes of so many connections wait for their answer, one after the other, in seconds.
+    ///
+    /// # Errors
+    /// When they aren't answered with 200.
+    pub(crate) fn firsts(&self, count: usize) -> Result<Vec<f64>> {
+        let way = self.clone();
+        let asked = std::thread::spawn(move || {
+            load::pin(way.cpu)?;
+            netns::enter(&way.client)?;
+            (0..count)
+                .map(|_| way.first().map(|took| took.as_secs_f64()))
+                .collect()
+        });
+        let asked: Result<Vec<f64>> = asked.join().map_err(|_| anyhow::anyhow!("the client panicked"))?;
+        asked.with_context(|| format!("the first bytes {}", self.name))
+    }
+
+    /// Of one connection.
+    fn first(&self) -> Result<Duration> {
+        let mut connection = Connection::open_to(self.to)?;
+        connection.stream.set_read_timeout(Some(LIMIT))?;
+        connection.send(&self.hello, Instant::now())?;
+        loop {
+            if let Some(took) = connection.receive()? {
+                return Ok(took);
+            }
+        }
+    }
+
+    /// The status that a request gets on a connection of its own, or what is said before it; none where it gets no
+    /// answer.
     ///
     /// # Errors
     /// When the namespace can't be entered.
     pub(crate) fn status(&self, method: &str, path: &str) -> Result<Option<u16>> {
-        let (request, way) = (request(method, path), self.clone());
+        let way = self.clone();
+        let request = if way.hello.is_empty() {
+            request(method, path)
+        } else {
+            way.hello.clone()
+        };
         let asked = std::thread::spawn(move || {
             netns::enter(&way.client)?;
             let once = || -> Result<u16> {
@@ -137,7 +185,7 @@ impl Way {
             load::pin(way.cpu)?;
             set_current_timer_slack(SLACK)?;
             netns::enter(&way.client)?;
-            run(&mut Connections::open_to(way.to)?)
+            run(&mut Connections::open_to(&way)?)
         });
         let done = thread
             .join()
@@ -165,18 +213,17 @@ struct Connections {
 }
 
 impl Connections {
-    fn open_to(to: SocketAddr) -> Result<Self> {
+    /// Those on which something is said before the first request have its answer.
+    fn open_to(way: &Way) -> Result<Self> {
         let open = |_| -> Result<Connection> {
-            let stream =
-                TcpStream::connect_timeout(&to, LIMIT).with_context(|| format!("connect to {to}"))?;
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            Ok(Connection {
-                stream,
-                due: None,
-                buffer: [0; BUFFER],
-                filled: 0,
-            })
+            let mut connection = Connection::open_to(way.to)?;
+            if !way.hello.is_empty() {
+                connection.stream.set_read_timeout(Some(LIMIT))?;
+                connection.send(&way.hello, Instant::now())?;
+                while connection.receive()?.is_none() {}
+            }
+            connection.stream.set_nonblocking(true)?;
+            Ok(connection)
         };
         Ok(Self {
             all: (0..CONNECTIONS).map(open).collect::<Result<_>>()?,
@@ -256,6 +303,17 @@ impl Connections {
 }
 
 impl Connection {
+    fn open_to(to: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, LIMIT).with_context(|| format!("connect to {to}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            due: None,
+            buffer: [0; BUFFER],
+            filled: 0,
+        })
+    }
+
     fn send(&mut self, request: &[u8], due: Instant) -> Result<()> {
         // A request is shorter than any socket's buffer, and the one before was taken from it.
         let sent = self.stream.write(request).context("send a request")?;
@@ -316,8 +374,23 @@ mod tests {
     const PAUSE: Duration = Duration::from_millis(300);
 
     #[test]
+    fn a_record_is_answered_once_it_is_whole() {
+        let record = [HANDSHAKE, 3, 1, 0, 2, 7, 7];
+        assert!(is_record(&record));
+        assert!((0..record.len()).all(|length| !is_record(&record[..length])));
+        assert!(!is_record(b"GET / HTTP/1.1\r\n"));
+    }
+
+    #[test]
     fn what_waits_behind_a_slow_answer_counts_from_when_it_was_due() {
-        let mut connections = Connections::open_to(slow_at_first()).unwrap();
+        let way = Way {
+            name: "slow at first",
+            client: String::new(),
+            to: slow_at_first(),
+            cpu: 0,
+            hello: Vec::new(),
+        };
+        let mut connections = Connections::open_to(&way).unwrap();
         let latencies = connections.open(1000, Duration::from_millis(200)).unwrap();
         assert_eq!(latencies.len(), 200, "every request is in it");
         // Only 16 were under way; all were due in the first 200 ms, and nothing was answered in the first 300.

@@ -23,6 +23,12 @@ use crate::netns::{self, Node};
 pub(super) const HTTP_PORT: u16 = 8080;
 /// The port whose verdict is the kernel's.
 pub(super) const L4_PORT: u16 = 9090;
+/// The port on which a connection is judged by its server name, once.
+pub(super) const NAMED_PORT: u16 = 8443;
+/// The name that policy allows there.
+pub(super) const SERVER_NAME: &str = "cart.example.com";
+/// One that it doesn't.
+pub(super) const OTHER_NAME: &str = "other.example.com";
 const IDENTITIES: u32 = 1_000;
 const LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(1);
@@ -55,7 +61,7 @@ impl Ours {
         for type_url in CONFIG_TYPES {
             plane.push(type_url, Vec::new());
         }
-        let flags = [format!("--envoy={}", envoy.display())];
+        let flags = [format!("--envoy={}", envoy.display()), "--l7-hold=tls".to_owned()];
         let mut agent = Agent::start(agent, &bpffs, &plane, &flags)?;
         let endpoints = agent.endpoints().await?;
         Ok(Self {
@@ -145,7 +151,8 @@ fn envoy_listens() -> Result<bool> {
     Ok(ports.any(|port| (L7_FIRST_PORT..L7_FIRST_PORT + L7_PORTS).contains(&port)))
 }
 
-/// Workload 0 may ask for what is public, and nobody for what isn't; to the port without HTTP rules it may connect.
+/// Workload 0 may ask for what is public, and nobody for what isn't; to the port without HTTP rules it may connect, and
+/// to the one with names by one of them.
 fn policies() -> Vec<thyra_proto::envoy::service::discovery::v3::Resource> {
     let http = || vec![HTTP_PORT.to_string()];
     let friend = || {
@@ -171,14 +178,24 @@ fn policies() -> Vec<thyra_proto::envoy::service::discovery::v3::Resource> {
         ports: vec![L4_PORT.to_string()],
         ..security::Operation::default()
     };
+    let named = security::Operation {
+        ports: vec![NAMED_PORT.to_string()],
+        ..security::Operation::default()
+    };
+    let name = security::Condition {
+        key: "connection.sni".into(),
+        values: vec![SERVER_NAME.into()],
+        ..security::Condition::default()
+    };
     let (allow, deny) = (
         security::authorization_policy::Action::Allow,
         security::authorization_policy::Action::Deny,
     );
     vec![
-        control_plane::policy("public", 1, &spec(allow, friend(), public)),
-        control_plane::policy("no-admin", 1, &spec(deny, Vec::new(), admin)),
-        control_plane::policy("plain", 1, &spec(allow, friend(), plain)),
+        control_plane::policy("public", 1, &spec(allow, friend(), public, Vec::new())),
+        control_plane::policy("no-admin", 1, &spec(deny, Vec::new(), admin, Vec::new())),
+        control_plane::policy("plain", 1, &spec(allow, friend(), plain, Vec::new())),
+        control_plane::policy("named", 1, &spec(allow, friend(), named, vec![name])),
     ]
 }
 
@@ -186,16 +203,13 @@ fn spec(
     action: security::authorization_policy::Action,
     from: Vec<security::rule::From>,
     operation: security::Operation,
+    when: Vec<security::Condition>,
 ) -> security::AuthorizationPolicy {
     let to = vec![security::rule::To {
         operation: Some(operation),
     }];
     security::AuthorizationPolicy {
-        rules: vec![security::Rule {
-            from,
-            to,
-            when: Vec::new(),
-        }],
+        rules: vec![security::Rule { from, to, when }],
         action: action.into(),
         ..security::AuthorizationPolicy::default()
     }

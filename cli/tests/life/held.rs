@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use serde_json::{Value, json};
 
 use super::node::{Node, thyra};
 
@@ -169,6 +170,36 @@ fn a_hello_in_whose_middle_the_agent_dies_is_judged_whole_or_its_connection_ends
     node.down();
 }
 
+fn json_of(arguments: &[&str], socket: &str) -> Value {
+    let output = thyra(&[arguments, &["-o", "json", "--socket", socket]].concat());
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    serde_json::from_slice(&output.stdout).expect(&error)
+}
+
+/// The kernel's entry of an open connection, with its names.
+fn assert_shown(socket: &str, client: SocketAddr) {
+    let json = |arguments: &[&str]| json_of(arguments, socket);
+    let all = json(&["bpf", "flows", "list", "--endpoint", "shop/cart"]);
+    let flows = all.as_array().expect("a list");
+    let open = flows
+        .iter()
+        .find(|flow| flow["source_port"] == client.port())
+        .expect("it is in the kernel");
+    let asked = "shop/by-name#0: connection.sni";
+    let wanted = [
+        ("state", "open"),
+        ("verdict", "allow"),
+        ("source_workload", "shop/front"),
+    ];
+    assert!(wanted.iter().all(|(key, word)| open[*key] == *word), "{open}");
+    assert!(open["residual"].is_string(), "{open}");
+    assert_eq!(open["because"][0], asked, "{open}");
+    assert_eq!(
+        json(&["bpf", "flows", "list", "--endpoint", "shop/front"]),
+        json!([])
+    );
+}
+
 #[test]
 fn who_takes_the_ends_of_a_judged_connection_while_nobody_judges_inherits_nothing() {
     let Some(node) = Node::bare(&folder()) else { return };
@@ -183,6 +214,7 @@ fn who_takes_the_ends_of_a_judged_connection_while_nobody_judges_inherits_nothin
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.contains("hold: the server name is the same"), "{shown}");
     assert!(shown.contains("kernel+envoy"), "{shown}");
+    assert_shown(&socket, client);
     assert!(node.lab("apply", &folder().join("later/allowed.yaml")));
     cut(&judged);
     drop(judged);
@@ -200,5 +232,26 @@ fn who_takes_the_ends_of_a_judged_connection_while_nobody_judges_inherits_nothin
     assert!(said.is_empty() || said == b"no name", "{said:?}");
     let mut again = node.connect().expect("a connection");
     say(&mut again, &hello(ALLOWED)).expect("its name is allowed");
+    let counted = |action: &str, policy: &str| {
+        let rules = json_of(&["requests"], &socket)["rules"].clone();
+        let rules = rules.as_array().cloned().unwrap_or_default();
+        rules
+            .iter()
+            .any(|rule| rule["action"] == action && rule["policy"] == policy && rule["requests"] != 0)
+    };
+    node.wait("both verdicts are told", || {
+        counted("allow", "shop/by-name") && counted("deny", "")
+    });
+    let mut slow = node.connect().expect("a connection");
+    slow.write_all(&hello(ALLOWED)[..7]).expect("sent");
+    node.wait("it is shown to wait for its verdict", || {
+        let flows = json_of(&["bpf", "flows", "list"], &socket);
+        let flows = flows.as_array().cloned().unwrap_or_default();
+        flows
+            .iter()
+            .any(|flow| flow["state"] == "await" && flow["verdict"].is_null())
+    });
+    slow.read_exact(&mut [0]).expect_err("it says no name");
+    node.wait("that is told, too", || counted("refused", ""));
     node.down();
 }

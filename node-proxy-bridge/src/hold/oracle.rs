@@ -46,7 +46,13 @@ async fn exchange(
     let Ok(mut stream) = UnixStream::connect(oracle).await else {
         return Ok(Said::Nothing);
     };
-    stream.write_all(proxy(remote, local).as_bytes()).await?;
+    let mut first = proxy(remote, local).into_bytes();
+    match bytes.recv().await {
+        Some(bytes) => first.extend(bytes),
+        None => return Ok(Said::Nothing),
+    }
+    // At once: Envoy need not wait for the rest.
+    stream.write_all(&first).await?;
     let mut answer = [0; 1];
     loop {
         tokio::select! {

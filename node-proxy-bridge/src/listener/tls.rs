@@ -11,7 +11,8 @@ use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuth
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{FilterKind, discovered, listener_filter, on_socket, packed};
+use super::{FilterKind, discovered, listener_filter, on_socket, packed, told};
+use crate::als::TOLD;
 use crate::lower::StepKind;
 
 /// The listener of a stream that is not HTTP, as far as its filters go.
@@ -27,7 +28,10 @@ pub fn tls(name: &str, socket: &Path, shape: &[StepKind]) -> Listener {
         filters,
         ..FilterChain::default()
     };
-    on_socket(name, socket, vec![inspector], chain)
+    Listener {
+        access_log: vec![told::held()],
+        ..on_socket(name, socket, vec![inspector], chain)
+    }
 }
 
 /// The filters that judge a stream, in the order in which they ask.
@@ -45,8 +49,11 @@ pub(super) fn judges(name: &str, shape: &[StepKind]) -> impl Iterator<Item = Fil
     })
 }
 
+/// The rules once more, to be told of: of those that it enforces, Envoy says only which one refused.
 pub(super) fn filter(rules: Option<Rbac>) -> Any {
     packed(&NetworkRbac {
+        shadow_rules: rules.clone(),
+        shadow_rules_stat_prefix: TOLD.to_owned(),
         rules,
         stat_prefix: "oracle".to_owned(),
         ..NetworkRbac::default()

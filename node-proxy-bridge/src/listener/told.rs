@@ -1,4 +1,5 @@
-//! What Envoy tells the bridge of the requests and streams that it judged inside a pod.
+//! What Envoy tells the bridge of the requests and streams that it judged inside a pod, and of those that it judged
+//! while they were held.
 //!
 //! Invariant: neither headers nor bodies, and of a stream no byte but its server name.
 
@@ -13,7 +14,7 @@ use envoy_types::pb::envoy::r#type::tracing::v3::custom_tag::Type;
 use envoy_types::pb::google::protobuf::{Any, Duration};
 
 use super::packed;
-use crate::als::{DETAILS, ENDED_BY, SERVER_NAME};
+use crate::als::{DETAILS, ENDED_BY, HELD, SERVER_NAME};
 use crate::bootstrap::BRIDGE;
 
 /// How long records may wait for others.
@@ -33,11 +34,25 @@ pub(super) fn requests() -> AccessLog {
 
 /// Each other stream, within a moment of its end.
 pub(super) fn streams() -> AccessLog {
-    let tags = vec![
+    of_streams(stream_tags())
+}
+
+/// Each question about a stream that is held, within a moment of its answer.
+pub(super) fn held() -> AccessLog {
+    let mut tags = stream_tags();
+    tags.push(tag(HELD, "yes"));
+    of_streams(tags)
+}
+
+fn stream_tags() -> Vec<CustomTag> {
+    vec![
         tag(SERVER_NAME, "%REQUESTED_SERVER_NAME%"),
         tag(ENDED_BY, "%CONNECTION_TERMINATION_DETAILS%"),
         tag(DETAILS, "%RESPONSE_CODE_DETAILS%"),
-    ];
+    ]
+}
+
+fn of_streams(tags: Vec<CustomTag>) -> AccessLog {
     let config = TcpGrpcAccessLogConfig {
         common_config: Some(to_the_bridge("streams", tags)),
     };

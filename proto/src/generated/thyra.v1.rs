@@ -784,6 +784,74 @@ pub struct FlowHistogram {
     #[prost(double, tag = "2")]
     pub seconds: f64,
 }
+/// One endpoint, by id or by "namespace/pod"; empty: all.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListHeldFlowsRequest {
+    #[prost(string, tag = "1")]
+    pub endpoint: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListHeldFlowsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub flows: ::prost::alloc::vec::Vec<HeldFlow>,
+}
+/// A TCP connection that is judged once.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldFlow {
+    /// await: its bytes wait for the verdict; guard: allowed, the pod has not yet acknowledged all that was judged;
+    /// open: all passes in the kernel; deny: refused, and reset.
+    #[prost(string, tag = "1")]
+    pub state: ::prost::alloc::string::String,
+    /// allow | deny; empty before there is one.
+    #[prost(string, tag = "2")]
+    pub verdict: ::prost::alloc::string::String,
+    /// The pod's.
+    #[prost(uint32, tag = "3")]
+    pub endpoint: u32,
+    /// The client's end.
+    #[prost(string, tag = "4")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "5")]
+    pub source_port: u32,
+    /// "ns/pod" where known.
+    #[prost(string, tag = "6")]
+    pub source_workload: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "7")]
+    pub source_identity: u32,
+    #[prost(string, tag = "8")]
+    pub source_principal: ::prost::alloc::string::String,
+    /// The pod's end.
+    #[prost(string, tag = "9")]
+    pub destination: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "10")]
+    pub destination_port: u32,
+    #[prost(string, tag = "11")]
+    pub destination_workload: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "12")]
+    pub destination_identity: u32,
+    #[prost(string, tag = "13")]
+    pub destination_principal: ::prost::alloc::string::String,
+    /// Sequence numbers of the SYN and of the SYN-ACK.
+    #[prost(uint32, tag = "14")]
+    pub source_isn: u32,
+    #[prost(uint32, tag = "15")]
+    pub destination_isn: u32,
+    /// Sequence number behind the last byte that was judged; absent before, and once it is open.
+    #[prost(uint32, optional, tag = "16")]
+    pub judged_end: ::core::option::Option<u32>,
+    /// Address of what is asked of it; empty where the number has none any more.
+    #[prost(string, tag = "17")]
+    pub residual: ::prost::alloc::string::String,
+    /// The number under which the kernel knows that.
+    #[prost(uint32, tag = "18")]
+    pub residual_number: u32,
+    /// "ns/name#rule: field" of the rules that ask.
+    #[prost(string, repeated, tag = "19")]
+    pub because: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Since it was first seen, or since its last FIN or RST.
+    #[prost(uint64, tag = "20")]
+    pub age_ms: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ObjectVersion {
     /// AuthorizationPolicy | PeerAuthentication | RequestAuthentication | MeshConfig | Pod | Namespace | Service | WorkloadEntry
@@ -1678,6 +1746,31 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("thyra.v1.AdminService", "ListFlowPairs"));
             self.inner.unary(req, path, codec).await
         }
+        /// Connections that are held until their first bytes are judged, and those that were, as the kernel's maps have them.
+        pub async fn list_held_flows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListHeldFlowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListHeldFlowsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/thyra.v1.AdminService/ListHeldFlows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("thyra.v1.AdminService", "ListHeldFlows"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Events as they happen, until the caller goes away.
         pub async fn monitor(
             &mut self,
@@ -1819,6 +1912,14 @@ pub mod admin_service_server {
             request: tonic::Request<super::ListFlowPairsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListFlowPairsResponse>,
+            tonic::Status,
+        >;
+        /// Connections that are held until their first bytes are judged, and those that were, as the kernel's maps have them.
+        async fn list_held_flows(
+            &self,
+            request: tonic::Request<super::ListHeldFlowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListHeldFlowsResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the Monitor method.
@@ -2398,6 +2499,51 @@ pub mod admin_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListFlowPairsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/thyra.v1.AdminService/ListHeldFlows" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListHeldFlowsSvc<T: AdminService>(pub Arc<T>);
+                    impl<
+                        T: AdminService,
+                    > tonic::server::UnaryService<super::ListHeldFlowsRequest>
+                    for ListHeldFlowsSvc<T> {
+                        type Response = super::ListHeldFlowsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListHeldFlowsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AdminService>::list_held_flows(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListHeldFlowsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
