@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub const BRIDGE: &str = "thyra";
 /// The same socket, for what is told of requests: it has a bound of its own.
 pub const RECORDS: &str = "thyra-records";
-/// Batches of records that are under way at a time; more are dropped, so that a bridge that stands still fills no memory.
+/// Batches of records that are under way at a time; more are dropped: a bridge that stands still fills no memory.
 const MAX_BATCHES: u32 = 64;
 /// Connections that Envoy holds at most; it refuses more by itself.
 pub const MAX_CONNECTIONS: u32 = 50_000;
