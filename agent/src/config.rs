@@ -14,12 +14,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use thyra_datapath_abi::limits::L7_BUDGET;
 use thyra_datapath_abi::{Control, Mode};
+use thyra_node_proxy_bridge::listener::Redact;
 use thyra_policy_compiler::world::{Bootstrap, NodeOptions};
 use thyra_xds_client::{Server, ServerError};
 
 pub use choice::{
     AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HookChoice, HostTrafficChoice,
-    LogFormat, ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
+    LogFormat, ModeChoice, NonTcpChoice, PolicySource, RedactChoice, WorkloadSource,
 };
 pub use settings::Settings;
 
@@ -142,6 +143,8 @@ pub struct Config {
     pub flow_log_sampling: u8,
     /// What it may be made to do.
     pub budget: Budget,
+    /// What its records of requests and streams leave out.
+    pub redact: Redact,
     /// Connections of one pod that it has at a time.
     pub l7_connections: u64,
     /// Whether connections between pods of this node go straight from one into the other.
@@ -199,7 +202,7 @@ impl Settings {
             });
         }
         let name = self.node.clone().unwrap_or_else(host_name);
-        let (budget, hook) = (self.budget(), self.hook()?);
+        let (budget, hook, redact) = (self.budget(), self.hook()?, self.redact()?);
         Ok(Config {
             node: self.node_options(name.clone())?,
             metrics: metrics_address(self.metrics.as_deref().unwrap_or(DEFAULT_METRICS))?,
@@ -228,6 +231,7 @@ impl Settings {
             flow_log: self.flow_log.unwrap_or_default(),
             flow_log_sampling: sampling(self.flow_log_sample.unwrap_or(1))?,
             budget,
+            redact,
             l7_connections: self.l7_connections.map_or(L7_BUDGET, |count| count.get().into()),
             local_redirect: self.local_redirect.unwrap_or(false),
             log_format: self.log_format.unwrap_or_default(),
@@ -253,6 +257,27 @@ impl Settings {
             (HookChoice::Pod, AttachChoice::Auto | AttachChoice::Tcx) => return Ok(hook),
         };
         Err(value("hook", "pod", why))
+    }
+
+    /// # Errors
+    /// Nothing and something are to be left out.
+    fn redact(&self) -> Result<Redact, ConfigError> {
+        let Some(chosen) = &self.redact else {
+            return Ok(Redact::default());
+        };
+        let has = |choice| chosen.contains(&choice);
+        if chosen.is_empty() || has(RedactChoice::None) && chosen.len() > 1 {
+            return Err(value(
+                "redact",
+                "none",
+                "stands alone; name `query`, `path` or `server-name`, or `none` of them",
+            ));
+        }
+        Ok(Redact {
+            query: has(RedactChoice::Query) || has(RedactChoice::Path),
+            path: has(RedactChoice::Path),
+            server_name: has(RedactChoice::ServerName),
+        })
     }
 
     fn budget(&self) -> Budget {

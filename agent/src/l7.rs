@@ -24,8 +24,8 @@ use thyra_node_proxy_bridge::envoy::{
 };
 use thyra_node_proxy_bridge::hold::Oracles;
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
-use thyra_node_proxy_bridge::listener::HttpOptions;
 use thyra_node_proxy_bridge::listener::budget::REQUESTS_AT_ONCE;
+use thyra_node_proxy_bridge::listener::{HttpOptions, Redact};
 use thyra_policy_compiler::world::World;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -87,6 +87,8 @@ pub struct Options {
     pub user: u32,
     /// What it may be made to do.
     pub budget: Budget,
+    /// What its records leave out.
+    pub redact: Redact,
     /// Its folder.
     pub folder: PathBuf,
     /// The agent's state folder; it exists.
@@ -187,6 +189,7 @@ impl L7 {
         let http = HttpOptions {
             requests_at_once: options.budget.requests_at_once,
             requests_per_second: options.budget.requests_per_second,
+            redact: options.redact,
             ..HttpOptions::default()
         };
         let found = Found::look(&config, &group, known)?;

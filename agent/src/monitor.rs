@@ -20,8 +20,8 @@ use crate::snapshot::Snapshot;
 use crate::store::{SharedPlane, lock};
 use crate::word;
 
-/// Batches that a listener may fall behind.
-const BACKLOG: usize = 1024;
+/// What a listener may fall behind; requests come by the hundred (`thyra_node_proxy_bridge::listener`).
+const BACKLOG: usize = 4096;
 
 /// Something that happened.
 #[derive(Clone, Debug)]

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_node_proxy_bridge::als::{Decision, Record, Records, What};
 use thyra_proto::thyra::v1 as api;
-use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -98,21 +97,24 @@ impl Requests {
     ) {
         let mut records = records.listen();
         loop {
-            let record = tokio::select! {
-                record = records.recv() => record,
+            let heard = tokio::select! {
+                heard = records.recv() => heard,
                 () = stop.cancelled() => return,
             };
-            match record {
-                Ok(record) => {
-                    let snapshot = Arc::clone(&snapshot.borrow());
-                    self.add(&record, &|address| principal(&snapshot, address));
-                    hub.judged(record);
-                }
-                Err(RecvError::Lagged(missed)) => {
-                    self.with(|counted| counted.missed += missed);
-                    hub.agent(format!("{missed} requests went by too fast to be told"));
-                }
-                Err(RecvError::Closed) => return,
+            let Some(heard) = heard else { return };
+            if heard.missed > 0 {
+                self.with(|counted| counted.missed += heard.missed);
+                hub.agent(format!("{} requests went by too fast to be told", heard.missed));
+            }
+            let snapshot = Arc::clone(&snapshot.borrow());
+            for record in heard.records() {
+                self.add(record, &|address| principal(&snapshot, address));
+            }
+            if hub.listeners() > 0 {
+                heard
+                    .records()
+                    .iter()
+                    .for_each(|record| hub.judged(Arc::clone(record)));
             }
         }
     }

@@ -184,6 +184,7 @@ pub async fn run_on(
         envoy: config.envoy.clone(),
         user: config.envoy_user,
         budget: config.budget,
+        redact: config.redact,
         folder: beside(&config.socket, "envoy"),
         state: config.state.clone(),
         node: config.node.name.clone(),

@@ -1,24 +1,26 @@
 //! What Envoy says of each request, and of each other stream, that went through a listener inside a pod or that was
 //! held until an oracle had judged it.
 //!
-//! Invariant: a record is Envoy's own word; what it doesn't say is not made up.
+//! Invariant: a record is Envoy's own word; what it doesn't say is not made up. Who listens hears of each record, or of
+//! how many it missed.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{Address, Metadata, address, socket_address};
-use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, HttpAccessLogEntry, TcpAccessLogEntry};
+use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, TcpAccessLogEntry};
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogService;
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
 use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, StreamAccessLogsResponse};
 use envoy_types::pb::google::protobuf::value::Kind;
 use thyra_datapath_abi::tables::{PolicyRef, RuleRef};
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
-use crate::lower::custom::{HTTP_RBAC, NETWORK_RBAC, index_of};
+use crate::lower::custom::{NETWORK_RBAC, index_of};
 
 /// The tag with a stream's server name.
 pub(crate) const SERVER_NAME: &str = "server_name";
@@ -34,6 +36,8 @@ pub(crate) const TOLD: &str = "told_";
 const TOLD_RULE: &str = "told_shadow_effective_policy_id";
 /// That it was judged at all.
 const TOLD_RESULT: &str = "told_shadow_engine_result";
+/// The metadata of a filter with rules: the last one that let it through.
+pub(crate) const EFFECTIVE: &str = "enforced_effective_policy_id";
 /// What a refusal by RBAC is called, before the policy in brackets.
 const DENIED: &str = "rbac_access_denied_matched_policy";
 /// What a refusal of a token is called, before the cause in braces (`jwt_authn/filter.cc`).
@@ -42,8 +46,8 @@ const BAD_TOKEN: &str = "jwt_authn_access_denied";
 const UNAUTHORIZED: &str = "ext_authz_denied";
 /// What the failure of a check is called that lets nobody pass.
 const UNCHECKED: &str = "ext_authz_error";
-/// Batches that a listener may fall behind.
-const BACKLOG: usize = 1024;
+/// Batches that a listener may fall behind; each is at most what Envoy sends at once (`listener::told`).
+const BACKLOG: usize = 128;
 
 /// What became of a request or stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,27 +111,112 @@ pub struct Record {
     pub decision: Decision,
 }
 
+/// Records that Envoy sent together.
+#[derive(Debug)]
+struct Batch {
+    /// How many were sent before them.
+    first: u64,
+    records: Vec<Arc<Record>>,
+}
+
+impl Batch {
+    /// How many were sent with them.
+    fn next(&self) -> u64 {
+        let count = u64::try_from(self.records.len()).unwrap_or(u64::MAX);
+        self.first.saturating_add(count)
+    }
+}
+
 /// The sink.
 #[derive(Clone, Debug)]
-pub struct Records(broadcast::Sender<Arc<Record>>);
+pub struct Records {
+    batches: broadcast::Sender<Arc<Batch>>,
+    /// How many were sent. Who has it sends: batches come in the order of their numbers.
+    sent: Arc<Mutex<u64>>,
+}
 
 impl Default for Records {
     fn default() -> Self {
-        Self(broadcast::channel(BACKLOG).0)
+        Self {
+            batches: broadcast::channel(BACKLOG).0,
+            sent: Arc::default(),
+        }
     }
 }
 
 impl Records {
-    /// Tells what Envoy doesn't.
-    pub(crate) fn tell(&self, record: Record) {
-        // Without a listener there is nobody to tell.
-        drop(self.0.send(Arc::new(record)));
-    }
-
     /// Records from now on.
     #[must_use]
-    pub fn listen(&self) -> broadcast::Receiver<Arc<Record>> {
-        self.0.subscribe()
+    pub fn listen(&self) -> Listener {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        Listener {
+            batches: self.batches.subscribe(),
+            next: *sent,
+        }
+    }
+
+    /// Tells listeners of records that came together. What could not be read is missed, too.
+    pub(crate) fn tell(&self, records: impl Iterator<Item = Option<Record>>) {
+        let (mut read, mut unread) = (Vec::new(), 0);
+        for record in records {
+            match record {
+                Some(record) => read.push(Arc::new(record)),
+                None => unread += 1,
+            }
+        }
+        if unread > 0 {
+            debug!(unread, "envoy tells of requests or streams in another form");
+        }
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let batch = Batch {
+            first: sent.saturating_add(unread),
+            records: read,
+        };
+        *sent = batch.next();
+        // Without a listener there is nobody to tell.
+        drop(self.batches.send(Arc::new(batch)));
+    }
+}
+
+/// Who hears of records.
+#[derive(Debug)]
+pub struct Listener {
+    batches: broadcast::Receiver<Arc<Batch>>,
+    /// How many were sent before the next one.
+    next: u64,
+}
+
+/// What a listener hears at once.
+#[derive(Debug)]
+pub struct Heard {
+    /// Records that came before these and went by too fast.
+    pub missed: u64,
+    batch: Arc<Batch>,
+}
+
+impl Heard {
+    /// In the order in which Envoy sent them.
+    #[must_use]
+    pub fn records(&self) -> &[Arc<Record>] {
+        &self.batch.records
+    }
+}
+
+impl Listener {
+    /// Waits for records; none when there will be no more. Nothing is lost when the wait is given up.
+    pub async fn recv(&mut self) -> Option<Heard> {
+        loop {
+            match self.batches.recv().await {
+                Ok(batch) => {
+                    let missed = batch.first.saturating_sub(self.next);
+                    self.next = batch.next();
+                    return Some(Heard { missed, batch });
+                }
+                // The number of the next batch says how many records that was.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
     }
 }
 
@@ -139,48 +228,32 @@ impl AccessLogService for Records {
     ) -> Result<Response<StreamAccessLogsResponse>, Status> {
         let mut messages = request.into_inner();
         while let Some(message) = messages.message().await? {
-            let records: Vec<Option<Record>> = match message.log_entries {
-                Some(LogEntries::HttpLogs(logs)) => logs.log_entry.iter().map(request_of).collect(),
-                Some(LogEntries::TcpLogs(logs)) => logs.log_entry.iter().map(stream_of).collect(),
-                None => continue,
+            // Requests come another way (`otlp`).
+            let Some(LogEntries::TcpLogs(logs)) = message.log_entries else {
+                continue;
             };
-            for record in records {
-                match record {
-                    Some(record) => self.tell(record),
-                    None => debug!("envoy logs what has no addresses, or what it did not judge"),
-                }
-            }
+            let entries = logs.log_entry.iter().filter(|entry| !is_unjudged(entry));
+            self.tell(entries.map(stream_of));
         }
         Ok(Response::new(StreamAccessLogsResponse {}))
     }
 }
 
-/// None where the addresses are missing.
-fn request_of(entry: &HttpAccessLogEntry) -> Option<Record> {
-    let common = entry.common_properties.as_ref()?;
-    let request = entry.request.as_ref();
-    let response = entry.response.as_ref();
-    let details = response.map_or("", |response| response.response_code_details.as_str());
-    let what = What::Request {
-        method: request.map_or_else(String::new, |request| method(request.request_method)),
-        path: request.map_or_else(String::new, |request| {
-            let original = &request.original_path;
-            if original.is_empty() {
-                &request.path
-            } else {
-                original
-            }
-            .clone()
-        }),
-        status: response
-            .and_then(|response| response.response_code)
-            .map_or(0, |code| code.value),
+/// Whether it is a question to an oracle by who went away before the answer.
+fn is_unjudged(entry: &TcpAccessLogEntry) -> bool {
+    let Some(common) = &entry.common_properties else {
+        return false;
     };
-    let client = common.downstream_direct_remote_address.as_ref()?;
-    record(common, client, what, decision(common, details, HTTP_RBAC))
+    let tag = |name: &str| common.custom_tags.get(name);
+    let is_refused = tag(ENDED_BY).is_some_and(|words| words.starts_with(DENIED));
+    let result = common
+        .metadata
+        .as_ref()
+        .and_then(|metadata| text(metadata, TOLD_RESULT));
+    tag(HELD).is_some() && !is_refused && result.is_none()
 }
 
-/// The same of a stream.
+/// None where the addresses are missing.
 fn stream_of(entry: &TcpAccessLogEntry) -> Option<Record> {
     let common = entry.common_properties.as_ref()?;
     if common.custom_tags.contains_key(HELD) {
@@ -197,26 +270,28 @@ fn stream_of(entry: &TcpAccessLogEntry) -> Option<Record> {
         told if told.starts_with(UNAUTHORIZED) || told.starts_with(UNCHECKED) => told,
         _ => tag(ENDED_BY),
     };
-    let client = common.downstream_direct_remote_address.as_ref()?;
-    record(common, client, what, decision(common, details, NETWORK_RBAC))
+    let (client, metadata) = (
+        common.downstream_direct_remote_address.as_ref()?,
+        common.metadata.as_ref(),
+    );
+    let decided = decision(
+        details,
+        !common.upstream_cluster.is_empty(),
+        || effective(metadata?),
+        || asking(metadata?),
+    );
+    record(common, client, what, decided)
 }
 
-/// The same of what an oracle was asked; none where whoever asked went away before the answer. It is asked for the
-/// client, whose address it was told.
+/// The same of what an oracle was asked. It is asked for the client, whose address it was told. It leads nowhere: what
+/// is not refused may pass.
 fn held_of(common: &AccessLogCommon) -> Option<Record> {
     let tag = |name: &str| common.custom_tags.get(name).map_or("", String::as_str);
     let what = What::Held {
         server_name: tag(SERVER_NAME).to_owned(),
     };
-    let decided = match decision(common, tag(ENDED_BY), NETWORK_RBAC) {
-        // It leads nowhere: without a refusal, it is allowed if it was judged.
-        Decision::Refused => {
-            let metadata = common.metadata.as_ref()?;
-            text(metadata, NETWORK_RBAC, TOLD_RESULT)?;
-            Decision::Allowed(text(metadata, NETWORK_RBAC, TOLD_RULE).and_then(rule))
-        }
-        decided => decided,
-    };
+    let metadata = common.metadata.as_ref();
+    let decided = decision(tag(ENDED_BY), true, || effective(metadata?), || asking(metadata?));
     record(common, common.downstream_remote_address.as_ref()?, what, decided)
 }
 
@@ -233,8 +308,14 @@ fn record(common: &AccessLogCommon, client: &Address, what: What, decision: Deci
     })
 }
 
-/// `rbac`: whose metadata name the rule that let it through.
-fn decision(common: &AccessLogCommon, details: &str, rbac: &str) -> Decision {
+/// What became of it, by Envoy's words for an end; `passed`: it was on its way to the pod. `by` is the rule that let it
+/// through, `asking` the one that had the last authorizer asked.
+pub(crate) fn decision(
+    details: &str,
+    passed: bool,
+    by: impl FnOnce() -> Option<RuleRef>,
+    asking: impl FnOnce() -> Option<RuleRef>,
+) -> Decision {
     if let Some(policy) = details.strip_prefix(DENIED) {
         let policy = policy.trim_start_matches('[').trim_end_matches(']');
         return Decision::Denied(rule(policy));
@@ -244,22 +325,21 @@ fn decision(common: &AccessLogCommon, details: &str, rbac: &str) -> Decision {
         return Decision::BadToken(why.replace('_', " "));
     }
     if details.starts_with(UNAUTHORIZED) {
-        return Decision::Unauthorized(asking(common, rbac));
+        return Decision::Unauthorized(asking());
     }
     if details.starts_with(UNCHECKED) {
-        return Decision::Unchecked(asking(common, rbac));
+        return Decision::Unchecked(asking());
     }
-    if common.upstream_cluster.is_empty() {
-        return Decision::Refused;
+    if passed {
+        Decision::Allowed(by())
+    } else {
+        Decision::Refused
     }
-    let named = common.metadata.as_ref();
-    let named = named.and_then(|metadata| effective(metadata, rbac));
-    Decision::Allowed(named.and_then(rule))
 }
 
 /// The rule that made the last authorizer be asked: it is the one that refused.
-fn asking(common: &AccessLogCommon, rbac: &str) -> Option<RuleRef> {
-    let fields = &common.metadata.as_ref()?.filter_metadata.get(rbac)?.fields;
+fn asking(metadata: &Metadata) -> Option<RuleRef> {
+    let fields = &metadata.filter_metadata.get(NETWORK_RBAC)?.fields;
     let asked = fields
         .iter()
         .filter_map(|(name, value)| Some((index_of(name)?, value)));
@@ -270,29 +350,22 @@ fn asking(common: &AccessLogCommon, rbac: &str) -> Option<RuleRef> {
     }
 }
 
-/// The last rule that let it through: of a request, or of a stream.
-fn effective<'a>(metadata: &'a Metadata, rbac: &str) -> Option<&'a str> {
-    let enforced = text(metadata, rbac, "enforced_effective_policy_id");
-    enforced.or_else(|| text(metadata, rbac, TOLD_RULE))
+/// The last rule that let it through.
+fn effective(metadata: &Metadata) -> Option<RuleRef> {
+    rule(text(metadata, EFFECTIVE).or_else(|| text(metadata, TOLD_RULE))?)
 }
 
-/// What a filter wrote into the metadata.
-fn text<'a>(metadata: &'a Metadata, filter: &str, field: &str) -> Option<&'a str> {
-    match metadata
-        .filter_metadata
-        .get(filter)?
-        .fields
-        .get(field)?
-        .kind
-        .as_ref()?
-    {
+/// What the filter with rules wrote into the metadata.
+fn text<'a>(metadata: &'a Metadata, field: &str) -> Option<&'a str> {
+    let fields = &metadata.filter_metadata.get(NETWORK_RBAC)?.fields;
+    match fields.get(field)?.kind.as_ref()? {
         Kind::StringValue(text) => Some(text),
         _ => None,
     }
 }
 
 /// `00002:shop/read#0`, as `lower` names policies; none of `none`.
-fn rule(name: &str) -> Option<RuleRef> {
+pub(crate) fn rule(name: &str) -> Option<RuleRef> {
     let (_, name) = name.split_once(':')?;
     let (policy, rule) = match name.split_once('#') {
         Some((policy, rule)) => (policy, Some(rule.parse().ok()?)),
@@ -317,14 +390,6 @@ fn socket(address: &Address) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip.to_canonical(), u16::try_from(port).ok()?))
 }
 
-fn method(number: i32) -> String {
-    use envoy_types::pb::envoy::config::core::v3::RequestMethod;
-
-    RequestMethod::try_from(number)
-        .map_or("?", |method| method.as_str_name())
-        .to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::google::protobuf::{Struct, Value};
@@ -333,10 +398,12 @@ mod tests {
 
     #[test]
     fn a_refused_token_is_told_with_envoys_reason() {
-        let common = AccessLogCommon::default();
-        let decided = decision(&common, "jwt_authn_access_denied{Jwt_is_expired}", HTTP_RBAC);
-        assert_eq!(decided, Decision::BadToken("Jwt is expired".to_owned()));
-        assert_eq!(decision(&common, "direct_response", HTTP_RBAC), Decision::Refused);
+        let decided = |details| decision(details, false, || None, || None);
+        assert_eq!(
+            decided("jwt_authn_access_denied{Jwt_is_expired}"),
+            Decision::BadToken("Jwt is expired".to_owned())
+        );
+        assert_eq!(decided("direct_response"), Decision::Refused);
     }
 
     #[test]
@@ -354,26 +421,63 @@ mod tests {
             .map(|(name, text)| (name.to_owned(), field(text)))
             .into(),
         };
-        let common = AccessLogCommon {
-            metadata: Some(Metadata {
-                filter_metadata: [(HTTP_RBAC.to_owned(), asked)].into(),
-                ..Metadata::default()
-            }),
-            ..AccessLogCommon::default()
+        let metadata = Metadata {
+            filter_metadata: [(NETWORK_RBAC.to_owned(), asked)].into(),
+            ..Metadata::default()
         };
-        let named = rule("00001:shop/ten#0");
+        assert_eq!(asking(&metadata), rule("00001:shop/ten#0"));
+        assert_eq!(effective(&metadata), rule("00000:shop/read#0"));
+    }
+
+    fn record(number: u64) -> Record {
+        let end = SocketAddr::from(([10, 0, 0, 1], 80));
+        Record {
+            client: end,
+            pod: end,
+            what: What::Stream {
+                server_name: String::new(),
+                received: number,
+                sent: 0,
+            },
+            took: Duration::ZERO,
+            decision: Decision::Refused,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_is_too_slow_hears_how_many_records_it_missed() {
+        let records = Records::default();
+        records.tell([Some(record(0))].into_iter());
+        let mut listener = records.listen();
+        for batch in 0..u64::try_from(BACKLOG).unwrap() + 2 {
+            records.tell(
+                [2 * batch, 2 * batch + 1]
+                    .into_iter()
+                    .map(|number| Some(record(number))),
+            );
+        }
+        let heard = listener.recv().await.unwrap();
         assert_eq!(
-            decision(&common, "ext_authz_denied", HTTP_RBAC),
-            Decision::Unauthorized(named.clone())
+            heard.missed, 4,
+            "two batches of two, and none of before it listened"
         );
-        assert_eq!(
-            decision(&common, "ext_authz_error", HTTP_RBAC),
-            Decision::Unchecked(named)
-        );
+        assert_eq!(*heard.records()[0], record(4));
+        assert_eq!(listener.recv().await.unwrap().missed, 0);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_can_not_be_read_is_missed_and_not_forgotten() {
+        let records = Records::default();
+        let mut listener = records.listen();
+        records.tell([None, Some(record(1)), None].into_iter());
+        records.tell([Some(record(2))].into_iter());
+        let heard = listener.recv().await.unwrap();
+        assert_eq!((heard.missed, heard.records().len()), (2, 1));
+        assert_eq!(listener.recv().await.unwrap().missed, 0);
     }
 
     #[test]
-    fn a_held_stream_is_allowed_only_where_it_was_judged_and_not_refused() {
+    fn a_held_stream_is_told_only_where_it_was_judged_and_allowed_only_where_not_refused() {
         let end = |address: &str| Address {
             address: Some(address::Address::SocketAddress(
                 envoy_types::pb::envoy::config::core::v3::SocketAddress {
@@ -408,7 +512,8 @@ mod tests {
                 common_properties: Some(common),
                 ..TcpAccessLogEntry::default()
             };
-            stream_of(&entry).map(|record| (record.client.to_string(), record.decision))
+            let judged = (!is_unjudged(&entry)).then(|| stream_of(&entry).expect("addresses"));
+            judged.map(|record| (record.client.to_string(), record.decision))
         };
         let told = |decision| Some(("10.0.0.2:443".to_owned(), decision));
         let allowed = [(TOLD_RESULT, "allowed"), (TOLD_RULE, "00000:shop/by-name#1")];

@@ -9,6 +9,10 @@ use serde_json::{Value, json};
 
 /// The cluster of the bridge's own socket.
 pub const BRIDGE: &str = "thyra";
+/// The same socket, for what is told of requests: it has a bound of its own.
+pub const RECORDS: &str = "thyra-records";
+/// Batches of records that are under way at a time; more are dropped: a bridge that stands still fills no memory.
+const MAX_BATCHES: u32 = 64;
 /// Connections that Envoy holds at most; it refuses more by itself.
 pub const MAX_CONNECTIONS: u32 = 50_000;
 
@@ -40,7 +44,7 @@ pub fn bootstrap(node: &str, xds: &Path, admin: &Path, heap: u64) -> Value {
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
-        "static_resources": {"clusters": [bridge(xds)]},
+        "static_resources": {"clusters": [bridge(BRIDGE, xds), records(xds)]},
         "overload_manager": overload_manager(heap),
     })
 }
@@ -103,9 +107,17 @@ fn overload_manager(heap: u64) -> Value {
     })
 }
 
-fn bridge(xds: &Path) -> Value {
+fn records(xds: &Path) -> Value {
+    let mut cluster = bridge(RECORDS, xds);
+    cluster["circuit_breakers"] = json!({
+        "thresholds": [{"max_requests": MAX_BATCHES, "max_pending_requests": MAX_BATCHES}],
+    });
+    cluster
+}
+
+fn bridge(name: &str, xds: &Path) -> Value {
     json!({
-        "name": BRIDGE,
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
         "typed_extension_protocol_options": {
@@ -115,7 +127,7 @@ fn bridge(xds: &Path) -> Value {
             },
         },
         "load_assignment": {
-            "cluster_name": BRIDGE,
+            "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": xds}}}}]}],
         },
     })

@@ -313,7 +313,7 @@ impl Bridge {
         let socket = self.socket(&name);
         let listener = match reading {
             Reading::Http => listener::http(&name, &socket, &shape, &self.config.http),
-            Reading::Stream => listener::tls(&name, &socket, &shape),
+            Reading::Stream => listener::tls(&name, &socket, &shape, self.config.http.redact),
         };
         let rules = listener::rules(&name, *reading, &chain).into_iter();
         let mut resources: Vec<_> = rules.map(|rules| Resource::rules(rules, address)).collect();

@@ -328,7 +328,7 @@ impl Keeper {
         why.counter(&self.counts).fetch_add(1, Ordering::Relaxed);
         debug!(client = %ends.0, pod = %ends.1, why = why.text(), "a held connection is refused");
         if why != Refusal::Envoy {
-            self.records.tell(Record {
+            let record = Record {
                 client: ends.0,
                 pod: ends.1,
                 what: What::Held {
@@ -336,7 +336,8 @@ impl Keeper {
                 },
                 took: flow.since.elapsed(),
                 decision: Decision::Unjudged(why.text()),
-            });
+            };
+            self.records.tell([Some(record)].into_iter());
         }
         if let Err(error) = self.holding.judge(&flow.kernel, HeldVerdict::DENY, 0) {
             warn!(%error, "a verdict can't be written; the connection stays held");

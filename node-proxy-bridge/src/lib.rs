@@ -16,6 +16,7 @@ pub mod inline;
 mod keep;
 pub mod listener;
 pub mod lower;
+mod otlp;
 
 /// The filter that checks tokens, and the metadata that it leaves.
 pub const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";

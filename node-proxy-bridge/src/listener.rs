@@ -31,6 +31,7 @@ use thyra_policy_compiler::tokens::Tokens;
 pub use self::http::{HttpOptions, REASON_HEADER, http};
 pub use self::inline::{Place, Shape, inline};
 pub use self::tls::tls;
+pub use self::told::{REDACTED, Redact};
 use crate::hold::PATIENCE;
 use crate::lower::{self, Chain, KeySets, Places, StepKind, custom};
 

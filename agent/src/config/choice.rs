@@ -82,6 +82,20 @@ pub enum HoldChoice {
     Tls,
 }
 
+/// `--redact`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RedactChoice {
+    /// Nothing; it stands alone.
+    None,
+    /// What comes after the `?` of a path.
+    Query,
+    /// Whole paths.
+    Path,
+    /// The server names of TLS.
+    ServerName,
+}
+
 /// `--deny`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]

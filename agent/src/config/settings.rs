@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::choice::{
     AttachChoice, BootstrapChoice, DenyChoice, FlowLogChoice, HoldChoice, HookChoice, HostTrafficChoice,
-    LogFormat, ModeChoice, NonTcpChoice, PolicySource, WorkloadSource,
+    LogFormat, ModeChoice, NonTcpChoice, PolicySource, RedactChoice, WorkloadSource,
 };
 
 /// Flags and file keys; see `Config` for what they mean together.
@@ -135,6 +135,9 @@ pub struct Settings {
     /// Requests in a second that Envoy passes to one pod and set of rules; more get 429 [default: any number]
     #[arg(long, value_name = "N")]
     pub l7_request_rate: Option<NonZeroU32>,
+    /// What records of requests and streams leave out, a list: query, path, server-name, or none [default: query]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
+    pub redact: Option<Vec<RedactChoice>>,
     /// Put connections between pods of this node straight from one into the other, past the node's netfilter rules
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub local_redirect: Option<bool>,
@@ -197,6 +200,7 @@ impl Settings {
             l7_connections: self.l7_connections.or(file.l7_connections),
             l7_requests: self.l7_requests.or(file.l7_requests),
             l7_request_rate: self.l7_request_rate.or(file.l7_request_rate),
+            redact: self.redact.or(file.redact),
             local_redirect: self.local_redirect.or(file.local_redirect),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),

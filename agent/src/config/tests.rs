@@ -110,6 +110,31 @@ fn what_is_not_supported_or_missing_is_refused_by_name() {
 }
 
 #[test]
+fn records_leave_out_queries_unless_told_otherwise_and_nothing_only_by_name() {
+    let of = |args: &[&str]| flags(&[BASE, args].concat()).resolve();
+    let redact = |args: &[&str]| of(args).expect("good").redact;
+    let query = Redact {
+        query: true,
+        ..Redact::NOTHING
+    };
+    assert_eq!(redact(&[]), query);
+    assert_eq!(redact(&["--redact=query"]), query);
+    assert_eq!(redact(&["--redact=none"]), Redact::NOTHING);
+    let all = Redact {
+        query: true,
+        path: true,
+        server_name: true,
+    };
+    assert_eq!(
+        redact(&["--redact=path,server-name"]),
+        all,
+        "a path has its query in it"
+    );
+    let refused = of(&["--redact=none,path"]).expect_err("which of the two");
+    assert!(refused.to_string().contains("stands alone"), "{refused}");
+}
+
+#[test]
 fn a_flow_log_takes_one_of_a_power_of_two_and_says_so_of_another_number() {
     let of = |args: &[&str]| flags(&[BASE, args].concat()).resolve();
     let config = of(&["--flow-log=all", "--flow-log-sample=64"]).expect("good");

@@ -30,6 +30,7 @@ use super::catalog::Catalog;
 use super::conversation::Conversation;
 use crate::als::Records;
 use crate::keep;
+use crate::otlp::Requests;
 
 /// Responses that wait to be written; a stream that doesn't read them is waited for.
 const QUEUE: usize = 64;
@@ -97,11 +98,13 @@ impl AdsServer {
         let service = AggregatedDiscoveryServiceServer::new(Service(Arc::clone(&shared)));
         let records = Records::default();
         let logs = AccessLogServiceServer::new(records.clone());
+        let requests = Requests::new(records.clone());
         let stop = shared.stop.clone();
         let task = tokio::spawn(async move {
             let served = tonic::transport::Server::builder()
                 .add_service(service)
                 .add_service(logs)
+                .add_service(requests)
                 .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned());
             if let Err(error) = served.await {
                 warn!(%error, "the xds server ended");

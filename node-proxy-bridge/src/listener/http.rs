@@ -33,6 +33,7 @@ use manager_v3::http_filter::ConfigType;
 use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper};
 use thyra_policy_compiler::traffic::PathNormalization;
 
+use super::told::Redact;
 use super::{FilterKind, budget, discovered, on_socket, packed, told};
 use crate::lower::StepKind;
 
@@ -62,6 +63,8 @@ pub struct HttpOptions {
     pub requests_per_second: Option<NonZeroU32>,
     /// Requests and other streams of a pod that are under way at a time; more get 503.
     pub requests_at_once: NonZeroU32,
+    /// What of a request or stream is not told to the bridge.
+    pub redact: Redact,
 }
 
 impl Default for HttpOptions {
@@ -71,6 +74,7 @@ impl Default for HttpOptions {
             reasons: false,
             requests_per_second: None,
             requests_at_once: budget::REQUESTS_AT_ONCE,
+            redact: Redact::default(),
         }
     }
 }
@@ -124,7 +128,7 @@ pub(super) fn to_pod(
     };
     HttpConnectionManager {
         stat_prefix: "pod".to_owned(),
-        access_log: vec![told::requests()],
+        access_log: vec![told::requests(shape, options.redact)],
         // The pod's answer is its own.
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         proxy_100_continue: true,

@@ -24,6 +24,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
 
 use super::budget::BUFFER;
+use super::told::Redact;
 use super::{HttpOptions, INSPECTION, http, listener_filter, packed, tls, told};
 use crate::cluster;
 use crate::lower::StepKind;
@@ -97,7 +98,7 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
                 }),
                 ..requests
             }],
-            Some(streams(place, shape, steps)),
+            Some(streams(place, shape, steps, options.redact)),
             vec![
                 listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default()),
                 listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default()),
@@ -123,7 +124,7 @@ pub fn inline(place: &Place, shape: &Shape, options: &HttpOptions) -> Listener {
     }
 }
 
-fn streams(place: &Place, shape: &Shape, steps: &[StepKind]) -> FilterChain {
+fn streams(place: &Place, shape: &Shape, steps: &[StepKind], redact: Redact) -> FilterChain {
     let mut filters = vec![way_to_pod()];
     filters.extend(tls::judges(&shape.other_name(), steps));
     filters.push(Filter {
@@ -131,7 +132,7 @@ fn streams(place: &Place, shape: &Shape, steps: &[StepKind]) -> FilterChain {
         config_type: Some(ConfigType::TypedConfig(packed(&TcpProxy {
             stat_prefix: "pod".to_owned(),
             cluster_specifier: Some(ClusterSpecifier::Cluster(cluster::name(place))),
-            access_log: vec![told::streams()],
+            access_log: vec![told::streams(redact)],
             ..TcpProxy::default()
         }))),
     });

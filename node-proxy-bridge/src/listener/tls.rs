@@ -11,13 +11,13 @@ use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuth
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{FilterKind, discovered, listener_filter, on_socket, packed, told};
+use super::{FilterKind, Redact, discovered, listener_filter, on_socket, packed, told};
 use crate::als::TOLD;
 use crate::lower::StepKind;
 
 /// The listener of a stream that is not HTTP, as far as its filters go.
 #[must_use]
-pub fn tls(name: &str, socket: &Path, shape: &[StepKind]) -> Listener {
+pub fn tls(name: &str, socket: &Path, shape: &[StepKind], redact: Redact) -> Listener {
     let mut filters: Vec<Filter> = judges(name, shape).collect();
     filters.push(Filter {
         name: "envoy.filters.network.echo".to_owned(),
@@ -29,7 +29,7 @@ pub fn tls(name: &str, socket: &Path, shape: &[StepKind]) -> Listener {
         ..FilterChain::default()
     };
     Listener {
-        access_log: vec![told::held()],
+        access_log: vec![told::held(redact)],
         ..on_socket(name, socket, vec![inspector], chain)
     }
 }

@@ -42,6 +42,9 @@ pub(crate) const HTTP_RBAC: &str = "envoy.filters.http.rbac";
 /// The same of streams.
 pub(crate) const NETWORK_RBAC: &str = "envoy.filters.network.rbac";
 
+/// What a filter calls the rule that matched, after its prefix.
+const MATCHED: &str = "shadow_effective_policy_id";
+
 /// A provider with all rules of one chain that ask it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asks {
@@ -86,10 +89,15 @@ fn prefix(index: usize) -> String {
     format!("custom{index}_")
 }
 
+/// What the filter at `index` writes the name of a rule into that matched.
+pub(crate) fn matched_field(index: usize) -> String {
+    format!("{}{MATCHED}", prefix(index))
+}
+
 /// The number of the filter that wrote this name into the metadata: that of a rule that matched.
 pub(crate) fn index_of(field: &str) -> Option<usize> {
     let rest = field.strip_prefix("custom")?;
-    rest.strip_suffix("_shadow_effective_policy_id")?.parse().ok()
+    rest.strip_suffix(MATCHED)?.strip_suffix('_')?.parse().ok()
 }
 
 /// Finds what the rules match, and refuses nothing.

@@ -17,4 +17,5 @@ mod pod;
 mod policy;
 mod segments;
 mod server_name;
+mod told;
 mod upgrade;

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
 use thyra_node_proxy_bridge::ads::{AdsServer, Kind, Name, Outcome, Resource};
+use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::authorizer;
 use thyra_node_proxy_bridge::cluster::{self, cluster};
 use thyra_node_proxy_bridge::envoy::{DEFAULT_HEAP, EnvoyConfig, EnvoyState, Supervisor};
@@ -128,6 +129,11 @@ impl Node {
             .unwrap();
         let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
         kib * 1024
+    }
+
+    /// What Envoy tells.
+    pub(super) fn records(&self) -> &Records {
+        self.server.records()
     }
 
     /// A server of the test's own, in the namespace.
