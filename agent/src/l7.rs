@@ -191,7 +191,7 @@ impl L7 {
         let found = Found::look(&config, &group, known)?;
         let server = Arc::new(AdsServer::start(&config.xds_socket(), user)?);
         let keeper = Keeper::Own {
-            config,
+            config: Box::new(config),
             group,
             supervisor: None,
         };

@@ -111,7 +111,7 @@ pub struct Settings {
     /// Envoy for verdicts that need L7: a path, `auto` (the one in $PATH, if there) or `off` [default: auto]
     #[arg(long, value_name = "PATH")]
     pub envoy: Option<String>,
-    /// Where an Envoy that somebody else runs asks for its configuration, in a folder that it shares with the agent; see
+    /// Where an Envoy that somebody else runs asks for its configuration, in a folder that both share; see
     /// `thyra-agent envoy`
     #[arg(long, value_name = "PATH", conflicts_with = "envoy")]
     pub envoy_socket: Option<PathBuf>,

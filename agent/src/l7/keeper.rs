@@ -17,7 +17,7 @@ use crate::chain::chain;
 pub(super) enum Keeper {
     /// This agent starts it.
     Own {
-        config: EnvoyConfig,
+        config: Box<EnvoyConfig>,
         group: EnvoyGroup,
         supervisor: Option<Supervisor>,
     },
@@ -32,7 +32,7 @@ impl Keeper {
             config, supervisor, ..
         } = self
         {
-            let taken = Supervisor::take_over(config.clone(), left)?;
+            let taken = Supervisor::take_over(EnvoyConfig::clone(config), left)?;
             count(taken.state(), states, &Handle::current());
             *supervisor = Some(taken);
         }
@@ -51,7 +51,7 @@ impl Keeper {
                 config, supervisor, ..
             } if supervisor.is_none() => {
                 let _inside = runtime.enter();
-                match Supervisor::start(config.clone()) {
+                match Supervisor::start(EnvoyConfig::clone(config)) {
                     Ok(started) => {
                         count(started.state(), states, runtime);
                         *supervisor = Some(started);

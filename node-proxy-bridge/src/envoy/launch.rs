@@ -1,5 +1,5 @@
-//! Becoming the Envoy that is given to an agent, in a container or service of its own, as confined as one that the agent
-//! starts itself.
+//! Becoming the Envoy that is given to an agent, in a container or service of its own, as confined as one that the
+//! agent starts itself.
 //!
 //! Invariant: Envoy isn't started before an agent wants it (a node whose verdicts are all the kernel's has none), and
 //! then with nothing that it doesn't need (see `child`).
@@ -31,7 +31,7 @@ pub struct Launch {
     pub concurrency: u16,
 }
 
-/// Waits until an agent wants Envoy, and becomes it: the process is the same. Returns only where that can't be, and why.
+/// Waits until an agent wants Envoy, and becomes it: the process is the same. Returns only where that can't be: why.
 #[must_use]
 pub fn launch(launch: Launch) -> io::Error {
     let bootstrap = launch.folder.join(BOOTSTRAP);

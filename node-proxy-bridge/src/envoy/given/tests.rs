@@ -1,5 +1,5 @@
 use envoy_types::pb::envoy::config::core::v3::BuildVersion;
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client as discovery;
 use envoy_types::pb::envoy::r#type::v3::SemanticVersion;
 use envoy_types::pb::google::protobuf::{Struct, Value as Field};
 use tokio::net::UnixStream;
@@ -67,7 +67,7 @@ async fn ask(place: &Place, request: DeltaDiscoveryRequest) -> Result<String, St
     let endpoint = tonic::transport::Endpoint::from_static("http://thyra");
     let channel = endpoint.connect_with_connector(connect).await.unwrap();
     let requests = tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
-    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let mut client = discovery::AggregatedDiscoveryServiceClient::new(channel);
     let answers = client.delta_aggregated_resources(requests);
     let mut answers = answers
         .await
