@@ -1,9 +1,9 @@
 //! An Envoy that somebody else runs: who may be it, and what becomes of it.
 //!
 //! Invariant: what asks for a configuration gets one only if it runs as Envoy's user, says that it is new enough and
-//! was started with this bootstrap, and is alone in its control group, whose sockets the kernel then knows; and only one
-//! process at a time. One that was told something by an agent that this one doesn't continue is ended, so that nothing
-//! judges by what nobody knows. Whoever runs it starts it again.
+//! was started with this bootstrap, and is alone in its control group, whose sockets the kernel then knows; and only
+//! one process at a time. One that was told something by an agent that this one doesn't continue is ended, so that
+//! nothing judges by what nobody knows. Whoever runs it starts it again.
 //!
 //! ```text
 //! Away ─ admitted ─► Here ─ its process ended ─► Away

@@ -1,3 +1,5 @@
+//! Who is taken for an Envoy that is given, with this process or `sleep` in its part.
+
 use envoy_types::pb::envoy::config::core::v3::BuildVersion;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client as discovery;
 use envoy_types::pb::envoy::r#type::v3::SemanticVersion;
