@@ -39,8 +39,8 @@ pub const DEFAULT_METRICS: &str = "127.0.0.1:9964";
 const DEFAULT_CLUSTER: &str = "Kubernetes";
 /// Seconds.
 const DEFAULT_GRACE: u64 = 2;
-/// Nobody's, on any distribution; `nonroot` in images that have no users.
-const DEFAULT_ENVOY_USER: u32 = 65_532;
+/// The user and group that Envoy runs as: nobody's, on any distribution; `nonroot` in images that have no users.
+pub const DEFAULT_ENVOY_USER: u32 = 65_532;
 /// Istio's default root namespace.
 const DEFAULT_NAMESPACE: &str = "istio-system";
 
@@ -203,6 +203,7 @@ impl Settings {
         }
         let name = self.node.clone().unwrap_or_else(host_name);
         let (budget, hook, redact) = (self.budget(), self.hook()?, self.redact()?);
+        let envoy = self.envoy()?;
         Ok(Config {
             node: self.node_options(name.clone())?,
             metrics: metrics_address(self.metrics.as_deref().unwrap_or(DEFAULT_METRICS))?,
@@ -225,7 +226,7 @@ impl Settings {
             host_traffic: self.host_traffic.unwrap_or_default(),
             non_tcp: self.non_tcp.unwrap_or_default(),
             identity_grace: Duration::from_secs(self.identity_grace.unwrap_or(DEFAULT_GRACE)),
-            envoy: envoy_choice(self.envoy.as_deref()),
+            envoy,
             envoy_user: self.envoy_user.unwrap_or(DEFAULT_ENVOY_USER),
             l7_hold: self.l7_hold.unwrap_or_default(),
             flow_log: self.flow_log.unwrap_or_default(),
@@ -278,6 +279,22 @@ impl Settings {
             path: has(RedactChoice::Path),
             server_name: has(RedactChoice::ServerName),
         })
+    }
+
+    /// # Errors
+    /// Two are named, or a place that isn't the same for both.
+    fn envoy(&self) -> Result<EnvoyChoice, ConfigError> {
+        let Some(socket) = &self.envoy_socket else {
+            return Ok(envoy_choice(self.envoy.as_deref()));
+        };
+        let why = match &self.envoy {
+            Some(_) => "can't be used with `envoy`, which names one that the agent starts; choose one",
+            None if !socket.is_absolute() || socket.file_name().is_none() => {
+                "is no absolute path of a socket; Envoy has to find it there too"
+            }
+            None => return Ok(EnvoyChoice::Given(socket.clone())),
+        };
+        Err(value("envoy-socket", &socket.display().to_string(), why))
     }
 
     fn budget(&self) -> Budget {

@@ -8,19 +8,20 @@ mod authorizers;
 mod cells;
 mod found;
 mod holds;
+mod keeper;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use thyra_datapath::{EnvoyGroup, EnvoyGroupError};
+use thyra_datapath::{EnvoyGroup, EnvoyGroupError, GivenGroup};
 use thyra_node_proxy_bridge::ads::{AdsError, AdsServer};
 use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::envoy::{
-    Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyError, EnvoyState, Supervisor,
+    Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyError, Given, GivenConfig,
 };
 use thyra_node_proxy_bridge::hold::Oracles;
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
@@ -34,6 +35,7 @@ use tracing::{info, warn};
 pub use self::cells::cells;
 use self::found::Found;
 use self::holds::Holds;
+use self::keeper::Keeper;
 use crate::chain::chain;
 use crate::keys::{Client, Keyring};
 use crate::reach::Reach;
@@ -43,7 +45,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// And for one of an earlier agent no longer than this, to come back to this one; an emulated CPU is slow.
 const REUNION: Duration = Duration::from_secs(5);
 /// Its worker threads.
-const CONCURRENCY: u16 = 2;
+pub const CONCURRENCY: u16 = 2;
 
 /// Which Envoy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub enum EnvoyChoice {
     Off,
     /// This one.
     At(PathBuf),
+    /// The one that somebody else runs, which asks at this socket.
+    Given(PathBuf),
 }
 
 /// What Envoy may be made to do.
@@ -89,7 +93,7 @@ pub struct Options {
     pub budget: Budget,
     /// What its records leave out.
     pub redact: Redact,
-    /// Its folder.
+    /// Its folder, for one that this agent starts; what is noted of Envoy lies beside it.
     pub folder: PathBuf,
     /// The agent's state folder; it exists.
     pub state: PathBuf,
@@ -122,14 +126,15 @@ pub enum L7Error {
     Envoy(#[from] EnvoyError),
 }
 
+/// Makes the sockets of a control group known to the kernel, and says whether they have been all the time, or why not.
+pub type Register = Box<dyn Fn(&Path) -> Result<bool, String> + Send + Sync>;
+
 /// See the module.
 pub struct L7 {
     inline: Inline,
     /// Connections that are judged once.
     holds: Holds,
-    config: EnvoyConfig,
-    supervisor: Option<Supervisor>,
-    group: EnvoyGroup,
+    keeper: Keeper,
     /// An Envoy of an earlier agent is at work with what that one told it.
     inherited: bool,
     runtime: Handle,
@@ -145,19 +150,17 @@ pub struct L7 {
 
 impl L7 {
     /// Finds Envoy and listens for it; none where none is wanted, or none is there and none was named. `register` makes
-    /// the sockets of a control group known to the kernel, and says whether they have been all the time.
+    /// the sockets of a control group known to the kernel, and says whether they have been all the time, or why not.
     ///
     /// # Errors
     /// The one that was named can't be used, or there is no place for it.
-    pub async fn open(
-        options: &Options,
-        register: impl FnOnce(&Path) -> bool,
-    ) -> Result<Option<Self>, L7Error> {
+    pub async fn open(options: &Options, register: Register) -> Result<Option<Self>, L7Error> {
         let named = match &options.envoy {
             EnvoyChoice::Off => {
                 found::end(&options.folder);
                 return Ok(None);
             }
+            EnvoyChoice::Given(socket) => return Self::for_given(options, socket, register).map(Some),
             EnvoyChoice::Auto => None,
             EnvoyChoice::At(path) => Some(path.as_path()),
         };
@@ -173,7 +176,10 @@ impl L7 {
         let user = Some((options.user, options.user));
         make_folder(&options.folder, options.user)?;
         let group = EnvoyGroup::make(&options.folder)?;
-        let known = register(group.path());
+        let known = register(group.path()).unwrap_or_else(|why| {
+            warn!(why, "envoy's sockets can't be known; what needs L7 is refused");
+            false
+        });
         let config = EnvoyConfig {
             binary,
             folder: options.folder.clone(),
@@ -184,6 +190,54 @@ impl L7 {
             cgroup: Some(group.path().to_owned()),
             note: Some(found::note(&options.folder)),
         };
+        let found = Found::look(&config, &group, known)?;
+        let server = Arc::new(AdsServer::start(&config.xds_socket(), user)?);
+        let keeper = Keeper::Own {
+            config: Box::new(config),
+            group,
+            supervisor: None,
+        };
+        let mut l7 = Self::new(options, keeper, server, &options.folder);
+        if let Some(Found { envoy, kept }) = found {
+            l7.inline.take_over(kept);
+            l7.inherited = true;
+            l7.keeper.take_over(envoy, &l7.states)?;
+        }
+        Ok(Some(l7))
+    }
+
+    /// Listens for an Envoy that somebody else runs, and goes on with the one that an earlier agent told what to do.
+    fn for_given(options: &Options, socket: &Path, register: Register) -> Result<Self, L7Error> {
+        let config = GivenConfig {
+            socket: socket.to_owned(),
+            node: options.node.clone(),
+            heap: options.budget.heap,
+            user: options.user,
+            note: found::note(&options.folder),
+        };
+        let folder = config.folder().to_owned();
+        make_folder(&folder, options.user)?;
+        let enroll = move |pid| {
+            let group = GivenGroup::of(pid).map_err(|error| chain(&error))?;
+            register(group.path())
+        };
+        let given = Given::new(config, Box::new(enroll));
+        let kept = found::resumed(&given, &options.folder);
+        if kept.is_none() {
+            given.unwant()?;
+        }
+        let server = Arc::new(AdsServer::start_for(Arc::clone(&given))?);
+        let state = given.state();
+        let mut l7 = Self::new(options, Keeper::Given(given), server, &folder);
+        keeper::count(state, &l7.states, &l7.runtime);
+        if let Some(kept) = kept {
+            l7.inline.take_over(kept);
+            l7.inherited = true;
+        }
+        Ok(l7)
+    }
+
+    fn new(options: &Options, keeper: Keeper, server: Arc<AdsServer>, folder: &Path) -> Self {
         let client = Client::new(Reach::Others);
         let keys = Keyring::new(client, Handle::current(), Some(&options.state));
         let http = HttpOptions {
@@ -192,15 +246,11 @@ impl L7 {
             redact: options.redact,
             ..HttpOptions::default()
         };
-        let found = Found::look(&config, &group, known)?;
-        let server = Arc::new(AdsServer::start(&config.xds_socket(), user)?);
         let mut l7 = Self {
-            holds: Holds::new(Arc::clone(&server), &options.folder),
+            holds: Holds::new(Arc::clone(&server), folder),
             inline: Inline::new(server, http.clone()),
             http,
-            config,
-            supervisor: None,
-            group,
+            keeper,
             inherited: false,
             runtime: Handle::current(),
             cells: Vec::new(),
@@ -209,13 +259,7 @@ impl L7 {
             states: watch::Sender::new(0),
         };
         l7.inline.store_in(found::ports(&options.folder));
-        if let Some(Found { envoy, kept }) = found {
-            l7.inline.take_over(kept);
-            l7.inherited = true;
-            let supervisor = Supervisor::take_over(l7.config.clone(), envoy)?;
-            l7.watch(supervisor);
-        }
-        Ok(Some(l7))
+        l7
     }
 
     /// Whether Envoy goes on with what an earlier agent told it, until the first `prepare`: the kernel is to know its
@@ -250,10 +294,10 @@ impl L7 {
             self.runtime.block_on(self.inline.settled(REUNION));
             // Its oracles are new ones.
             self.settle();
-        } else if self.is_ready() {
+        } else if self.keeper.is_ready() {
             self.settle();
         } else if !self.inline.is_empty() || !self.holds.is_empty() {
-            self.start();
+            self.keeper.start(&self.states, &self.runtime);
         }
         true
     }
@@ -262,7 +306,7 @@ impl L7 {
     pub fn take_keys(&mut self) {
         if !self.inherited && self.inline.set_keys(self.keys.sets()) {
             self.apply_inline();
-            if self.is_ready() {
+            if self.keeper.is_ready() {
                 self.settle();
             }
         }
@@ -352,14 +396,9 @@ impl L7 {
     /// Whether Envoy starts, or has not yet said its word on something; not when it failed and is to be started again.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
-        let state = self.supervisor.as_ref().map(Supervisor::state);
-        let state = state.map(|state| state.borrow().clone());
-        match state {
-            // It acknowledges what it is to listen for before it does.
-            Some(EnvoyState::Starting) => true,
-            Some(EnvoyState::Ready { .. }) => !(self.inline.is_settled() && self.holds.is_settled()),
-            Some(EnvoyState::Waiting { .. } | EnvoyState::Stopped) | None => false,
-        }
+        // It acknowledges what it is to listen for before it does.
+        let unsettled = !(self.inline.is_settled() && self.holds.is_settled());
+        self.keeper.is_starting() || (self.keeper.is_ready() && unsettled)
     }
 
     /// What Envoy says of each request.
@@ -371,51 +410,12 @@ impl L7 {
     /// What is wrong with Envoy; none while it isn't needed or is ready.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        match &*self.supervisor.as_ref()?.state().borrow() {
-            EnvoyState::Ready { .. } | EnvoyState::Stopped => None,
-            EnvoyState::Starting => Some("envoy is starting; verdicts that need L7 are refused".to_owned()),
-            EnvoyState::Waiting { why, wait } => Some(format!(
-                "envoy: {why}; it is started again within {wait:?}, verdicts that need L7 are refused"
-            )),
-        }
+        self.keeper.problem()
     }
 
     /// Leaves Envoy at work, for the next agent.
     pub fn leave(self) {
-        if let Some(supervisor) = self.supervisor {
-            self.runtime.block_on(supervisor.leave());
-        }
-        if self.group.is_empty()
-            && let Err(error) = self.group.remove()
-        {
-            warn!(error = chain(&error), "envoy's control group stays");
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        let state = self.supervisor.as_ref().map(Supervisor::state);
-        state.is_some_and(|state| matches!(&*state.borrow(), EnvoyState::Ready { .. }))
-    }
-
-    fn start(&mut self) {
-        if self.supervisor.is_some() {
-            return;
-        }
-        let _inside = self.runtime.enter();
-        match Supervisor::start(self.config.clone()) {
-            Ok(supervisor) => self.watch(supervisor),
-            Err(error) => warn!(error = chain(&error), "envoy can't be started"),
-        }
-    }
-
-    fn watch(&mut self, supervisor: Supervisor) {
-        let (mut state, states) = (supervisor.state(), self.states.clone());
-        self.runtime.spawn(async move {
-            while state.changed().await.is_ok() {
-                states.send_modify(|count| *count += 1);
-            }
-        });
-        self.supervisor = Some(supervisor);
+        self.keeper.leave(&self.runtime);
     }
 }
 
@@ -431,6 +431,11 @@ fn make_folder(path: &Path, user: u32) -> Result<(), L7Error> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
         _ => {}
+    }
+    // A volume is everybody's at first. Once it is Envoy's only Envoy may change this, and it is right already.
+    let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
+    if mode & 0o777 != 0o700 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
     }
     chown(path, Some(user), Some(user)).map_err(failed)
 }

@@ -4,12 +4,14 @@
 //! anything else.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use thyra_agent::config::LogFormat;
 use thyra_agent::{Config, ConfigError, Settings};
+use thyra_node_proxy_bridge::envoy::{Binary, Launch, launch};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -19,13 +21,40 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Enforces Istio's identity policy in the kernel, at each pod of this node
 #[derive(Parser)]
-#[command(name = "thyra-agent", version)]
+#[command(name = "thyra-agent", version, args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     settings: Settings,
     /// End all enforcement: remove every pin below --bpffs, then exit
     #[arg(long)]
     cleanup: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Become the Envoy of an agent that has `--envoy-socket`, once it wants one, with nothing that Envoy doesn't need
+    Envoy(EnvoyArgs),
+}
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example: thyra-agent envoy --envoy-socket=/run/envoy/xds.sock --envoy=/usr/local/bin/envoy"
+)]
+struct EnvoyArgs {
+    /// The agent's `--envoy-socket`; this process must find its folder at the same path
+    #[arg(long, value_name = "PATH")]
+    envoy_socket: PathBuf,
+    /// Envoy's binary [default: the one in $PATH]
+    #[arg(long, value_name = "PATH")]
+    envoy: Option<PathBuf>,
+    /// The agent's `--envoy-user`
+    #[arg(long, value_name = "UID", default_value_t = thyra_agent::config::DEFAULT_ENVOY_USER)]
+    envoy_user: u32,
+    /// Envoy's worker threads
+    #[arg(long, value_name = "N", default_value_t = thyra_agent::l7::CONCURRENCY)]
+    concurrency: u16,
 }
 
 fn main() -> ExitCode {
@@ -41,6 +70,9 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
+    if let Some(Command::Envoy(args)) = cli.command {
+        return envoy(args);
+    }
     let settings = cli.settings.with_file()?;
     if cli.cleanup {
         let bpffs = settings
@@ -71,6 +103,26 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     // Tasks that still block (a watch, say) must not keep the process.
     runtime.shutdown_background();
     done
+}
+
+/// Returns only when it can't become Envoy.
+fn envoy(args: EnvoyArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let binary = runtime.block_on(Binary::find(args.envoy.as_deref(), None))?;
+    drop(runtime);
+    let folder = args
+        .envoy_socket
+        .parent()
+        .context("`--envoy-socket` names no file")?;
+    let error = launch(Launch {
+        binary,
+        folder: folder.to_owned(),
+        user: args.envoy_user,
+        concurrency: args.concurrency,
+    });
+    Err(error).context("can't become envoy")
 }
 
 fn log(config: &Config) -> anyhow::Result<()> {

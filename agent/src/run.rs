@@ -189,7 +189,7 @@ pub async fn run_on(
         state: config.state.clone(),
         node: config.node.name.clone(),
     };
-    let mut l7 = L7::open(&options, |cgroup| register(&plane, cgroup)).await?;
+    let mut l7 = L7::open(&options, register(&plane)).await?;
     let held = l7
         .as_mut()
         .filter(|_| config.l7_hold != HoldChoice::Off)
@@ -329,14 +329,11 @@ fn basis(config: &Config, awaited: std::collections::BTreeSet<Topic>) -> Basis {
 }
 
 /// Lets the kernel know Envoy's sockets; whether it has known them all the time.
-fn register(plane: &SharedPlane, cgroup: &Path) -> bool {
-    let registered = lock::write(plane).register_envoy(cgroup);
-    registered.unwrap_or_else(|error| {
-        warn!(
-            error = chain(&error),
-            "envoy's sockets can't be known; what needs L7 is refused"
-        );
-        false
+fn register(plane: &SharedPlane) -> l7::Register {
+    let plane = plane.clone();
+    Box::new(move |cgroup| {
+        let registered = lock::write(&plane).register_envoy(cgroup);
+        registered.map_err(|error| chain(&error))
     })
 }
 

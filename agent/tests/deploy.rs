@@ -11,9 +11,18 @@ struct Line {
 }
 
 #[test]
-fn the_daemonset_gives_flags_that_the_agent_takes() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/daemonset.yaml");
-    let text = std::fs::read_to_string(path).expect("deploy/daemonset.yaml");
+fn the_daemonsets_give_flags_that_the_agent_takes() {
+    assert_eq!(envoy_of("daemonset.yaml"), EnvoyChoice::At("/envoy/envoy".into()));
+    let socket = "/run/thyra-envoy/xds.sock";
+    assert_eq!(
+        envoy_of("daemonset-envoy.yaml"),
+        EnvoyChoice::Given(socket.into())
+    );
+}
+
+fn envoy_of(manifest: &str) -> EnvoyChoice {
+    let path = format!("{}/../deploy/{manifest}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).expect(&path);
     let filled = text
         .replace("$(NODE_NAME)", "n0")
         .replace("$(NODE_IPS)", "192.0.2.1,2001:db8::1")
@@ -32,5 +41,5 @@ fn the_daemonset_gives_flags_that_the_agent_takes() {
         .expect("good values");
     assert_eq!(config.node.node_addresses.len(), 2);
     assert_eq!(config.namespace, "istio-system");
-    assert_eq!(config.envoy, EnvoyChoice::At("/envoy/envoy".into()));
+    config.envoy
 }

@@ -4,6 +4,8 @@
 
 #[path = "life/failures.rs"]
 mod failures;
+#[path = "life/given.rs"]
+mod given;
 #[path = "life/held.rs"]
 mod held;
 #[path = "life/leaks.rs"]

@@ -143,11 +143,11 @@ fn root() -> io::Result<(PathBuf, Option<OwnedFd>)> {
         return Ok((root, None));
     }
     let mount = mounted_here()?;
-    Ok((format!("/proc/self/fd/{}", mount.as_raw_fd()).into(), Some(mount)))
+    Ok((path_of(&mount), Some(mount)))
 }
 
 /// The second version without a place in the tree (fsmount(2), Linux 5.2).
-fn mounted_here() -> io::Result<OwnedFd> {
+pub(crate) fn mounted_here() -> io::Result<OwnedFd> {
     let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(context.as_fd())?;
     Ok(fsmount(
@@ -157,15 +157,30 @@ fn mounted_here() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Where the second version is mounted so that groups can be made, by the table of mounts; a container's is read-only.
-fn mounted(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
+/// Where such a one is, for this process.
+pub(crate) fn path_of(mount: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", mount.as_raw_fd()).into()
+}
+
+/// Where the second version is mounted, by the table of mounts.
+pub(crate) fn mounts(mounts: &str) -> Vec<PathBuf> {
+    all(mounts).map(|(place, _)| place.into()).collect()
+}
+
+/// Places of the second version, with their options.
+fn all(mounts: &str) -> impl Iterator<Item = (&str, &str)> {
+    mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let (place, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
-        let writable = options.split(',').any(|option| option == "rw");
         // A place with a space is written otherwise; nobody mounts it there.
-        (kind == "cgroup2" && writable && !place.contains('\\')).then(|| PathBuf::from(place))
+        (kind == "cgroup2" && !place.contains('\\')).then_some((place, options))
     })
+}
+
+/// Where the second version is mounted so that groups can be made, by the table of mounts; a container's is read-only.
+fn mounted(mounts: &str) -> Option<PathBuf> {
+    let mut writable = all(mounts).filter(|(_, options)| options.split(',').any(|option| option == "rw"));
+    writable.next().map(|(place, _)| place.into())
 }
 
 #[cfg(test)]

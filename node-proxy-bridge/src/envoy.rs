@@ -13,7 +13,9 @@
 mod admin;
 mod binary;
 mod child;
+mod given;
 mod jail;
+mod launch;
 mod left;
 mod process;
 
@@ -30,6 +32,8 @@ use tracing::{info, warn};
 
 pub use self::admin::{AdminError, is_ready};
 pub use self::binary::{Binary, BinaryError, OLDEST, Version};
+pub use self::given::{Given, GivenConfig, GivenState, NotEnvoy, end_noted};
+pub use self::launch::{Launch, launch};
 pub use self::left::{Left, end_strays};
 use self::process::Process;
 use crate::bootstrap::bootstrap;
@@ -152,7 +156,7 @@ impl Supervisor {
         let path = config.folder.join("bootstrap.json");
         let (xds, admin) = (config.xds_socket(), config.admin_socket());
         let text = bootstrap(&config.node, &xds, &admin, config.heap).to_string();
-        std::fs::write(&path, text).map_err(|source| EnvoyError::Write { path, source })?;
+        keep::replace(&path, text.as_bytes(), 0o644).map_err(|source| EnvoyError::Write { path, source })?;
         let note = config.note.clone();
         let lines = note.as_deref().map(|note| {
             left::lines(note).map_err(|source| EnvoyError::Write {

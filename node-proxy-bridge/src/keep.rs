@@ -29,6 +29,16 @@ pub(crate) fn store<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
+/// Replaces a file that others may read, in a folder that others may write to: nothing that they put there is followed.
+pub(crate) fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    let new = path.with_extension("new");
+    remove(&new)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(mode);
+    options.open(&new)?.write_all(text)?;
+    fs::rename(&new, path)
+}
+
 /// Takes the file away; none is fine.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {

@@ -111,6 +111,10 @@ pub struct Settings {
     /// Envoy for verdicts that need L7: a path, `auto` (the one in $PATH, if there) or `off` [default: auto]
     #[arg(long, value_name = "PATH")]
     pub envoy: Option<String>,
+    /// Where an Envoy that somebody else runs asks for its configuration, in a folder that both share; see
+    /// `thyra-agent envoy`
+    #[arg(long, value_name = "PATH", conflicts_with = "envoy")]
+    pub envoy_socket: Option<PathBuf>,
     /// User and group id that Envoy runs as [default: 65532]
     #[arg(long, value_name = "UID")]
     pub envoy_user: Option<u32>,
@@ -192,6 +196,7 @@ impl Settings {
             identity_grace: self.identity_grace.or(file.identity_grace),
             non_tcp: self.non_tcp.or(file.non_tcp),
             envoy: self.envoy.or(file.envoy),
+            envoy_socket: self.envoy_socket.or(file.envoy_socket),
             envoy_user: self.envoy_user.or(file.envoy_user),
             l7_hold: self.l7_hold.or(file.l7_hold),
             flow_log: self.flow_log.or(file.flow_log),

@@ -4,9 +4,10 @@
 //! connections were not judged by; it is ended, and so is what can't be known again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thyra_datapath::{EnvoyGroup, EnvoyGroupError};
-use thyra_node_proxy_bridge::envoy::{EnvoyConfig, Left, end_strays};
+use thyra_node_proxy_bridge::envoy::{EnvoyConfig, Given, Left, end_noted, end_strays};
 use thyra_node_proxy_bridge::inline::Kept;
 use tracing::{info, warn};
 
@@ -38,6 +39,8 @@ impl Found {
         {
             return Ok(Some(Self { envoy, kept }));
         }
+        // One that was given is in no group of ours.
+        end_noted(&note(&config.folder));
         if !group.is_empty() {
             info!("envoy is replaced; its connections are reset");
             group.empty()?;
@@ -46,8 +49,26 @@ impl Found {
     }
 }
 
+/// Which port is whose, if the Envoy that somebody else runs goes on with that; one that does not is ended.
+pub(super) fn resumed(given: &Arc<Given>, folder: &Path) -> Option<Kept> {
+    let kept = Kept::load(&ports(folder)).unwrap_or_else(|error| {
+        warn!(%error, "which port is whose can't be read");
+        None
+    });
+    let resumed = kept.map(|kept| given.resume().map(|()| kept));
+    match resumed {
+        Some(Ok(kept)) => return Some(kept),
+        Some(Err(why)) => info!(why, "no envoy is gone on with"),
+        None => {}
+    }
+    // One that an agent with other flags started would listen on.
+    end(folder);
+    None
+}
+
 /// No Envoy is wanted any more.
 pub(super) fn end(folder: &Path) {
+    end_noted(&note(folder));
     let ended = EnvoyGroup::find(folder).and_then(|group| match group {
         Some(group) => group.empty().and_then(|()| group.remove()),
         None => Ok(()),

@@ -272,7 +272,7 @@ fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Set
         ("bpffs".into(), bpffs.display().to_string()),
         ("state".into(), state.display().to_string()),
         ("default-mode".into(), "enforce".into()),
-        ("envoy".into(), envoy()),
+        envoy(socket),
         ("pod-cidr".into(), POD_RANGE4.into()),
         ("pod-cidr".into(), POD_RANGE6.into()),
     ];
@@ -304,8 +304,13 @@ fn arguments(node: usize, socket: &Path, bpffs: &Path, state: &Path, setup: &Set
 }
 
 /// The Envoy for verdicts that need L7: `THYRA_ENVOY`, else what `make envoy` installed, else the one in $PATH, if any.
-fn envoy() -> String {
+/// With `given` somebody else runs it, and it asks in the folder `given` beside the agent's socket.
+fn envoy(socket: &Path) -> (String, String) {
     let named = std::env::var("THYRA_ENVOY").ok().filter(|path| !path.is_empty());
+    if named.as_deref() == Some("given") {
+        let asks = socket.with_file_name("given").join("xds.sock");
+        return ("envoy-socket".into(), asks.display().to_string());
+    }
     let cache = std::env::var_os("THYRA_CACHE").map(PathBuf::from).or_else(|| {
         let home = std::env::var_os("HOME")?;
         Some(PathBuf::from(home).join(".cache/thyra"))
@@ -313,9 +318,10 @@ fn envoy() -> String {
     let installed = cache
         .map(|cache| cache.join("envoy/envoy"))
         .filter(|path| path.exists());
-    named
+    let path = named
         .or_else(|| installed.map(|path| path.display().to_string()))
-        .unwrap_or_else(|| "auto".to_owned())
+        .unwrap_or_else(|| "auto".to_owned());
+    ("envoy".into(), path)
 }
 
 /// A lazy connection over a Unix socket.

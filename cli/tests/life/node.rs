@@ -54,6 +54,17 @@ impl Node {
 
     /// The lab of this folder, without the server.
     pub(crate) fn bare(folder: &Path) -> Option<Self> {
+        Self::with(folder, &[])
+    }
+
+    /// One whose agent starts no Envoy.
+    pub(crate) fn without_envoy() -> Option<Self> {
+        let node = Self::with(&folder(), &[("THYRA_ENVOY", "given")])?;
+        node.serve();
+        Some(node)
+    }
+
+    fn with(folder: &Path, environment: &[(&str, &str)]) -> Option<Self> {
         if let Some(missing) = missing() {
             let on_ci = std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "false" && v != "0");
             assert!(!on_ci, "{missing}");
@@ -61,7 +72,11 @@ impl Node {
             return None;
         }
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let output = thyra(&["lab", "up", &folder.display().to_string()]);
+        let output = Command::new(env!("CARGO_BIN_EXE_thyra"))
+            .args(["lab", "up", &folder.display().to_string()])
+            .envs(environment.iter().copied())
+            .output()
+            .expect("the command runs");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         let between = |a: &str, b: &str| {
@@ -205,17 +220,23 @@ impl Drop for Node {
     }
 }
 
+/// The Envoy of this machine.
+pub(crate) fn binary() -> Option<PathBuf> {
+    let cache = std::env::var_os("THYRA_CACHE").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".cache/thyra"))
+    });
+    let installed = cache.map(|cache| cache.join("envoy/envoy"));
+    let named = std::env::var_os("THYRA_ENVOY").map(PathBuf::from);
+    named.or_else(|| installed.filter(|path| path.exists()))
+}
+
 /// What these tests can't do without.
 fn missing() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         return Some("a lab needs root");
     }
-    let cache = std::env::var_os("THYRA_CACHE").map(PathBuf::from).or_else(|| {
-        let home = std::env::var_os("HOME")?;
-        Some(PathBuf::from(home).join(".cache/thyra"))
-    });
-    let envoy = cache.is_some_and(|cache| cache.join("envoy/envoy").exists());
-    if !envoy && std::env::var_os("THYRA_ENVOY").is_none() {
+    if binary().is_none() {
         return Some("there is no Envoy; `make envoy` installs one");
     }
     let agent = Path::new(env!("CARGO_BIN_EXE_thyra")).with_file_name("thyra-agent");

@@ -19,16 +19,20 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use futures::Stream;
 use tokio::net::UnixListener;
+use tokio::net::unix::UCred;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::catalog::Catalog;
 use super::conversation::Conversation;
 use crate::als::Records;
+use crate::envoy::Given;
 use crate::keep;
 use crate::otlp::Requests;
 
@@ -59,6 +63,8 @@ struct Shared {
     streams: Mutex<Streams>,
     held: AtomicBool,
     stop: CancellationToken,
+    /// Says who is Envoy; none where only an Envoy of this process's own can ask.
+    given: Option<Arc<Given>>,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +90,19 @@ impl AdsServer {
     /// # Errors
     /// The socket can't be made or given to its owner.
     pub fn start(path: &Path, owner: Option<(u32, u32)>) -> Result<Self, AdsError> {
+        Self::over(path, owner, None)
+    }
+
+    /// The same for an Envoy that somebody else runs: who isn't it gets nothing and has no say.
+    ///
+    /// # Errors
+    /// The socket can't be made or given to Envoy's user.
+    pub fn start_for(given: Arc<Given>) -> Result<Self, AdsError> {
+        let (path, user) = (given.config().socket.clone(), given.config().user);
+        Self::over(&path, Some((user, user)), Some(given))
+    }
+
+    fn over(path: &Path, owner: Option<(u32, u32)>, given: Option<Arc<Given>>) -> Result<Self, AdsError> {
         let listener = listen(path, owner).map_err(|source| AdsError::Listen {
             path: path.to_owned(),
             source,
@@ -94,11 +113,18 @@ impl AdsServer {
             streams: Mutex::default(),
             held: AtomicBool::new(false),
             stop: CancellationToken::new(),
+            given: given.clone(),
         });
         let service = AggregatedDiscoveryServiceServer::new(Service(Arc::clone(&shared)));
         let records = Records::default();
-        let logs = AccessLogServiceServer::new(records.clone());
-        let requests = Requests::new(records.clone());
+        let only_envoy = move |request: Request<()>| match &given {
+            Some(given) if !given.is_at_work(peer(&request)) => {
+                Err(Status::permission_denied("this process is not the Envoy at work"))
+            }
+            _ => Ok(request),
+        };
+        let requests = InterceptedService::new(Requests::new(records.clone()), only_envoy.clone());
+        let logs = AccessLogServiceServer::with_interceptor(records.clone(), only_envoy);
         let stop = shared.stop.clone();
         let task = tokio::spawn(async move {
             let served = tonic::transport::Server::builder()
@@ -250,13 +276,47 @@ impl AggregatedDiscoveryService for Service {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (send, receive) = mpsc::channel(QUEUE);
-        tokio::spawn(converse(Arc::clone(&self.0), request.into_inner(), send));
+        let (shared, peer) = (Arc::clone(&self.0), peer(&request));
+        tokio::spawn(async move {
+            let mut requests = request.into_inner();
+            match first(&shared, peer, &mut requests).await {
+                Ok(first) => converse(shared, first, requests, send).await,
+                // Who has gone doesn't need to know.
+                Err(status) => drop(send.send(Err(status)).await),
+            }
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+}
+
+/// Whoever is at the other end.
+fn peer<T>(request: &Request<T>) -> Option<UCred> {
+    request.extensions().get::<UdsConnectInfo>()?.peer_cred
+}
+
+/// What a process says first, if it has to be judged by that.
+async fn first(
+    shared: &Shared,
+    peer: Option<UCred>,
+    requests: &mut Streaming<DeltaDiscoveryRequest>,
+) -> Result<Option<DeltaDiscoveryRequest>, Status> {
+    let Some(given) = shared.given.clone() else {
+        return Ok(None);
+    };
+    let first = requests.message().await?;
+    let first = first.ok_or_else(|| Status::invalid_argument("it asks for nothing"))?;
+    // Control groups are looked through, and what is being committed is waited for.
+    let judged = tokio::task::spawn_blocking(move || given.admit(peer, &first).map(|()| first)).await;
+    match judged {
+        Ok(Ok(first)) => Ok(Some(first)),
+        Ok(Err(why)) => Err(Status::permission_denied(why.to_string())),
+        Err(error) => Err(Status::internal(error.to_string())),
     }
 }
 
 async fn converse(
     shared: Arc<Shared>,
+    mut first: Option<DeltaDiscoveryRequest>,
     mut requests: Streaming<DeltaDiscoveryRequest>,
     send: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 ) {
@@ -275,9 +335,13 @@ async fn converse(
     loop {
         let responses = tokio::select! {
             () = shared.stop.cancelled() => break,
-            request = requests.message() => match request {
+            request = next(&mut first, &mut requests) => match request {
                 Ok(Some(request)) if is_last() => {
                     log(&request);
+                    if let Some(Err(why)) = shared.given.as_ref().map(|given| given.hear(&request)) {
+                        warn!(%why, "envoy is not listened to");
+                        break;
+                    }
                     talk.hear(&request, &mut shared.catalog());
                     shared.changed();
                     shared.news(&mut talk)
@@ -303,6 +367,17 @@ async fn converse(
         shared.ended(&talk, careful);
     }
     info!(stream = number, "envoy's stream ended");
+}
+
+/// The request that was read already, then those that come.
+async fn next(
+    first: &mut Option<DeltaDiscoveryRequest>,
+    requests: &mut Streaming<DeltaDiscoveryRequest>,
+) -> Result<Option<DeltaDiscoveryRequest>, Status> {
+    match first.take() {
+        Some(first) => Ok(Some(first)),
+        None => requests.message().await,
+    }
 }
 
 fn log(request: &DeltaDiscoveryRequest) {

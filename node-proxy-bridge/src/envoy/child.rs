@@ -68,7 +68,7 @@ fn placed(config: &EnvoyConfig, pid: u32) -> io::Result<()> {
 
 /// Each connection takes two descriptors, more than a shell or container allows by default. A limit is the process's
 /// and its children inherit it (getrlimit(2)): this program's own goes as high as it may.
-fn allow_files() -> io::Result<()> {
+pub(super) fn allow_files() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     if let Some(most) = limit.maximum.filter(|most| *most < FILES.into()) {
         warn!(
@@ -89,7 +89,7 @@ fn allow_files() -> io::Result<()> {
 
 /// The binary by its descriptor, which the child has until it runs it: its user need not reach the folder. A script is
 /// opened by its interpreter, when the descriptor is closed, and so goes by its path.
-fn command(config: &EnvoyConfig, binary: &File) -> Command {
+pub(super) fn command(config: &EnvoyConfig, binary: &File) -> Command {
     let mut magic = [0; ELF.len()];
     let is_elf = binary.read_exact_at(&mut magic, 0).is_ok() && &magic == ELF;
     let mut command = if is_elf {
@@ -143,7 +143,7 @@ fn confined(mut command: Command, jail: Jail, enters_pods: bool) -> io::Result<C
 }
 
 /// What this thread starts has CAP_SYS_ADMIN and nothing else, whichever user it becomes (capabilities(7): ambient).
-fn keep_admin() -> io::Result<()> {
+pub(super) fn keep_admin() -> io::Result<()> {
     let admin = CapabilitySet::SYS_ADMIN;
     let mut own = capabilities(None)?;
     own.inheritable |= admin;

@@ -24,12 +24,12 @@ use crate::bootstrap::bootstrap;
 use crate::keep;
 
 /// Which process it is.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
-    pid: u32,
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Note {
+    pub(super) pid: u32,
     /// Ticks since boot (proc_pid_stat(5), field 22): with the number it names one process.
-    started: u64,
-    fingerprint: String,
+    pub(super) started: u64,
+    pub(super) fingerprint: String,
 }
 
 /// A process that was found to be the Envoy of an earlier supervisor.
@@ -140,7 +140,7 @@ pub fn end_strays(config: &EnvoyConfig) {
 }
 
 /// Whose process it is.
-fn user(pid: u32) -> io::Result<u32> {
+pub(super) fn user(pid: u32) -> io::Result<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let real = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
@@ -148,30 +148,43 @@ fn user(pid: u32) -> io::Result<u32> {
 }
 
 /// When a process was started.
-fn started(pid: u32) -> io::Result<u64> {
+pub(super) fn started(pid: u32) -> io::Result<u64> {
+    Ok(stat(pid)?.1)
+}
+
+/// Whether the process that was started then has not ended; one that nobody has waited for has.
+pub(super) fn is_alive(pid: u32, started: u64) -> bool {
+    stat(pid).is_ok_and(|(state, since)| since == started && !matches!(state, 'Z' | 'X'))
+}
+
+/// The state of a process, and when it was started.
+fn stat(pid: u32) -> io::Result<(char, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name in parentheses may hold anything; the third field is the first one behind it.
     let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
-    let field = fields.and_then(|mut fields| fields.nth(19));
-    field
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::other("not as proc_pid_stat(5) says"))
+    let read = fields.and_then(|mut fields| {
+        let state = fields.next()?.chars().next()?;
+        Some((state, fields.nth(18)?.parse().ok()?))
+    });
+    read.ok_or_else(|| io::Error::other("not as proc_pid_stat(5) says"))
+}
+
+/// What tells a file from every other one, and from itself after a change.
+pub(super) fn file(path: &Path) -> io::Result<String> {
+    let m = fs::metadata(path)?;
+    Ok(format!(
+        "{}:{}:{}:{}.{}",
+        m.dev(),
+        m.ino(),
+        m.size(),
+        m.mtime(),
+        m.mtime_nsec()
+    ))
 }
 
 /// All that a running Envoy can't be told anew: its program, its flags, its bootstrap, and which build of Thyra says
 /// what its resources are (the versions of equal resources of two builds may be equal).
 fn fingerprint(config: &EnvoyConfig) -> io::Result<String> {
-    let file = |path: &Path| {
-        let m = fs::metadata(path)?;
-        io::Result::Ok(format!(
-            "{}:{}:{}:{}.{}",
-            m.dev(),
-            m.ino(),
-            m.size(),
-            m.mtime(),
-            m.mtime_nsec()
-        ))
-    };
     let text = bootstrap(
         &config.node,
         &config.xds_socket(),
