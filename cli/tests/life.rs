@@ -6,6 +6,8 @@
 mod failures;
 #[path = "life/held.rs"]
 mod held;
+#[path = "life/held_http.rs"]
+mod held_http;
 #[path = "life/leaks.rs"]
 mod leaks;
 #[path = "life/node.rs"]

@@ -5,6 +5,7 @@
 //! (`custody`). Whatever goes wrong, they don't: the client sends them again, or is refused.
 
 pub mod custody;
+pub mod first;
 pub mod frame;
 pub mod oracle;
 
@@ -12,7 +13,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 
 use self::custody::{Custody, Taken};
 use self::frame::{ACK, FIN, Headers, Numbers, PSH, RST, SYN, Segment};
-use self::oracle::Said;
+use self::oracle::{Oracle, Said};
 
 /// So long a connection may take to say what is judged.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,8 +45,8 @@ const BURST: usize = 64;
 /// The longest frame, with what is in front.
 const FRAME: usize = frame::TAP_HEADER + 14 + 65_536;
 
-/// The sockets of the oracles, by number of the residual.
-pub type Oracles = BTreeMap<u16, PathBuf>;
+/// The oracles, by number of the residual.
+pub type Oracles = BTreeMap<u16, Oracle>;
 
 /// What became of connections, since the start.
 #[derive(Debug, Default)]

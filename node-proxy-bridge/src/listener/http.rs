@@ -33,7 +33,7 @@ use manager_v3::http_filter::ConfigType;
 use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper};
 use thyra_policy_compiler::traffic::PathNormalization;
 
-use super::{FilterKind, budget, discovered, on_socket, packed, told};
+use super::{FilterKind, budget, discovered, first, on_socket, packed, told};
 use crate::lower::StepKind;
 
 /// What Envoy's answer says of its reason, when asked to: a response header that never goes to a client.
@@ -62,6 +62,8 @@ pub struct HttpOptions {
     pub requests_per_second: Option<NonZeroU32>,
     /// Requests and other streams of a pod that are under way at a time; more get 503.
     pub requests_at_once: NonZeroU32,
+    /// Of oracles: who asks gives the bytes on as they are (`first`).
+    pub as_it_is: bool,
 }
 
 impl Default for HttpOptions {
@@ -71,6 +73,7 @@ impl Default for HttpOptions {
             reasons: false,
             requests_per_second: None,
             requests_at_once: budget::REQUESTS_AT_ONCE,
+            as_it_is: false,
         }
     }
 }
@@ -78,9 +81,13 @@ impl Default for HttpOptions {
 /// The listener of HTTP requests, as far as its filters go.
 #[must_use]
 pub fn http(name: &str, socket: &Path, shape: &[StepKind], options: &HttpOptions) -> Listener {
+    let mut manager = manager(name, shape, options);
+    if options.as_it_is {
+        first::only(&mut manager, options.paths);
+    }
     let filter = Filter {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
-        config_type: Some(NetworkConfig::TypedConfig(packed(&manager(name, shape, options)))),
+        config_type: Some(NetworkConfig::TypedConfig(packed(&manager))),
     };
     let chain = FilterChain {
         filters: vec![filter],
@@ -197,7 +204,7 @@ fn filters(name: &str, shape: &[StepKind]) -> Vec<HttpFilter> {
     filters
 }
 
-fn named(name: &str, config: ConfigType) -> HttpFilter {
+pub(super) fn named(name: &str, config: ConfigType) -> HttpFilter {
     HttpFilter {
         name: name.to_owned(),
         config_type: Some(config),
