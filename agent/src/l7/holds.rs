@@ -162,8 +162,8 @@ impl Holds {
         });
     }
 
-    /// How its first bytes are read, where it is held. What Envoy can't be given is named where all else that it can't be
-    /// given is.
+    /// How its first bytes are read, where it is held. What Envoy can't be given is named where all else that it can't
+    /// be given is.
     fn reading(&self, residual: &Residual<RuleRef>) -> Option<Reading> {
         let (reading, chain) = match residual.way() {
             Way::HoldTls if self.is_on => (Reading::Stream, lower::stream(residual)),

@@ -26,8 +26,8 @@ pub const ALLOWED_HEADER: &str = "thyra-verdict";
 pub const ALLOWED: &str = "<{|yes|}>";
 
 /// What a path is made of (RFC 3986 3.3); other bytes are escaped when it is normalised
-/// (`thyra_policy_compiler::traffic::path`). Expressions of RE2's, each of the whole path, and each small: Envoy takes no
-/// program of more than 100 steps.
+/// (`thyra_policy_compiler::traffic::path`). Expressions of RE2's, each of the whole path, and each small: Envoy takes
+/// no program of more than 100 steps.
 const PATH: &str = "/[A-Za-z0-9_~!$&'()*+,=:@\\-.;/%]*";
 /// `.` or `..` for a segment, be it with parameters.
 const DOTS: &str = ".*/\\.\\.?(?:[/;].*)?";

@@ -1,5 +1,5 @@
-//! Who is given the connections of a residual: Envoy, for each request, or the pod itself once the first bytes have been
-//! judged.
+//! Who is given the connections of a residual: Envoy, for each request, or the pod itself once the first bytes have
+//! been judged.
 //!
 //! Invariant: held is only what is answered once for the whole connection, by its nature or because every policy that
 //! has a say wants it so; whatever is in doubt goes through Envoy, request by request.
@@ -61,8 +61,8 @@ impl Inline {
                 "inline: each request is judged; not every policy here says `thyra.io/l7-verdict: connection`"
             }
             Self::Undeclared => {
-                "inline: each request is judged; its policies say `thyra.io/l7-verdict: connection`, but the port isn't \
-                 declared HTTP by every Service"
+                "inline: each request is judged; its policies say `thyra.io/l7-verdict: connection`, but the port \
+                 isn't declared HTTP by every Service"
             }
             Self::Tokens => {
                 "inline: each request is judged; its policies say `thyra.io/l7-verdict: connection`, but a \
@@ -73,8 +73,8 @@ impl Inline {
                  authorizer is asked"
             }
             Self::Hosts => {
-                "inline: each request is judged; its policies say `thyra.io/l7-verdict: connection`, but hosts are asked \
-                 for, which HTTP/2 can say twice"
+                "inline: each request is judged; its policies say `thyra.io/l7-verdict: connection`, but hosts are \
+                 asked for, which HTTP/2 can say twice"
             }
         }
     }
@@ -82,8 +82,8 @@ impl Inline {
 
 impl<R: PartialEq> Residual<R> {
     /// The cheapest way that answers as its policies want it. What asks for nothing but the server name of the
-    /// ClientHello, whatever else the stream turns out to be, is answered once for the connection; so is HTTP, on a port
-    /// that is nothing else, where all of its policies want the first request to decide and its head says all.
+    /// ClientHello, whatever else the stream turns out to be, is answered once for the connection; so is HTTP, on a
+    /// port that is nothing else, where all of its policies want the first request to decide and its head says all.
     #[must_use]
     pub fn way(&self) -> Way {
         if self.http == self.other && self.other.asks_the_server_name_alone() {
