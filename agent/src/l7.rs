@@ -288,8 +288,8 @@ impl L7 {
             .block_on(async { tokio::time::timeout(PATIENCE, settled).await });
     }
 
-    /// From now on what can be judged once is held, HTTP only `with_http`, as `known` was by an earlier process; where its
-    /// oracles are.
+    /// From now on what can be judged once is held, HTTP only `with_http`, as `known` was by an earlier process; where
+    /// its oracles are.
     pub fn hold(&mut self, with_http: bool, known: BTreeMap<Arc<str>, u16>) -> watch::Receiver<Arc<Oracles>> {
         self.holds.start(with_http, known)
     }

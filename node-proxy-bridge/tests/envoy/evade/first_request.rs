@@ -2,7 +2,7 @@
 //! lets pass, and what it doesn't.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thyra_node_proxy_bridge::bridge::Question;
@@ -34,9 +34,9 @@ async fn oracle(paths: PathNormalization) -> Option<(Node, PathBuf)> {
 }
 
 /// Asks with these pieces, one after the other, and nothing more; `None` where Envoy waits for more.
-async fn said(socket: &PathBuf, pieces: &[&[u8]]) -> Option<Said> {
+async fn said(socket: &Path, pieces: &[&[u8]]) -> Option<Said> {
     let oracle = Oracle {
-        socket: socket.clone(),
+        socket: socket.to_owned(),
         reading: Reading::Http,
     };
     let end = |text: &str| text.parse::<SocketAddr>().unwrap();
