@@ -286,7 +286,7 @@ impl L7 {
         let tokens = cells.iter().filter_map(|cell| cell.residual.http.tokens());
         self.keys.want(tokens.map(|tokens| &**tokens));
         self.inline.set_keys(self.keys.sets());
-        self.holds.apply(cells);
+        self.holds.apply(cells, paths);
         self.cells = cells.to_vec();
         self.apply_inline();
         if inherited {
@@ -335,9 +335,10 @@ impl L7 {
             .block_on(async { tokio::time::timeout(PATIENCE, settled).await });
     }
 
-    /// From now on what can be judged once is held, as `known` was by an earlier process; where its oracles are.
-    pub fn hold(&mut self, known: BTreeMap<Arc<str>, u16>) -> watch::Receiver<Arc<Oracles>> {
-        self.holds.start(known)
+    /// From now on what can be judged once is held, HTTP only `with_http`, as `known` was by an earlier process; where
+    /// its oracles are.
+    pub fn hold(&mut self, with_http: bool, known: BTreeMap<Arc<str>, u16>) -> watch::Receiver<Arc<Oracles>> {
+        self.holds.start(with_http, known)
     }
 
     /// The number of each residual whose connections are held.

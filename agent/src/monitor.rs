@@ -266,12 +266,9 @@ fn told(record: &Record) -> (&'static str, &'static str, String) {
             ("stream", "tcp", message)
         }
         What::Held { server_name } => {
-            let name = match record.decision {
-                // Nobody has read it.
-                Decision::Unjudged(_) => "held".to_owned(),
-                _ => format!("{}, held", named(server_name)),
-            };
-            ("stream", "tcp", format!("{name} for {took:.1} ms{why}"))
+            let name = server_name.as_deref().map(named);
+            let name = name.map_or_else(String::new, |name| format!("{name}, "));
+            ("stream", "tcp", format!("{name}held for {took:.1} ms{why}"))
         }
     }
 }

@@ -193,7 +193,7 @@ pub async fn run_on(
     let held = l7
         .as_mut()
         .filter(|_| config.l7_hold != HoldChoice::Off)
-        .and_then(|l7| hold(l7, &plane, &mut tasks, &stop));
+        .and_then(|l7| hold(l7, config.l7_hold, &plane, &mut tasks, &stop));
     let news = l7.as_ref().map(L7::changes);
     let records = l7.as_ref().map(L7::records);
     let (handle, store) = Store::start(Parts {
@@ -345,6 +345,7 @@ fn beside(file: &Path, name: &str) -> PathBuf {
 /// Holds connections that can be judged once, where that is possible here; what becomes of them.
 fn hold(
     l7: &mut L7,
+    choice: HoldChoice,
     plane: &SharedPlane,
     tasks: &mut JoinSet<()>,
     stop: &CancellationToken,
@@ -362,7 +363,8 @@ fn hold(
         }
     };
     let known = lock::read(plane).holds();
-    let keeper = Keeper::new(holding, l7.hold(known), l7.records());
+    let oracles = l7.hold(choice == HoldChoice::All, known);
+    let keeper = Keeper::new(holding, oracles, l7.records());
     let (stop, counts) = (stop.clone(), keeper.counts());
     tasks.spawn(async move {
         tokio::select! {

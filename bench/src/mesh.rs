@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 use thyra_policy_compiler::policy::{
-    AuthorizationPolicy, Field, Operation, PolicyAction, Rule, Source, StringMatch,
+    AuthorizationPolicy, Field, L7Verdict, Operation, PolicyAction, Rule, Source, StringMatch,
 };
 use thyra_policy_compiler::world::{Endpoint, NodeOptions, Workload, WorkloadKind, World};
 
@@ -163,6 +163,7 @@ pub(crate) fn policy(i: u32, size: Size, ports: &[u16]) -> AuthorizationPolicy {
         selector: None,
         has_target_refs: false,
         dry_run: false,
+        l7_verdict: L7Verdict::Request,
         rules: vec![Rule {
             from: vec![Source {
                 principals: Field {

@@ -8,6 +8,8 @@ mod failures;
 mod given;
 #[path = "life/held.rs"]
 mod held;
+#[path = "life/held_http.rs"]
+mod held_http;
 #[path = "life/leaks.rs"]
 mod leaks;
 #[path = "life/node.rs"]

@@ -91,8 +91,8 @@ pub enum What {
     },
     /// A stream that was held, when its first bytes were judged.
     Held {
-        /// The name in its ClientHello; empty where it has none, or was not judged.
-        server_name: String,
+        /// The name in its ClientHello, empty where it has none; none where nobody read one: it is HTTP, or was not judged.
+        server_name: Option<String>,
     },
 }
 
@@ -288,7 +288,7 @@ fn stream_of(entry: &TcpAccessLogEntry) -> Option<Record> {
 fn held_of(common: &AccessLogCommon) -> Option<Record> {
     let tag = |name: &str| common.custom_tags.get(name).map_or("", String::as_str);
     let what = What::Held {
-        server_name: tag(SERVER_NAME).to_owned(),
+        server_name: Some(tag(SERVER_NAME).to_owned()),
     };
     let metadata = common.metadata.as_ref();
     let decided = decision(tag(ENDED_BY), true, || effective(metadata?), || asking(metadata?));

@@ -160,6 +160,14 @@ impl Bridge {
         self.places = places;
     }
 
+    /// What all HTTP oracles have in common, from now on: those that there are go, and `apply` makes others.
+    pub fn set_http(&mut self, http: HttpOptions) {
+        if self.config.http != http {
+            self.apply(&[]);
+            self.config.http = http;
+        }
+    }
+
     /// What is wanted from now on. What Envoy can't express is refused by name and sent nowhere; all else goes out
     /// in one change.
     pub fn apply(&mut self, wanted: &[Wanted]) {

@@ -5,6 +5,7 @@
 //! (`custody`). Whatever goes wrong, they don't: the client sends them again, or is refused.
 
 pub mod custody;
+pub mod first;
 pub mod frame;
 pub mod oracle;
 
@@ -12,7 +13,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,8 +25,9 @@ use tracing::{debug, warn};
 
 use self::custody::{Custody, Taken};
 use self::frame::{ACK, FIN, Headers, Numbers, PSH, RST, SYN, Segment};
-use self::oracle::Said;
+use self::oracle::{Oracle, Said};
 use crate::als::{Decision, Record, Records, What};
+use crate::listener::Reading;
 
 /// So long a connection may take to say what is judged.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,8 +47,8 @@ const BURST: usize = 64;
 /// The longest frame, with what is in front.
 const FRAME: usize = frame::TAP_HEADER + 14 + 65_536;
 
-/// The sockets of the oracles, by number of the residual.
-pub type Oracles = BTreeMap<u16, PathBuf>;
+/// The oracles, by number of the residual.
+pub type Oracles = BTreeMap<u16, Oracle>;
 
 /// What became of connections, since the start.
 #[derive(Debug, Default)]
@@ -71,7 +72,7 @@ type Ends = (SocketAddr, SocketAddr);
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
-    /// Envoy says so, and tells it by itself.
+    /// Envoy says so; it is told already.
     Envoy,
     /// Other bytes in the place of held ones.
     Conflict,
@@ -102,6 +103,7 @@ struct Flow {
 struct Answer {
     ends: Ends,
     kernel: HeldConnection,
+    reading: Reading,
     said: Said,
 }
 
@@ -268,18 +270,39 @@ impl Keeper {
         let (answers, kernel) = (self.answers.0.clone(), flow.kernel);
         tokio::spawn(async move {
             let said = oracle::ask(&oracle, ends, asked).await;
+            let answer = Answer {
+                ends,
+                kernel,
+                reading: oracle.reading,
+                said,
+            };
             // Nobody holds anything any more.
-            let _ended = answers.send(Answer { ends, kernel, said });
+            let _ended = answers.send(answer);
         });
     }
 
     fn answered(&mut self, answer: Answer) {
-        let Answer { ends, kernel, said } = answer;
+        let Answer {
+            ends,
+            kernel,
+            reading,
+            said,
+        } = answer;
         let is_it =
             |flow: &&mut Flow| flow.kernel.isns == kernel.isns && flow.kernel.residual == kernel.residual;
         let Some(flow) = self.flows.get_mut(&ends).filter(is_it) else {
             return;
         };
+        // Of a stream Envoy tells by itself, with the rule.
+        let told = match said {
+            _ if reading == Reading::Stream => None,
+            Said::Yes => Some(Decision::Allowed(None)),
+            Said::No => Some(Decision::Refused),
+            Said::Nothing => None,
+        };
+        if let Some(decision) = told {
+            tell(&self.records, ends, flow.since.elapsed(), decision);
+        }
         match said {
             Said::Yes => {
                 flow.asking = None;
@@ -328,16 +351,12 @@ impl Keeper {
         why.counter(&self.counts).fetch_add(1, Ordering::Relaxed);
         debug!(client = %ends.0, pod = %ends.1, why = why.text(), "a held connection is refused");
         if why != Refusal::Envoy {
-            let record = Record {
-                client: ends.0,
-                pod: ends.1,
-                what: What::Held {
-                    server_name: String::new(),
-                },
-                took: flow.since.elapsed(),
-                decision: Decision::Unjudged(why.text()),
-            };
-            self.records.tell([Some(record)].into_iter());
+            tell(
+                &self.records,
+                *ends,
+                flow.since.elapsed(),
+                Decision::Unjudged(why.text()),
+            );
         }
         if let Err(error) = self.holding.judge(&flow.kernel, HeldVerdict::DENY, 0) {
             warn!(%error, "a verdict can't be written; the connection stays held");
@@ -413,6 +432,18 @@ impl Refusal {
             Self::Lost => "judged before, and what was judged is gone",
         }
     }
+}
+
+/// What Envoy doesn't.
+fn tell(records: &Records, (client, pod): Ends, took: Duration, decision: Decision) {
+    let record = Record {
+        client,
+        pod,
+        what: What::Held { server_name: None },
+        took,
+        decision,
+    };
+    records.tell([Some(record)].into_iter());
 }
 
 /// A client that sends the same again has lost what follows, and doesn't send that before the first is acknowledged.

@@ -8,6 +8,7 @@
 //! against, since a Unix socket has none. Without one Envoy closes the connection.
 
 pub mod budget;
+mod first;
 mod http;
 mod inline;
 mod tls;
@@ -28,6 +29,7 @@ use envoy_types::util::pack_any;
 use prost::{Message, Name};
 use thyra_policy_compiler::tokens::Tokens;
 
+pub use self::first::{ALLOWED, ALLOWED_HEADER};
 pub use self::http::{HttpOptions, REASON_HEADER, http};
 pub use self::inline::{Place, Shape, inline};
 pub use self::tls::tls;

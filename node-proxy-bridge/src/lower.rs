@@ -302,6 +302,8 @@ fn rules(rules: &Rules<RuleRef>) -> Result<[Step; 2], NotExpressible> {
         deny,
         allow,
         default_deny,
+        // Whatever it is for, it is one verdict.
+        decides: _,
     } = rules;
     let of_custom = custom.iter().map(|ask| values(&ask.conditions));
     let count: usize = deny

@@ -99,6 +99,8 @@ codes! {
         UnknownTrustDomain = "unknown-trust-domain",
         /// HTTP fields on a port that is declared TCP.
         HttpOnTcp = "http-on-tcp",
+        /// A word for what a verdict of L7 is for that isn't one.
+        UnknownL7Verdict = "unknown-l7-verdict",
     }
 }
 

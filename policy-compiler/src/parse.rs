@@ -4,10 +4,13 @@
 //! Invariant: a value is either read whole or refused by name; what istiod accepts is accepted here with
 //! istiod's meaning, so YAML and xDS can't disagree. Nothing is skipped, defaulted or cut.
 
+mod l7_verdict;
+
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub use self::l7_verdict::{L7_VERDICT, l7_verdict};
 use crate::policy::{Condition, Field, MtlsMode, PolicyAction, ServiceAccountRef, StringMatch};
 use crate::traffic::PathNormalization;
 use crate::world::AppProtocol;

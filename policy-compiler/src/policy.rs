@@ -47,10 +47,24 @@ pub struct AuthorizationPolicy {
     pub has_target_refs: bool,
     /// Annotation `istio.io/dry-run` parsed as a bool.
     pub dry_run: bool,
+    /// Annotation `thyra.io/l7-verdict`.
+    pub l7_verdict: L7Verdict,
     /// OR; empty matches nothing.
     pub rules: Vec<Rule>,
     /// Unknown fields of the spec itself (`spec.field 99`): they make every rule of it unknown.
     pub unknown: Vec<Unknown>,
+}
+
+/// What one verdict of L7 by a policy's rules is for: annotation `thyra.io/l7-verdict`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum L7Verdict {
+    /// Each request has its own: `request`, or no annotation.
+    #[default]
+    Request,
+    /// The first request of a connection decides for all of it: `connection`.
+    Connection,
+    /// Another word; each request has its own, which is the stricter.
+    Unread(Arc<str>),
 }
 
 /// A term that can't be expressed: its path in the policy (`spec.rules[0].from[1].source field 99`).

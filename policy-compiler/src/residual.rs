@@ -6,6 +6,7 @@
 //! kernel.
 
 mod matching;
+mod way;
 mod words;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 use thyra_datapath_abi::tables::{RuleRef, Verdict};
 use thyra_datapath_abi::{Action, Reason};
 
+pub use self::way::{Inline, Way};
 use crate::authorizer::Provider;
 use crate::compile::Residuals;
 use crate::policy::{Field, PolicyAction, StringMatch};
@@ -78,6 +80,20 @@ pub struct Rules<R> {
     pub allow: Vec<(R, Arc<Conditions>)>,
     /// Some ALLOW policy applies.
     pub default_deny: bool,
+    /// What the rules' policies want one verdict to be for.
+    pub decides: Decides,
+}
+
+/// What a verdict is for, as the policies want it that have a say (`thyra.io/l7-verdict`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Decides {
+    /// One request: no policy wants anything else.
+    #[default]
+    EachRequest,
+    /// One request: not every policy wants the same.
+    NotAllAlike,
+    /// The connection whose first request it is: all policies want that.
+    FirstRequest,
 }
 
 /// What a stream gets.
@@ -332,6 +348,7 @@ impl<R: Clone> Rules<R> {
             deny: all(&self.deny),
             allow: all(&self.allow),
             default_deny: self.default_deny,
+            decides: self.decides,
         }
     }
 }
@@ -351,58 +368,6 @@ impl<R: Clone> Residual<R> {
         Residual {
             http: self.http.named(name),
             other: self.other.named(name),
-        }
-    }
-}
-
-/// Who is given a connection whose verdict needs L7.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Envoy in its middle, which judges each request.
-    Inline,
-    /// The pod itself, once the first bytes have been judged.
-    Hold,
-}
-
-impl Way {
-    /// In words, with the reason.
-    #[must_use]
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Inline => "inline: each request is judged",
-            Self::Hold => "hold: the server name is the same for the whole connection",
-        }
-    }
-}
-
-impl<R: PartialEq> Residual<R> {
-    /// The cheapest way that answers alike: what asks for nothing but the server name of the ClientHello, whatever else
-    /// the stream turns out to be, is answered once for the connection.
-    #[must_use]
-    pub fn way(&self) -> Way {
-        if self.http == self.other && self.other.asks_the_server_name_alone() {
-            Way::Hold
-        } else {
-            Way::Inline
-        }
-    }
-}
-
-impl<R> Answer<R> {
-    fn asks_the_server_name_alone(&self) -> bool {
-        match self {
-            Self::Constant(action, ..) => matches!(action, Action::Allow | Action::Deny),
-            Self::Rules(rules) => {
-                let of = |conditions: &Conditions| {
-                    let tests = conditions.from.iter().chain(&conditions.to).flatten();
-                    let mut tests = tests.chain(&conditions.when);
-                    tests.all(|test| matches!(test, Test::Sni(_)))
-                };
-                let mut rest = rules.deny.iter().chain(&rules.allow);
-                rules.custom.is_empty() && rest.all(|(_, conditions)| of(conditions))
-            }
-            Self::Stricter(a, b) => a.asks_the_server_name_alone() && b.asks_the_server_name_alone(),
-            Self::Authenticated(..) => false,
         }
     }
 }

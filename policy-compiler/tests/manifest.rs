@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use thyra_policy_compiler::authorizer::{Check, Provider};
 use thyra_policy_compiler::manifest::{self, Body, Manifests, Object};
-use thyra_policy_compiler::policy::{AuthorizationPolicy, Condition, MtlsMode, PolicyAction, StringMatch};
+use thyra_policy_compiler::policy::{
+    AuthorizationPolicy, Condition, L7Verdict, MtlsMode, PolicyAction, StringMatch,
+};
 use thyra_policy_compiler::world::{AppProtocol, NodeOptions, WorkloadKind};
 
 fn read(text: &str) -> Manifests {
@@ -255,6 +257,25 @@ fn what_istiod_takes_is_taken() {
     let experimental = policy("  rules: [{when: [{key: \"experimental.envoy.filters.a[b]\", values: [x]}]}]");
     assert_eq!(experimental.rules[0].unknown.len(), 1);
     assert!(experimental.rules[0].when.is_empty());
+}
+
+#[test]
+fn what_a_verdict_is_for_is_an_annotation_and_another_word_leaves_it_strict() {
+    let text = |value: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1beta1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: p, annotations: {{thyra.io/l7-verdict: {value}}}}}\nspec: {{}}\n"
+        )
+    };
+    let read = |value: &str| {
+        let Body::AuthorizationPolicy(policy) = only(&text(value)).body else {
+            panic!()
+        };
+        policy.l7_verdict
+    };
+    assert_eq!(read("connection"), L7Verdict::Connection);
+    assert_eq!(read("request"), L7Verdict::Request);
+    assert_eq!(read("Connection"), L7Verdict::Unread("Connection".into()));
 }
 
 #[test]

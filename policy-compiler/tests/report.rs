@@ -7,7 +7,7 @@ use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
 use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::policy::{
-    AuthorizationPolicy, Labels, PolicyAction, RequestAuthentication, Rule, Unknown,
+    AuthorizationPolicy, L7Verdict, Labels, PolicyAction, RequestAuthentication, Rule, Unknown,
 };
 use thyra_policy_compiler::report::{PolicyKind, Report};
 use thyra_policy_compiler::tokens::{JwtRule, Keys};
@@ -29,6 +29,7 @@ fn policy(namespace: &str, name: &str, action: PolicyAction) -> AuthorizationPol
         selector: None,
         has_target_refs: false,
         dry_run: false,
+        l7_verdict: L7Verdict::Request,
         rules: vec![Rule::default()],
         unknown: Vec::new(),
     }
@@ -162,4 +163,30 @@ fn every_policy_has_a_status_that_says_what_it_does_here() {
         ])
     );
     assert_eq!(report.problems.len(), 3, "{:?}", report.problems);
+}
+
+#[test]
+fn a_word_that_a_verdict_cant_be_for_is_named_and_changes_nothing() {
+    let said = |word: &str| {
+        let policy = AuthorizationPolicy {
+            l7_verdict: thyra_policy_compiler::parse::l7_verdict(Some(word)),
+            ..policy("shop", "get", PolicyAction::Allow)
+        };
+        let report = report([policy]);
+        let key = (PolicyKind::Authorization, reference("shop", "get"));
+        (report.policies[&key].status.clone(), report.problems)
+    };
+    let (status, problems) = said("conection");
+    assert!(
+        status.contains("not `conection`; each request is judged"),
+        "{status}"
+    );
+    assert!(
+        problems
+            .iter()
+            .any(|p| p.starts_with("policy shop/get: annotation `thyra.io/l7-verdict`"))
+    );
+    let (status, problems) = said("connection");
+    assert!(status.contains("the first request decides"), "{status}");
+    assert!(!problems.iter().any(|p| p.contains("shop/get")), "{problems:?}");
 }

@@ -10,7 +10,7 @@ use thyra_datapath_abi::limits;
 use thyra_datapath_abi::tables::PolicyRef;
 use thyra_policy_compiler::compile::{CompileError, Compiler};
 use thyra_policy_compiler::policy::{
-    AuthorizationPolicy, Field, Labels, Operation, PolicyAction, Rule, Source, StringMatch,
+    AuthorizationPolicy, Field, L7Verdict, Labels, Operation, PolicyAction, Rule, Source, StringMatch,
 };
 use thyra_policy_compiler::world::{Endpoint, Workload, WorkloadKind, World};
 
@@ -71,6 +71,7 @@ fn policy(number: u32) -> AuthorizationPolicy {
         selector: None,
         has_target_refs: false,
         dry_run: false,
+        l7_verdict: L7Verdict::Request,
         rules: vec![Rule {
             from: vec![source],
             to: vec![operation],

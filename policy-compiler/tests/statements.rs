@@ -14,10 +14,10 @@ use thyra_policy_compiler::compile::Compiler;
 use thyra_policy_compiler::oracle::{Connection, judge, judge_traffic};
 use thyra_policy_compiler::parse;
 use thyra_policy_compiler::policy::{
-    AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication, PolicyAction,
-    Rule, ServiceAccountRef, Source, StringMatch, Unknown,
+    AuthorizationPolicy, Condition, Field, L7Verdict, Labels, MtlsMode, Operation, PeerAuthentication,
+    PolicyAction, Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
-use thyra_policy_compiler::residual::{self, Context};
+use thyra_policy_compiler::residual::{self, Context, Inline, Way};
 use thyra_policy_compiler::traffic::{Request, Traffic};
 use thyra_policy_compiler::world::{
     AppProtocol, Endpoint, Service, ServicePort, Workload, WorkloadKind, World,
@@ -132,6 +132,7 @@ fn policy(name: &str, action: PolicyAction, rules: Vec<Rule>) -> AuthorizationPo
         selector: None,
         has_target_refs: false,
         dry_run: false,
+        l7_verdict: L7Verdict::Request,
         rules,
         unknown: Vec::new(),
     }
@@ -1164,4 +1165,79 @@ fn what_istiod_lists_for_a_pod_and_labels_do_not_select_is_noted() {
     let notes = &compiler.report().endpoints[&1].notes;
     assert_eq!(notes.len(), 1);
     assert!(notes[0].starts_with("shop/gone: istiod lists it"));
+}
+
+/// The way of the connections of `source` at port 8080, which declares HTTP.
+fn way(world: &World, source: &str) -> Way {
+    let verdict = verdict(world, source, 8080);
+    let mut compiler = Compiler::new();
+    compiler.compile(world).unwrap();
+    compiler.residuals()[&verdict.residual.expect("it needs L7")].way()
+}
+
+fn by_connection(policy: AuthorizationPolicy) -> AuthorizationPolicy {
+    AuthorizationPolicy {
+        l7_verdict: parse::l7_verdict(Some("connection")),
+        ..policy
+    }
+}
+
+#[test]
+fn the_first_request_decides_only_where_every_policy_that_has_a_say_wants_it() {
+    let gets = |who: &str| Rule {
+        from: vec![principal(who)],
+        to: vec![get()],
+        ..Rule::default()
+    };
+    let mut world = shop();
+    declare(&mut world, "shop/target", 8080, AppProtocol::Http);
+    put(
+        &mut world,
+        by_connection(allow("shop/both", vec![gets(FRONT_ID), gets(CART_ID)])),
+    );
+    assert_eq!(way(&world, FRONT), Way::HoldHttp);
+    let post = Operation {
+        methods: values([StringMatch::Exact("POST".into())]),
+        ..Operation::default()
+    };
+    let posts = Rule {
+        from: vec![principal(CART_ID)],
+        to: vec![post],
+        ..Rule::default()
+    };
+    for other in [
+        allow("shop/other", vec![posts.clone()]),
+        deny("shop/other", vec![posts]),
+    ] {
+        put(&mut world, other.clone());
+        assert_eq!(way(&world, CART), Way::Inline(Inline::NotAllAlike));
+        assert_eq!(way(&world, FRONT), Way::HoldHttp, "it has no say there");
+        put(&mut world, by_connection(other));
+        assert_eq!(way(&world, CART), Way::HoldHttp);
+        world.authorization.remove(&reference("shop/other"));
+    }
+    // Also where the same is said twice.
+    put(&mut world, allow("shop/zzz", vec![gets(CART_ID)]));
+    assert_eq!(way(&world, CART), Way::Inline(Inline::NotAllAlike));
+}
+
+#[test]
+fn an_annotation_that_comes_or_goes_is_another_residual() {
+    let mut world = shop();
+    declare(&mut world, "shop/target", 8080, AppProtocol::Http);
+    let mut compiler = Compiler::new();
+    let mut residual = |policy| {
+        put(&mut world, policy);
+        let tables = compiler.compile(&world).unwrap();
+        lookup(&tables, FRONT, 8080).residual
+    };
+    let policy = allow("shop/get", vec![to(get())]);
+    let by_request = residual(policy.clone());
+    assert_ne!(residual(by_connection(policy.clone())), by_request);
+    assert_eq!(residual(policy.clone()), by_request);
+    let unread = AuthorizationPolicy {
+        l7_verdict: parse::l7_verdict(Some("Connection")),
+        ..policy
+    };
+    assert_eq!(residual(unread), by_request, "a word that isn't one is none");
 }

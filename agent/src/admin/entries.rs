@@ -91,9 +91,11 @@ fn residuals(snapshot: &Snapshot, entries: &[api::PolicyEntry]) -> Vec<api::Resi
 /// Who is given the connections of a residual, in words.
 fn way(snapshot: &Snapshot, address: &str, cheapest: Way) -> &'static str {
     match cheapest {
-        Way::Inline => Way::Inline.words(),
-        Way::Hold if snapshot.l7.holds.contains_key(address) => Way::Hold.words(),
-        Way::Hold => "inline: could be judged once for the connection; see `--l7-hold` and the agent's log",
+        Way::Inline(_) => cheapest.words(),
+        Way::HoldTls | Way::HoldHttp if snapshot.l7.holds.contains_key(address) => cheapest.words(),
+        Way::HoldTls | Way::HoldHttp => {
+            "inline: could be judged once for the connection; see `--l7-hold` and the agent's log"
+        }
     }
 }
 

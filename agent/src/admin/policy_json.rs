@@ -6,8 +6,9 @@
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use thyra_datapath_abi::tables::PolicyRef;
+use thyra_policy_compiler::parse::L7_VERDICT;
 use thyra_policy_compiler::policy::{
-    AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication,
+    AuthorizationPolicy, Condition, Field, L7Verdict, Labels, MtlsMode, Operation, PeerAuthentication,
     RequestAuthentication, Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
 use thyra_policy_compiler::tokens::{JwtRule, Keys};
@@ -27,8 +28,19 @@ pub(super) fn authorization(policy: &AuthorizationPolicy) -> Value {
     spec.insert("rules".into(), policy.rules.iter().map(rule).collect());
     unknown(&mut spec, &policy.unknown);
     let mut object = object("AuthorizationPolicy", &policy.reference, &policy.version, spec);
-    if policy.dry_run {
-        object["metadata"]["annotations"] = json!({ "istio.io/dry-run": "true" });
+    let l7_verdict = match &policy.l7_verdict {
+        L7Verdict::Request => None,
+        L7Verdict::Connection => Some("connection"),
+        L7Verdict::Unread(word) => Some(&**word),
+    };
+    let annotations = [
+        ("istio.io/dry-run", policy.dry_run.then_some("true")),
+        (L7_VERDICT, l7_verdict),
+    ];
+    for (name, value) in annotations {
+        if let Some(value) = value {
+            object["metadata"]["annotations"][name] = value.into();
+        }
     }
     object
 }

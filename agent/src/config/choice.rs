@@ -80,6 +80,9 @@ pub enum HoldChoice {
     Off,
     /// What asks for the server name of TLS alone is judged once, by its first bytes.
     Tls,
+    /// And HTTP, by its first request, where all policies that have a say are annotated `thyra.io/l7-verdict:
+    /// connection`.
+    All,
 }
 
 /// `--redact`.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use thyra_policy_compiler::policy::{
-    AuthorizationPolicy, Condition, Field, Labels, Operation, PolicyAction, Rule, ServiceAccountRef, Source,
-    StringMatch, Unknown,
+    AuthorizationPolicy, Condition, Field, L7Verdict, Labels, Operation, PolicyAction, Rule,
+    ServiceAccountRef, Source, StringMatch, Unknown,
 };
 use thyra_proto::istio::security as wire;
 use thyra_proto::istio::workload::Extension;
@@ -81,6 +81,8 @@ pub fn authorization(
         selector,
         has_target_refs: false,
         dry_run,
+        // istiod's form has no annotations.
+        l7_verdict: L7Verdict::Request,
         rules,
         unknown: unknown.map(|u| Unknown(Arc::from(u))).collect(),
     })

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use thyra_policy_compiler::parse::{self, ConditionError};
+use thyra_policy_compiler::parse::{self, ConditionError, L7_VERDICT};
 use thyra_policy_compiler::policy::{
     AuthorizationPolicy, Condition, Field, Operation, PolicyAction, RequestAuthentication, Rule, Source,
     Unknown,
@@ -42,6 +42,7 @@ pub fn authorization(
         target_refs,
         action_detail,
     } = spec;
+    let said = |name| annotations.get(name).map(String::as_str);
     let rules = rules
         .into_iter()
         .enumerate()
@@ -59,7 +60,8 @@ pub fn authorization(
         selector: labels(selector),
         has_target_refs: target_ref.is_some() || !target_refs.is_empty(),
         // As istiod: an annotation that can't be read leaves the policy enforced.
-        dry_run: parse::dry_run(annotations.get(DRY_RUN).map(String::as_str)).unwrap_or(false),
+        dry_run: parse::dry_run(said(DRY_RUN)).unwrap_or(false),
+        l7_verdict: parse::l7_verdict(said(L7_VERDICT)),
         unknown: own,
         reference,
         version,

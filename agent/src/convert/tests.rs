@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message as _;
-use thyra_policy_compiler::policy::{Condition, MtlsMode, PolicyAction, StringMatch, Unknown};
+use thyra_policy_compiler::policy::{Condition, L7Verdict, MtlsMode, PolicyAction, StringMatch, Unknown};
 use thyra_policy_compiler::tokens::Keys;
 use thyra_policy_compiler::world::{AppProtocol, WorkloadKind};
 use thyra_proto::istio::mcp::v1alpha1::Metadata;
@@ -506,4 +506,20 @@ fn any_bytes_are_taken_or_refused_and_never_panic() {
     for end in [None, Some(false), Some(true)] {
         assert!(counts[&end] > 2_000, "{counts:?}");
     }
+}
+
+#[test]
+fn what_a_verdict_is_for_is_an_annotation() {
+    let read = |word: Option<&str>| {
+        let said = word.map(|word| ("thyra.io/l7-verdict".to_owned(), word.to_owned()));
+        let metadata = Metadata {
+            annotations: said.into_iter().collect(),
+            ..metadata("shop/p")
+        };
+        let policy = policy::authorization(metadata, raw::AuthorizationPolicy::default(), &[]);
+        policy.expect("good").l7_verdict
+    };
+    assert_eq!(read(None), L7Verdict::Request);
+    assert_eq!(read(Some("connection")), L7Verdict::Connection);
+    assert_eq!(read(Some("always")), L7Verdict::Unread("always".into()));
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use thyra_policy_compiler::policy::{AuthorizationPolicy, Labels, PolicyAction, Rule, Unknown};
+use thyra_policy_compiler::policy::{AuthorizationPolicy, L7Verdict, Labels, PolicyAction, Rule, Unknown};
 use thyra_policy_compiler::world::{Endpoint, Workload};
 
 use super::{Held, put};
@@ -125,6 +125,7 @@ impl Held {
                     )])),
                     has_target_refs: false,
                     dry_run: false,
+                    l7_verdict: L7Verdict::Request,
                     rules: vec![Rule {
                         unknown: vec![not_arrived()],
                         ..Rule::default()

@@ -125,7 +125,7 @@ mod tests {
     use thyra_datapath_abi::tables::PolicyRef;
     use thyra_datapath_abi::{Action, Reason};
     use thyra_policy_compiler::authorizer::{self, CHECK_TIMEOUT, Check, Provider, STATUS_ON_ERROR};
-    use thyra_policy_compiler::residual::{Ask, Rules};
+    use thyra_policy_compiler::residual::{Ask, Decides, Rules};
     use thyra_policy_compiler::world::{AppProtocol, ServicePort, Workload, WorkloadKind};
 
     use super::*;
@@ -202,6 +202,7 @@ mod tests {
                 deny: Vec::new(),
                 allow: Vec::new(),
                 default_deny: false,
+                decides: Decides::EachRequest,
             })),
             other: Answer::Constant(Action::Deny, Reason::NotHttp, None),
         }

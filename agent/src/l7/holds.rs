@@ -14,18 +14,24 @@ use thyra_datapath_abi::tables::RuleRef;
 use thyra_node_proxy_bridge::ads::AdsServer;
 use thyra_node_proxy_bridge::bridge::{self, Bridge, BridgeConfig, Question, Standing, Wanted};
 use thyra_node_proxy_bridge::hold::Oracles;
+use thyra_node_proxy_bridge::hold::oracle::Oracle;
 use thyra_node_proxy_bridge::inline::{Cell, Refusal};
 use thyra_node_proxy_bridge::listener::{HttpOptions, Reading};
 use thyra_node_proxy_bridge::lower;
 use thyra_policy_compiler::residual::{Residual, Way};
+use thyra_policy_compiler::traffic::PathNormalization;
 use tokio::sync::watch;
 
 /// See the module.
 pub(super) struct Holds {
     /// Whether anything is held at all.
     is_on: bool,
+    /// And HTTP, where its policies want it.
+    with_http: bool,
     bridge: Bridge,
     numbers: BTreeMap<Arc<str>, u16>,
+    /// How each of them is read.
+    readings: BTreeMap<Arc<str>, Reading>,
     /// Wanted no more, but the tables may still name them.
     former: BTreeMap<Arc<str>, u16>,
     /// Given out next: one that was freed is taken again as late as can be.
@@ -39,20 +45,26 @@ impl Holds {
             xds_socket: folder.to_owned(),
             oracles: folder.to_owned(),
             owner: None,
-            http: HttpOptions::default(),
+            http: options(PathNormalization::default()),
         };
         Self {
             is_on: false,
+            with_http: false,
             bridge: Bridge::beside(server, config),
             numbers: BTreeMap::new(),
+            readings: BTreeMap::new(),
             former: BTreeMap::new(),
             next: 1,
             oracles: watch::Sender::default(),
         }
     }
 
-    pub(super) fn start(&mut self, known: BTreeMap<Arc<str>, u16>) -> watch::Receiver<Arc<Oracles>> {
-        self.is_on = true;
+    pub(super) fn start(
+        &mut self,
+        with_http: bool,
+        known: BTreeMap<Arc<str>, u16>,
+    ) -> watch::Receiver<Arc<Oracles>> {
+        (self.is_on, self.with_http) = (true, with_http);
         self.next = known.values().max().map_or(1, |last| after(*last));
         self.former = known;
         self.oracles.subscribe()
@@ -63,33 +75,35 @@ impl Holds {
         self.numbers.contains_key(residual)
     }
 
-    /// What is wanted from now on, of what can be held.
-    pub(super) fn apply(&mut self, cells: &[Cell]) {
-        let cells: BTreeMap<&Arc<str>, &Arc<Residual<RuleRef>>> = cells
+    /// What is wanted from now on, of what can be held; `paths` are read so.
+    pub(super) fn apply(&mut self, cells: &[Cell], paths: PathNormalization) {
+        let cells: BTreeMap<&Arc<str>, (&Arc<Residual<RuleRef>>, Reading)> = cells
             .iter()
-            .filter(|cell| self.is_on && can_be_held(&cell.residual))
-            .map(|cell| (&cell.address, &cell.residual))
+            .filter_map(|cell| Some((&cell.address, (&cell.residual, self.reading(&cell.residual)?))))
             .collect();
+        self.readings.clear();
         let mut before = std::mem::take(&mut self.numbers);
         before.append(&mut self.former);
         let mut taken: BTreeSet<u16> = before.values().copied().collect();
         let mut wanted = Vec::with_capacity(cells.len());
-        for (address, residual) in cells {
+        for (address, (residual, reading)) in cells {
             let number = before.remove(address).or_else(|| self.fresh(&taken));
             let Some(number) = number else {
                 continue;
             };
             taken.insert(number);
             self.numbers.insert(Arc::clone(address), number);
+            self.readings.insert(Arc::clone(address), reading);
             wanted.push(Wanted {
                 // Another residual is another cell, and gets another listener.
                 cell: Arc::clone(address),
-                reading: Reading::Stream,
+                reading,
                 residual: Arc::clone(residual),
             });
         }
         self.former = before;
         if self.is_on {
+            self.bridge.set_http(options(paths));
             self.bridge.apply(&wanted);
             self.tell();
         }
@@ -117,8 +131,8 @@ impl Holds {
 
     /// Residuals that no oracle judges, with the reason.
     pub(super) fn refused(&self) -> BTreeMap<Arc<str>, Refusal> {
-        let refused = self.numbers.keys().filter_map(|residual| {
-            let why = match self.bridge.standing(&question(residual)) {
+        let refused = self.readings.iter().filter_map(|(residual, reading)| {
+            let why = match self.bridge.standing(&question(residual, *reading)) {
                 Standing::Refused(bridge::Refusal::NotExpressible(why)) => why.into(),
                 Standing::Refused(bridge::Refusal::TooMany) => Refusal::TooMany,
                 Standing::Rejected(words) => Refusal::Rejected(words),
@@ -132,8 +146,9 @@ impl Holds {
     /// Where the oracles are that Envoy has.
     pub(super) fn tell(&self) {
         let active = self.numbers.iter().filter_map(|(residual, number)| {
-            match self.bridge.standing(&question(residual)) {
-                Standing::Active(socket) => Some((*number, socket)),
+            let reading = *self.readings.get(residual)?;
+            match self.bridge.standing(&question(residual, reading)) {
+                Standing::Active(socket) => Some((*number, Oracle { socket, reading })),
                 _ => None,
             }
         });
@@ -145,6 +160,17 @@ impl Holds {
             }
             changed
         });
+    }
+
+    /// How its first bytes are read, where it is held. What Envoy can't be given is named where all else that it can't
+    /// be given is.
+    fn reading(&self, residual: &Residual<RuleRef>) -> Option<Reading> {
+        let (reading, chain) = match residual.way() {
+            Way::HoldTls if self.is_on => (Reading::Stream, lower::stream(residual)),
+            Way::HoldHttp if self.is_on && self.with_http => (Reading::Http, lower::http(residual)),
+            Way::HoldTls | Way::HoldHttp | Way::Inline(_) => return None,
+        };
+        chain.is_ok().then_some(reading)
     }
 
     fn fresh(&mut self, taken: &BTreeSet<u16>) -> Option<u16> {
@@ -159,13 +185,17 @@ impl Holds {
     }
 }
 
-fn question(residual: &Arc<str>) -> Question {
-    (Reading::Stream, Arc::clone(residual))
+fn question(residual: &Arc<str>, reading: Reading) -> Question {
+    (reading, Arc::clone(residual))
 }
 
-/// What Envoy can't be given is named where all else that it can't be given is.
-fn can_be_held(residual: &Residual<RuleRef>) -> bool {
-    residual.way() == Way::Hold && lower::stream(residual).is_ok()
+/// The pod gets what is held as it came.
+fn options(paths: PathNormalization) -> HttpOptions {
+    HttpOptions {
+        paths,
+        as_it_is: true,
+        ..HttpOptions::default()
+    }
 }
 
 const fn after(number: u16) -> u16 {

@@ -12,7 +12,9 @@ use thyra_agent::snapshot::Snapshot;
 use thyra_agent::store::{Added, Command, EndpointError, Handle, Parts, PodKey, Store};
 use thyra_datapath_abi::Mode;
 use thyra_datapath_abi::tables::PolicyRef;
-use thyra_policy_compiler::policy::{AuthorizationPolicy, Field, PolicyAction, Rule, Source, StringMatch};
+use thyra_policy_compiler::policy::{
+    AuthorizationPolicy, Field, L7Verdict, PolicyAction, Rule, Source, StringMatch,
+};
 use thyra_policy_compiler::world::{NodeOptions, Workload, WorkloadKind};
 use tokio::sync::oneshot;
 
@@ -174,6 +176,7 @@ pub(crate) fn policy(
         selector: None,
         has_target_refs: false,
         dry_run: false,
+        l7_verdict: L7Verdict::Request,
         rules: vec![Rule {
             from: vec![source],
             ..Rule::default()

@@ -19,14 +19,14 @@ const ALLOWED: &str = "cart.example.com";
 const OTHER: &str = "other.example.com";
 
 /// What each connection has said to the pod, in the order in which they came.
-type Heard = Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>;
+pub(crate) type Heard = Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/held")
 }
 
 /// In the pod: what is heard is noted before it is said back.
-fn serve(node: &Node) -> Heard {
+pub(crate) fn serve(node: &Node) -> Heard {
     let (heard, server) = (Heard::default(), node.server());
     let notes = Arc::clone(&heard);
     node.inside("shop.cart", move || {
@@ -61,7 +61,7 @@ fn listen(mut stream: TcpStream, heard: &Heard) {
 }
 
 /// What the last connection with this end has said.
-fn heard_of(heard: &Heard, client: SocketAddr) -> Vec<u8> {
+pub(crate) fn heard_of(heard: &Heard, client: SocketAddr) -> Vec<u8> {
     let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
     let last = heard.iter().rfind(|(peer, _)| *peer == client);
     last.map(|(_, bytes)| bytes.clone()).unwrap_or_default()

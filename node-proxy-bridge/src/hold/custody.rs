@@ -70,14 +70,15 @@ impl Custody {
         if again != &self.bytes[at..at + known] || (self.is_ended && !new.is_empty()) {
             return Taken::Conflict;
         }
-        if held + new.len() > MAX_BYTES {
-            return Taken::Nothing;
-        }
         if fin && at + payload.len() < held {
             return Taken::Conflict;
         }
-        self.bytes.extend_from_slice(new);
-        self.is_ended |= fin;
+        let taken = new.get(..MAX_BYTES - held).unwrap_or(new);
+        if taken.is_empty() && !new.is_empty() {
+            return Taken::Nothing;
+        }
+        self.bytes.extend_from_slice(taken);
+        self.is_ended |= fin && taken.len() == new.len();
         if new.is_empty() {
             Taken::Known
         } else {
@@ -207,6 +208,13 @@ mod tests {
         assert_eq!(held.take(at(0), &all, false), Taken::More(0..MAX_BYTES));
         assert_eq!(held.take(at(16_384), b"x", false), Taken::Nothing);
         assert_eq!(held.bytes().len(), MAX_BYTES);
+        let mut held = custody();
+        assert_eq!(held.take(at(0), b"ab", false), Taken::More(0..2));
+        assert_eq!(
+            held.take(at(0), &[b"ab", &*all].concat(), true),
+            Taken::More(2..MAX_BYTES)
+        );
+        assert!(!held.is_ended(), "its end is behind what was taken");
     }
 
     #[test]

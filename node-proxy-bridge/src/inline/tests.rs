@@ -4,7 +4,7 @@ use thyra_datapath_abi::tables::PolicyRef;
 use thyra_policy_compiler::authorizer::{
     self as asked, Authorizer, CHECK_TIMEOUT, Check, Provider, STATUS_ON_ERROR,
 };
-use thyra_policy_compiler::residual::{Ask, Rules};
+use thyra_policy_compiler::residual::{Ask, Decides, Rules};
 use thyra_policy_compiler::tokens::{JwtRule, Keys};
 
 use super::*;
@@ -97,6 +97,7 @@ fn asking(name: &str) -> Answer<RuleRef> {
         deny: Vec::new(),
         allow: Vec::new(),
         default_deny: false,
+        decides: Decides::EachRequest,
     }))
 }
 

@@ -34,7 +34,7 @@ use manager_v3::{HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMa
 use thyra_policy_compiler::traffic::PathNormalization;
 
 use super::told::Redact;
-use super::{FilterKind, budget, discovered, on_socket, packed, told};
+use super::{FilterKind, budget, discovered, first, on_socket, packed, told};
 use crate::lower::StepKind;
 
 /// What Envoy's answer says of its reason, when asked to: a response header that never goes to a client.
@@ -65,6 +65,8 @@ pub struct HttpOptions {
     pub requests_at_once: NonZeroU32,
     /// What of a request or stream is not told to the bridge.
     pub redact: Redact,
+    /// Of oracles: who asks gives the bytes on as they are (`first`).
+    pub as_it_is: bool,
 }
 
 impl Default for HttpOptions {
@@ -75,6 +77,7 @@ impl Default for HttpOptions {
             requests_per_second: None,
             requests_at_once: budget::REQUESTS_AT_ONCE,
             redact: Redact::default(),
+            as_it_is: false,
         }
     }
 }
@@ -82,9 +85,13 @@ impl Default for HttpOptions {
 /// The listener of HTTP requests, as far as its filters go.
 #[must_use]
 pub fn http(name: &str, socket: &Path, shape: &[StepKind], options: &HttpOptions) -> Listener {
+    let mut manager = manager(name, shape, options);
+    if options.as_it_is {
+        first::only(&mut manager, options.paths);
+    }
     let filter = Filter {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
-        config_type: Some(NetworkConfig::TypedConfig(packed(&manager(name, shape, options)))),
+        config_type: Some(NetworkConfig::TypedConfig(packed(&manager))),
     };
     let chain = FilterChain {
         filters: vec![filter],
@@ -201,7 +208,7 @@ fn filters(name: &str, shape: &[StepKind]) -> Vec<HttpFilter> {
     filters
 }
 
-fn named(name: &str, config: ConfigType) -> HttpFilter {
+pub(super) fn named(name: &str, config: ConfigType) -> HttpFilter {
     HttpFilter {
         name: name.to_owned(),
         config_type: Some(config),

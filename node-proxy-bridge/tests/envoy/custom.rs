@@ -9,7 +9,7 @@ use thyra_node_proxy_bridge::listener::Reading;
 use thyra_node_proxy_bridge::lower::Places;
 use thyra_policy_compiler::authorizer::{BodyInCheck, Check, HttpCheck, Provider};
 use thyra_policy_compiler::policy::StringMatch;
-use thyra_policy_compiler::residual::{Answer, Ask, Conditions, Residual, Rules, Test};
+use thyra_policy_compiler::residual::{Answer, Ask, Conditions, Decides, Residual, Rules, Test};
 use thyra_policy_compiler::traffic::PathNormalization;
 
 use super::authorizer::{Running, named, provider, target};
@@ -44,6 +44,7 @@ pub(crate) fn asking(custom: Vec<Ask<RuleRef>>, deny: &[Arc<Conditions>]) -> Arc
             deny: deny.collect(),
             allow: Vec::new(),
             default_deny: false,
+            decides: Decides::EachRequest,
         })),
         other: Answer::Constant(Action::Deny, Reason::NotHttp, None),
     })
@@ -287,6 +288,7 @@ async fn a_stream_that_is_not_http_is_asked_over_grpc() {
         deny: Vec::new(),
         allow: Vec::new(),
         default_deny: false,
+        decides: Decides::EachRequest,
     };
     let residual = Arc::new(Residual {
         http: Answer::Constant(Action::Deny, Reason::NotHttp, None),

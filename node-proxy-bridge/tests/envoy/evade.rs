@@ -6,6 +6,7 @@
 mod client;
 mod custom;
 mod door;
+mod first_request;
 mod frames;
 mod framing;
 mod http2;

@@ -8,7 +8,7 @@ use thyra_datapath_abi::tables::{PolicyRef, RuleRef};
 use thyra_datapath_abi::{Action, Reason};
 use thyra_node_proxy_bridge::listener::Reading;
 use thyra_policy_compiler::policy::{Field, StringMatch};
-use thyra_policy_compiler::residual::{Answer, Conditions, Residual, Rules, Test};
+use thyra_policy_compiler::residual::{Answer, Conditions, Decides, Residual, Rules, Test};
 use thyra_policy_compiler::traffic::{PathNormalization, Request, Traffic};
 
 use super::client;
@@ -53,6 +53,7 @@ pub(crate) fn allowing(name: &str, when: Vec<Test>) -> Arc<Residual<RuleRef>> {
         deny: Vec::new(),
         allow: allow.collect(),
         default_deny: true,
+        decides: Decides::EachRequest,
     }));
     let nothing = Answer::Constant(Action::Deny, Reason::Policy, None);
     let is_http = when.iter().any(|test| !matches!(test, Test::Sni(_)));

@@ -10,7 +10,7 @@ use thyra_datapath_abi::tables::{PolicyRef, RuleRef};
 use super::pattern::IdentityTest;
 use super::slot::{Side, TestId, Tests};
 use crate::policy::{
-    AuthorizationPolicy, Condition, Field, Operation, PolicyAction, Rule, Source, StringMatch,
+    AuthorizationPolicy, Condition, Field, L7Verdict, Operation, PolicyAction, Rule, Source, StringMatch,
 };
 use crate::residual::Test;
 use crate::world::Mesh;
@@ -65,6 +65,8 @@ pub(crate) struct PreparedPolicy {
     pub(crate) side: Side,
     pub(crate) custom: bool,
     pub(crate) dry_run: bool,
+    /// The first request decides for its connection.
+    pub(crate) by_connection: bool,
     pub(crate) rules: Vec<Prepared>,
 }
 
@@ -79,6 +81,7 @@ impl PreparedPolicy {
             selector: _,
             has_target_refs: _,
             dry_run,
+            l7_verdict,
             rules,
             unknown,
         } = policy;
@@ -103,6 +106,7 @@ impl PreparedPolicy {
             },
             custom: *action == PolicyAction::Custom,
             dry_run: *dry_run,
+            by_connection: *l7_verdict == L7Verdict::Connection,
             rules,
         }
     }
@@ -113,6 +117,7 @@ impl PreparedPolicy {
             side: Side::Deny,
             custom: false,
             dry_run: false,
+            by_connection: false,
             rules: vec![Prepared::unreadable(RuleRef { policy, rule: None })],
         }
     }

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::bits::Bits;
-use super::row::{Docket, Needs, RuleId};
+use super::row::{Docket, Entry, Needs, RuleId};
 use super::rule::split;
 use crate::authorizer::Provider;
-use crate::residual::{Answer, Ask, Conditions, Residual, Rules};
+use crate::residual::{Answer, Ask, Conditions, Decides, Residual, Rules};
 
 /// A rule that has something to say where L7 is asked.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub(crate) struct Question {
     names: Arc<[Arc<str>]>,
     /// Whom a rule of CUSTOM asks.
     provider: Option<Arc<Provider>>,
+    /// Its policy wants the first request to decide for the connection.
+    by_connection: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,13 +36,14 @@ enum List {
 impl Question {
     fn new(
         list: List,
-        rule: RuleId,
+        entry: &Entry<'_>,
         (conditions, names): (&Arc<Conditions>, &Arc<[Arc<str>]>),
         slots: Bits,
     ) -> (Bits, Self) {
         let question = Self {
             list,
-            rule,
+            rule: entry.id,
+            by_connection: entry.by_connection,
             conditions: Arc::clone(conditions),
             names: Arc::clone(names),
             provider: None,
@@ -70,7 +73,7 @@ pub(crate) fn questions(
         let names: Arc<[Arc<str>]> = Arc::new([provider.field()]);
         let question = |conditions, slots: &Bits| {
             let slots = slots.both(custom);
-            let question = Question::new(List::Custom, entry.id, (conditions, &names), slots);
+            let question = Question::new(List::Custom, entry, (conditions, &names), slots);
             Question::of(provider, question)
         };
         asked.push(question(&always, &entry.judged.broadly.sure));
@@ -81,10 +84,10 @@ pub(crate) fn questions(
     let unnamed: Arc<[Arc<str>]> = Arc::new([]);
     for entry in &docket.deny {
         let sure = entry.judged.broadly.sure.both(asking);
-        asked.push(Question::new(List::Deny, entry.id, (&always, &unnamed), sure));
+        asked.push(Question::new(List::Deny, entry, (&always, &unnamed), sure));
         for ask in &entry.judged.asks {
             let what = (&ask.conditions, &ask.names);
-            asked.push(Question::new(List::Deny, entry.id, what, ask.slots.both(asking)));
+            asked.push(Question::new(List::Deny, entry, what, ask.slots.both(asking)));
         }
     }
     asked.extend(allowing(docket, asking, may_allow));
@@ -105,13 +108,13 @@ fn allowing(docket: &Docket<'_>, asking: &Bits, may_allow: &Bits) -> Vec<(Bits, 
         for ask in &entry.judged.asks {
             let (named, other) = (ask.slots.both(may_allow), ask.slots.without(may_allow));
             let what = (&ask.conditions, &ask.names);
-            asked.push(Question::new(List::Allow, entry.id, what, named.both(asking)));
+            asked.push(Question::new(List::Allow, entry, what, named.both(asking)));
             let what = (&ask.conditions, &unnamed);
-            asked.push(Question::new(List::Allow, entry.id, what, other.both(&open)));
+            asked.push(Question::new(List::Allow, entry, what, other.both(&open)));
         }
         let sure = entry.judged.strictly.sure.both(&open);
         open.remove(&sure);
-        asked.push(Question::new(List::Allow, entry.id, (&always, &unnamed), sure));
+        asked.push(Question::new(List::Allow, entry, (&always, &unnamed), sure));
     }
     asked
 }
@@ -136,6 +139,16 @@ fn asks(questions: &[Question]) -> Vec<Ask<RuleId>> {
     asks
 }
 
+/// What the policies want that have something to say, be it the same as others'.
+fn decides(questions: &[Question]) -> Decides {
+    let asking = questions.iter().filter(|question| question.by_connection).count();
+    match asking {
+        0 => Decides::EachRequest,
+        all if all == questions.len() => Decides::FirstRequest,
+        _ => Decides::NotAllAlike,
+    }
+}
+
 pub(crate) fn needs(default_deny: bool, questions: &[Question]) -> Needs {
     let list = |list: List| {
         let mut rules: Vec<(RuleId, Arc<Conditions>)> = Vec::new();
@@ -152,6 +165,7 @@ pub(crate) fn needs(default_deny: bool, questions: &[Question]) -> Needs {
         deny: list(List::Deny),
         allow: list(List::Allow),
         default_deny,
+        decides: decides(questions),
     });
     let mut seen = BTreeSet::new();
     let named = questions.iter().flat_map(|question| {

@@ -252,6 +252,8 @@ enum Severity {
 pub(crate) struct Entry<'a> {
     pub(crate) id: RuleId,
     pub(crate) judged: &'a Judged,
+    /// Its policy wants the first request to decide for the connection.
+    pub(crate) by_connection: bool,
 }
 
 /// Everything that applies at one port.

@@ -295,11 +295,14 @@ impl<'a> Sets<'a> {
             ..Docket::default()
         };
         for (id, judged) in &key.judged {
+            let at = self.first_rule.partition_point(|first| first <= id) - 1;
             let entry = Entry {
                 id: *id,
                 judged: &self.judged[*judged],
+                by_connection: self.policies[at]
+                    .as_ref()
+                    .is_some_and(|policy| policy.by_connection),
             };
-            let at = self.first_rule.partition_point(|first| first <= id) - 1;
             match &self.policies[at] {
                 Some(policy) if policy.custom => {
                     let [streams, requests] = &self.custom[id];

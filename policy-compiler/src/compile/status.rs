@@ -11,7 +11,10 @@ use thyra_datapath_abi::tables::PolicyRef;
 
 use super::Destination;
 use super::scope::{Acting, Policies};
-use crate::policy::{AuthorizationPolicy, PeerAuthentication, PolicyAction, RequestAuthentication};
+use crate::parse::L7_VERDICT;
+use crate::policy::{
+    AuthorizationPolicy, L7Verdict, PeerAuthentication, PolicyAction, RequestAuthentication,
+};
 use crate::report::{EndpointReport, PolicyKind, PolicyReport, Report};
 use crate::tokens::Keys;
 use crate::world::World;
@@ -155,6 +158,19 @@ fn authorization_status(
                 problems.push(format!("policy {}: {why}", policy.reference));
                 status.push_str(&format!("; {why}"));
             }
+        }
+    }
+    match &policy.l7_verdict {
+        L7Verdict::Request => {}
+        L7Verdict::Connection => {
+            status.push_str("; the first request decides for its connection where it can")
+        }
+        L7Verdict::Unread(word) => {
+            let why = format!(
+                "annotation `{L7_VERDICT}` is `request` or `connection`, not `{word}`; each request is judged"
+            );
+            problems.push(format!("policy {}: {why}", policy.reference));
+            status.push_str(&format!("; {why}"));
         }
     }
     if !unknown.is_empty() {

@@ -9,9 +9,9 @@ use super::node::{Node, Value};
 use super::object::Metadata;
 use super::reader::{Reader, Rigour};
 use crate::finding::Code;
-use crate::parse::{self, ConditionError, MAX_SERVICE_ACCOUNTS};
+use crate::parse::{self, ConditionError, L7_VERDICT, MAX_SERVICE_ACCOUNTS};
 use crate::policy::{
-    AuthorizationPolicy, Condition, Operation, PolicyAction, Rule, Source, StringMatch, Unknown,
+    AuthorizationPolicy, Condition, L7Verdict, Operation, PolicyAction, Rule, Source, StringMatch, Unknown,
 };
 use thyra_datapath_abi::tables::PolicyRef;
 
@@ -72,6 +72,7 @@ pub(super) fn read(object: &Node, metadata: &Metadata, reader: &mut Reader<'_>) 
         selector: None,
         has_target_refs: false,
         dry_run: dry_run(object, metadata, reader),
+        l7_verdict: l7_verdict(object, metadata, reader),
         rules: Vec::new(),
         unknown: Vec::new(),
     };
@@ -110,6 +111,21 @@ fn dry_run(object: &Node, metadata: &Metadata, reader: &mut Reader<'_>) -> bool 
             false
         }
     }
+}
+
+/// Another word is the user's mistake, but one that leaves the policy as strict as without it.
+fn l7_verdict(object: &Node, metadata: &Metadata, reader: &mut Reader<'_>) -> L7Verdict {
+    let verdict = parse::l7_verdict(metadata.annotations.get(L7_VERDICT).map(String::as_str));
+    if let L7Verdict::Unread(word) = &verdict {
+        let at = object
+            .at_path(&["metadata", "annotations", L7_VERDICT])
+            .map_or(object.at, |n| n.at);
+        let text = format!(
+            "annotation `{L7_VERDICT}` is `request` or `connection`, not `{word}`; each request is judged"
+        );
+        reader.warning(at, Code::UnknownL7Verdict, text);
+    }
+    verdict
 }
 
 fn action(level: &Level<'_>, reader: &mut Reader<'_>) -> PolicyAction {

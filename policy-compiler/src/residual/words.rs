@@ -173,6 +173,7 @@ mod tests {
     use thyra_datapath_abi::Reason;
     use thyra_datapath_abi::tables::PolicyRef;
 
+    use super::super::Decides;
     use super::*;
 
     fn rule(name: &str) -> RuleRef {
@@ -224,6 +225,7 @@ mod tests {
                 deny: vec![(rule("no-admin"), Arc::new(admin))],
                 allow: vec![(rule("read"), Arc::new(read))],
                 default_deny: true,
+                decides: Decides::EachRequest,
             })),
             other: Answer::Constant(Action::Deny, Reason::PolicyDeny, Some(rule("no-admin"))),
         };

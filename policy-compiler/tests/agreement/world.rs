@@ -12,8 +12,8 @@ use thyra_policy_compiler::authorizer::{
 };
 use thyra_policy_compiler::oracle::Connection;
 use thyra_policy_compiler::policy::{
-    AuthorizationPolicy, Condition, Field, Labels, MtlsMode, Operation, PeerAuthentication, PolicyAction,
-    RequestAuthentication, Rule, ServiceAccountRef, Source, StringMatch, Unknown,
+    AuthorizationPolicy, Condition, Field, L7Verdict, Labels, MtlsMode, Operation, PeerAuthentication,
+    PolicyAction, RequestAuthentication, Rule, ServiceAccountRef, Source, StringMatch, Unknown,
 };
 use thyra_policy_compiler::tokens::{JwtRule, Keys};
 use thyra_policy_compiler::world::{
@@ -230,6 +230,7 @@ fn authorization(e: &mut Entropy<'_>, number: usize) -> AuthorizationPolicy {
         selector: selector(e),
         has_target_refs: e.chance(3),
         dry_run: e.chance(15),
+        l7_verdict: L7Verdict::Request,
         rules: e.some(3, rule),
         unknown: unknown(e, 2),
     }

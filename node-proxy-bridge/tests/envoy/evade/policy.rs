@@ -5,7 +5,7 @@ use std::sync::Arc;
 use thyra_datapath_abi::tables::{PolicyRef, RuleRef};
 use thyra_datapath_abi::{Action, Reason};
 use thyra_policy_compiler::policy::StringMatch;
-use thyra_policy_compiler::residual::{Answer, Conditions, Context, Residual, Rules, Test};
+use thyra_policy_compiler::residual::{Answer, Conditions, Context, Decides, Residual, Rules, Test};
 use thyra_policy_compiler::traffic::{PathNormalization, Request, Traffic};
 
 use super::super::named::values;
@@ -88,6 +88,7 @@ pub(super) fn declared(form: Form) -> Residual<RuleRef> {
             deny: named(deny, "no-admin"),
             allow: named(allow, "public"),
             default_deny: form == Form::Allow,
+            decides: Decides::EachRequest,
         })),
         other: Answer::Constant(Action::Deny, Reason::NotHttp, None),
     }
@@ -122,6 +123,7 @@ pub(super) fn server_name(form: Form, name: &str) -> Residual<RuleRef> {
             deny,
             allow,
             default_deny: form == Form::Allow,
+            decides: Decides::EachRequest,
         })),
         ..declared(form)
     }
