@@ -91,7 +91,8 @@ pub enum What {
     },
     /// A stream that was held, when its first bytes were judged.
     Held {
-        /// The name in its ClientHello, empty where it has none; none where nobody read one: it is HTTP, or was not judged.
+        /// The name in its ClientHello, empty where it has none; none where nobody read one: it is HTTP, or was not
+        /// judged.
         server_name: Option<String>,
     },
 }
