@@ -4,7 +4,6 @@
 //! is held back nothing is sent, so that an Envoy never sees half a change, nor loses what the catalog doesn't have
 //! yet.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -200,10 +199,7 @@ impl Drop for AdsServer {
 fn listen(path: &Path, owner: Option<(u32, u32)>) -> std::io::Result<UnixListener> {
     keep::remove(path)?;
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
-    }
+    keep::give(path, SOCKET_MODE, owner)?;
     Ok(listener)
 }
 
