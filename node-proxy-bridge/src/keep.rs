@@ -42,8 +42,8 @@ pub(crate) fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// Gives a socket that this process has just made to its owner (uid and gid), in a folder that others may write to: what
-/// they put in its place stays as it is.
+/// Gives a socket that this process has just made to its owner (uid and gid), in a folder that others may write to:
+/// what they put in its place stays as it is.
 ///
 /// # Errors
 /// It isn't there any more, or something else is.
