@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use thyra_datapath::{EnvoyGroup, EnvoyGroupError, GivenGroup};
 use thyra_node_proxy_bridge::ads::{AdsError, AdsServer};
-use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::envoy::{
     Binary, BinaryError, DEFAULT_HEAP, EnvoyConfig, EnvoyError, Given, GivenConfig,
 };
@@ -27,6 +26,7 @@ use thyra_node_proxy_bridge::hold::Oracles;
 use thyra_node_proxy_bridge::inline::{Cell, Inline, Refusal};
 use thyra_node_proxy_bridge::listener::budget::REQUESTS_AT_ONCE;
 use thyra_node_proxy_bridge::listener::{HttpOptions, Redact};
+use thyra_node_proxy_bridge::records::Records;
 use thyra_policy_compiler::world::World;
 use tokio::runtime::Handle;
 use tokio::sync::watch;

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use thyra_datapath::Datapath;
 use thyra_datapath_abi::tables::Verdict;
 use thyra_datapath_abi::{Action, Event, EventKind, Reason};
-use thyra_node_proxy_bridge::als::{Decision, Record, What};
+use thyra_node_proxy_bridge::records::{Decision, Record, What};
 use thyra_proto::thyra::v1 as api;
 use tokio::sync::broadcast;
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thyra_datapath_abi::tables::RuleRef;
-use thyra_node_proxy_bridge::als::{Decision, Record, Records, What};
+use thyra_node_proxy_bridge::records::{Decision, Record, Records, What};
 use thyra_proto::thyra::v1 as api;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

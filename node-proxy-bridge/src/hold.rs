@@ -26,8 +26,8 @@ use tracing::{debug, warn};
 use self::custody::{Custody, Taken};
 use self::frame::{ACK, FIN, Headers, Numbers, PSH, RST, SYN, Segment};
 use self::oracle::{Oracle, Said};
-use crate::als::{Decision, Record, Records, What};
 use crate::listener::Reading;
+use crate::records::{Decision, Record, Records, What};
 
 /// So long a connection may take to say what is judged.
 pub const PATIENCE: Duration = Duration::from_secs(5);

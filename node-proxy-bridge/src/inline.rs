@@ -25,9 +25,9 @@ use tracing::{debug, info, warn};
 pub use self::slot::Kept;
 use self::slot::{Guards, Slot};
 use crate::ads::{AdsServer, Kind, Name, Outcome, Resource, hex};
-use crate::als::Records;
 use crate::listener::{self, HttpOptions, Place, Reading, Shape};
 use crate::lower::{self, Chain, KeySets, NotExpressible, Places};
+use crate::records::Records;
 use crate::{authorizer, cluster, keep};
 
 /// A cell of the tables that needs a listener in a pod.

@@ -5,7 +5,7 @@
 //! has refused is named as such, and its flows stay refused.
 
 pub mod ads;
-pub mod als;
+mod als;
 pub mod authorizer;
 pub mod bootstrap;
 pub mod bridge;
@@ -17,6 +17,7 @@ mod keep;
 pub mod listener;
 pub mod lower;
 mod otlp;
+pub mod records;
 
 /// The filter that checks tokens, and the metadata that it leaves.
 pub const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";

@@ -21,9 +21,10 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-use crate::als::{self, EFFECTIVE, Record, Records, What};
+use crate::als::EFFECTIVE;
 use crate::listener::Redact;
 use crate::lower::custom::{HTTP_RBAC, matched_field};
+use crate::records::{self, Record, Records, What};
 
 /// What Envoy writes where it has nothing to say.
 const NOTHING: &str = "-";
@@ -75,7 +76,7 @@ fn read(text: &[u8]) -> Option<Record> {
         Some(micros) => Duration::from_micros(micros),
         None => Duration::from_millis(number(millis).unwrap_or(0)),
     };
-    let last = || word(asked).split(' ').rev().find_map(als::rule);
+    let last = || word(asked).split(' ').rev().find_map(records::rule);
     Some(Record {
         client: socket(client)?,
         pod: socket(pod)?,
@@ -85,10 +86,10 @@ fn read(text: &[u8]) -> Option<Record> {
             status: number(status).unwrap_or(0),
         },
         took,
-        decision: als::decision(
+        decision: records::decision(
             word(details),
             word(cluster) != NOTHING,
-            || als::rule(word(rule)),
+            || records::rule(word(rule)),
             last,
         ),
     })
@@ -199,7 +200,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::als::Decision;
+    use crate::records::Decision;
 
     fn line(rest: &str) -> String {
         format!("10.0.0.2:40000\n[::ffff:10.0.0.1]:8080\n200\n1250\n1\npod\n{rest}")
@@ -211,7 +212,10 @@ mod tests {
         assert_eq!(record.client, "10.0.0.2:40000".parse().unwrap());
         assert_eq!(record.pod, "10.0.0.1:8080".parse().unwrap());
         assert_eq!(record.took, Duration::from_micros(1250));
-        assert_eq!(record.decision, Decision::Allowed(als::rule("00000:shop/read#1")));
+        assert_eq!(
+            record.decision,
+            Decision::Allowed(records::rule("00000:shop/read#1"))
+        );
         let (method, path) = ("GET".to_owned(), "/a?b".to_owned());
         assert_eq!(
             record.what,
@@ -235,7 +239,7 @@ mod tests {
     #[test]
     fn a_refusal_by_an_authorizer_names_the_rule_that_had_it_asked_last() {
         let told = line("ext_authz_denied\n00000:shop/read#0\n00000:shop/two#1 00001:shop/ten#0 -\nGET\n/");
-        let named = als::rule("00001:shop/ten#0");
+        let named = records::rule("00001:shop/ten#0");
         assert_eq!(
             read(told.as_bytes()).unwrap().decision,
             Decision::Unauthorized(named)

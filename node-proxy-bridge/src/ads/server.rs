@@ -30,10 +30,10 @@ use tracing::{debug, info, warn};
 
 use super::catalog::Catalog;
 use super::conversation::Conversation;
-use crate::als::Records;
 use crate::envoy::Given;
 use crate::keep;
 use crate::otlp::Requests;
+use crate::records::Records;
 
 /// Responses that wait to be written; a stream that doesn't read them is waited for.
 const QUEUE: usize = 64;

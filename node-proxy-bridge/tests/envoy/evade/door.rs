@@ -17,12 +17,12 @@ use tempfile::TempDir;
 use thyra_datapath_abi::tables::RuleRef;
 use thyra_datapath_abi::{Action, Reason};
 use thyra_node_proxy_bridge::ads::{AdsServer, Kind, Name, Outcome, Resource};
-use thyra_node_proxy_bridge::als::Records;
 use thyra_node_proxy_bridge::authorizer;
 use thyra_node_proxy_bridge::cluster::{self, cluster};
 use thyra_node_proxy_bridge::envoy::{DEFAULT_HEAP, EnvoyConfig, EnvoyState, Supervisor};
 use thyra_node_proxy_bridge::listener::{HttpOptions, Place, Reading, Shape, authorizers, inline, rules};
 use thyra_node_proxy_bridge::lower::{self, Chain, Places};
+use thyra_node_proxy_bridge::records::Records;
 use thyra_policy_compiler::residual::{Answer, Residual};
 use thyra_policy_compiler::traffic::PathNormalization;
 

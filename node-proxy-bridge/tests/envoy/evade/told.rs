@@ -1,7 +1,7 @@
 //! Each request is told with its verdict and its rule, and without what is to be left out.
 
-use thyra_node_proxy_bridge::als::{Decision, Listener, Record, What};
 use thyra_node_proxy_bridge::listener::{REDACTED, Redact};
+use thyra_node_proxy_bridge::records::{Decision, Listener, Record, What};
 
 use super::super::node::LIMIT;
 use super::client::ask;
