@@ -247,7 +247,7 @@ impl L7 {
             ..HttpOptions::default()
         };
         let mut l7 = Self {
-            holds: Holds::new(Arc::clone(&server), folder),
+            holds: Holds::new(Arc::clone(&server), folder, options.redact),
             inline: Inline::new(server, http.clone()),
             http,
             keeper,

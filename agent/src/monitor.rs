@@ -155,6 +155,10 @@ impl Namer<'_> {
             Decision::Unauthorized(rule) | Decision::Unchecked(rule) => {
                 (Action::Deny, Reason::Unauthorized, rule.as_ref())
             }
+            // By the rules, or it was no plain request: Envoy doesn't say which.
+            Decision::Refused if matches!(record.what, What::Held { .. }) => {
+                (Action::Deny, Reason::PolicyDeny, None)
+            }
             Decision::Refused => (Action::Deny, Reason::NotHttp, None),
             Decision::Unjudged(_) => (Action::Deny, Reason::NeedsL7, None),
         };

@@ -31,6 +31,9 @@ const NOTHING: &str = "-";
 const FIELDS: usize = 11;
 /// Bytes of a path that are told; the rest is cut off.
 const MAX_PATH: usize = 4096;
+/// Bytes that may come at once, several times what Envoy is asked to send (`listener::told`): it is not trusted with
+/// more.
+pub(crate) const MAX_BATCH: usize = 1 << 20;
 /// Bytes of a method that are told.
 const MAX_METHOD: usize = 64;
 
@@ -191,7 +194,7 @@ where
             if request.uri().path() != "/opentelemetry.proto.collector.logs.v1.LogsService/Export" {
                 return Ok(Status::unimplemented("only Export").into_http());
             }
-            let mut grpc = Grpc::new(ProstCodec::default());
+            let mut grpc = Grpc::new(ProstCodec::default()).max_decoding_message_size(MAX_BATCH);
             Ok(grpc.unary(service, request).await)
         })
     }

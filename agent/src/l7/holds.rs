@@ -16,7 +16,7 @@ use thyra_node_proxy_bridge::bridge::{self, Bridge, BridgeConfig, Question, Stan
 use thyra_node_proxy_bridge::hold::Oracles;
 use thyra_node_proxy_bridge::hold::oracle::Oracle;
 use thyra_node_proxy_bridge::inline::{Cell, Refusal};
-use thyra_node_proxy_bridge::listener::{HttpOptions, Reading};
+use thyra_node_proxy_bridge::listener::{HttpOptions, Reading, Redact};
 use thyra_node_proxy_bridge::lower;
 use thyra_policy_compiler::residual::{Residual, Way};
 use thyra_policy_compiler::traffic::PathNormalization;
@@ -28,6 +28,8 @@ pub(super) struct Holds {
     is_on: bool,
     /// And HTTP, where its policies want it.
     with_http: bool,
+    /// What is not told of them.
+    redact: Redact,
     bridge: Bridge,
     numbers: BTreeMap<Arc<str>, u16>,
     /// How each of them is read.
@@ -40,16 +42,17 @@ pub(super) struct Holds {
 }
 
 impl Holds {
-    pub(super) fn new(server: Arc<AdsServer>, folder: &Path) -> Self {
+    pub(super) fn new(server: Arc<AdsServer>, folder: &Path, redact: Redact) -> Self {
         let config = BridgeConfig {
             xds_socket: folder.to_owned(),
             oracles: folder.to_owned(),
             owner: None,
-            http: options(PathNormalization::default()),
+            http: options(PathNormalization::default(), redact),
         };
         Self {
             is_on: false,
             with_http: false,
+            redact,
             bridge: Bridge::beside(server, config),
             numbers: BTreeMap::new(),
             readings: BTreeMap::new(),
@@ -103,7 +106,7 @@ impl Holds {
         }
         self.former = before;
         if self.is_on {
-            self.bridge.set_http(options(paths));
+            self.bridge.set_http(options(paths, self.redact));
             self.bridge.apply(&wanted);
             self.tell();
         }
@@ -190,9 +193,10 @@ fn question(residual: &Arc<str>, reading: Reading) -> Question {
 }
 
 /// The pod gets what is held as it came.
-fn options(paths: PathNormalization) -> HttpOptions {
+fn options(paths: PathNormalization, redact: Redact) -> HttpOptions {
     HttpOptions {
         paths,
+        redact,
         as_it_is: true,
         ..HttpOptions::default()
     }

@@ -14,6 +14,8 @@ pub const SYN: u8 = 2;
 pub const RST: u8 = 4;
 /// ACK.
 pub const ACK: u8 = 16;
+/// URG.
+pub const URG: u8 = 32;
 
 /// A TCP packet whose headers are complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -292,9 +293,15 @@ impl Pod {
     pub(crate) fn serve(self, port: u16) -> Self {
         let listener = self.inside(|| TcpListener::bind(("::", port)).unwrap());
         std::thread::spawn(move || {
+            // Joined, never let go: with a glibc that takes one that is let go at its very end for the next thread in its
+            // place (`pthread_detach`), `inside` would wait for that one.
+            let mut serving: Vec<JoinHandle<()>> = Vec::new();
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
-                std::thread::spawn(move || echo(stream));
+                for over in serving.extract_if(.., |thread| thread.is_finished()) {
+                    over.join().unwrap();
+                }
+                serving.push(std::thread::spawn(move || echo(stream)));
             }
         });
         self

@@ -32,7 +32,7 @@ use super::catalog::Catalog;
 use super::conversation::Conversation;
 use crate::envoy::Given;
 use crate::keep;
-use crate::otlp::Requests;
+use crate::otlp::{self, Requests};
 use crate::records::Records;
 
 /// Responses that wait to be written; a stream that doesn't read them is waited for.
@@ -123,7 +123,8 @@ impl AdsServer {
             _ => Ok(request),
         };
         let requests = InterceptedService::new(Requests::new(records.clone()), only_envoy.clone());
-        let logs = AccessLogServiceServer::with_interceptor(records.clone(), only_envoy);
+        let logs = AccessLogServiceServer::new(records.clone()).max_decoding_message_size(otlp::MAX_BATCH);
+        let logs = InterceptedService::new(logs, only_envoy);
         let stop = shared.stop.clone();
         let task = tokio::spawn(async move {
             let served = tonic::transport::Server::builder()

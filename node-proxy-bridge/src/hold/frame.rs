@@ -1,7 +1,7 @@
 //! Frames of held connections: read as they come from the kernel, written as they go back.
 //!
 //! Invariant: what goes back is built anew from the copy: its lengths, sums and sequence numbers are those of its own
-//! bytes, and it carries no urgent data.
+//! bytes, and it carries no urgent data and, of options, timestamps alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -21,6 +21,10 @@ const IPV4: usize = 20;
 const IPV6: usize = 40;
 const TCP: usize = 20;
 const PROTOCOL: u8 = 6;
+/// Kinds of TCP options (RFC 9293 3.1).
+const END: u8 = 0;
+const NOP: u8 = 1;
+const TIMESTAMPS: u8 = 8;
 /// `struct virtio_net_hdr`: the checksum is still to be added.
 const NEEDS_CSUM: u8 = 1;
 /// The kernel has looked at the checksum.
@@ -164,7 +168,9 @@ impl Headers {
     /// The headers, `TAP_HEADER` first, of a segment to the pod with these bytes.
     #[must_use]
     pub fn to_pod(&self, numbers: Numbers, payload: &[u8]) -> Vec<u8> {
-        finished(self.bytes.clone(), self.ip, numbers, payload)
+        let mut bytes = self.bytes.clone();
+        only_timestamps(bytes.get_mut(ETHERNET + self.ip + TCP..).unwrap_or_default());
+        finished(bytes, self.ip, numbers, payload)
     }
 
     /// A bare segment to the client, as if the pod had sent it.
@@ -195,6 +201,26 @@ impl Headers {
         let mut bytes = self.bytes[..ETHERNET + self.ip + TCP].to_vec();
         bytes[ETHERNET + self.ip + 12] = 5 << 4;
         bytes
+    }
+}
+
+/// Leaves of a segment's options the timestamps alone (RFC 7323 3.2): another may give its bytes another place than the
+/// one in which they were judged (RFC 8684 3.3).
+fn only_timestamps(options: &mut [u8]) {
+    let mut at = 0;
+    while let Some(kind) = options.get(at).copied() {
+        let rest = options.len() - at;
+        let length = match kind {
+            END => rest,
+            NOP => 1,
+            _ => options.get(at + 1).map_or(rest, |length| usize::from(*length)),
+        };
+        // One that says it has no length, or more than there is, is the last.
+        let length = if length == 0 { rest } else { length.min(rest) };
+        if kind != TIMESTAMPS || length != 10 {
+            options[at..at + length].fill(NOP);
+        }
+        at += length;
     }
 }
 
@@ -312,6 +338,35 @@ mod tests {
             *wrong.last_mut().unwrap() ^= 1;
             assert_eq!(read(&wrong), None);
         }
+    }
+
+    #[test]
+    fn of_options_timestamps_alone_go_back() {
+        let times = [TIMESTAMPS, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+        let only = |options: &[u8]| {
+            let mut options = options.to_vec();
+            only_timestamps(&mut options);
+            options
+        };
+        let usual = [&[NOP, NOP], &times[..]].concat();
+        assert_eq!(only(&usual), usual);
+        let multipath = [30, 4, 9, 9];
+        let sacked = [5, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+        let cut = [&multipath[..], &sacked, &times].concat();
+        assert_eq!(only(&cut), [&[NOP; 14], &times[..]].concat());
+        for broken in [
+            [30, 0, 8, 10],
+            [30, 1, 30, 200],
+            [TIMESTAMPS, 10, 1, 2],
+            [NOP, NOP, NOP, 30],
+        ] {
+            assert_eq!(only(&broken), [NOP; 4], "{broken:?}");
+        }
+        assert_eq!(
+            only(&[&[END], &times[..]].concat()),
+            [NOP; 11],
+            "nobody reads behind the end"
+        );
     }
 
     #[test]

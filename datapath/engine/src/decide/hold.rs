@@ -12,7 +12,7 @@ use thyra_datapath_abi::{Action, Control, Event, EventKind, HeldFlow, HeldOpenin
 use super::l7::{closed, full, gone};
 use super::{Act, Arrival, Outcome, Side, progress};
 use crate::held::{Held, awaiting};
-use crate::packet::{ACK, FIN, Packet, RST, SYN};
+use crate::packet::{ACK, FIN, Packet, RST, SYN, URG};
 use crate::steered::Steered;
 use crate::tables::{Tables, endpoint_at};
 use crate::{Family, lookup};
@@ -113,7 +113,7 @@ fn begins<F: Family, N: Steered + Held + ?Sized>(
     packet: &Packet<F>,
     residual: u16,
 ) -> Way {
-    if packet.payload != 0 || packet.flags & (FIN | RST) != 0 {
+    if packet.payload != 0 || packet.flags & (FIN | RST | URG) != 0 {
         return Way::Gone;
     }
     if !node.has_room(endpoint) {
@@ -175,6 +175,8 @@ fn goes_in<F: Family, N: Held + ?Sized>(node: &N, key: &F::Flow, packet: &Packet
 #[inline(always)]
 fn awaits<F: Family, N: Held + ?Sized>(node: &N, key: &F::Flow, packet: &Packet<F>, isns: Isns) -> Way {
     let carries = packet.payload != 0 || packet.flags & FIN != 0;
+    // At bytes to come: the pod's reader skips the one that is meant (tcp(7)), and so reads others than were judged.
+    let points = packet.flags & URG != 0 && packet.payload == 0;
     if packet.flags & RST != 0 {
         return if packet.payload == 0 {
             Way::Through
@@ -183,6 +185,7 @@ fn awaits<F: Family, N: Held + ?Sized>(node: &N, key: &F::Flow, packet: &Packet<
         };
     }
     match F::judged(node, key, isns) {
+        None if points => Way::Gone,
         None if !carries => Way::Through,
         None if packet.payload == 0 && packet.sequence == isns.client.wrapping_add(1) => Way::Through,
         None => Way::Agent,
@@ -191,10 +194,14 @@ fn awaits<F: Family, N: Held + ?Sized>(node: &N, key: &F::Flow, packet: &Packet<
             end,
             ..
         }) => {
-            if !carries || !is_before(packet.sequence, end) {
+            if !is_before(packet.sequence, end) {
                 Way::Through
-            } else {
+            } else if points {
+                Way::Gone
+            } else if carries {
                 Way::Agent
+            } else {
+                Way::Through
             }
         }
         Some(_) => Way::Closed,
@@ -294,11 +301,12 @@ pub enum Back {
 /// Decides about a packet that the agent gives back: bytes of an allowed connection to the pod, a bare reset to either
 /// side, after which the connection is over, or a bare acknowledgment to the client.
 #[inline(always)]
-pub fn from_agent<F: Family, N: Tables + Held + ?Sized>(node: &N, packet: &Packet<F>) -> Option<Back> {
+pub fn from_agent<F: Family, N: Tables + Steered + Held + ?Sized>(
+    node: &N,
+    packet: &Packet<F>,
+) -> Option<Back> {
     let is_reset = packet.flags & RST != 0;
-    if packet.flags & SYN != 0
-        || (is_reset && (packet.payload != 0 || node.control().has(Control::DENY_DROP)))
-    {
+    if packet.flags & SYN != 0 || (is_reset && packet.payload != 0) {
         return None;
     }
     let pod = F::source(node, packet.destination);
@@ -306,13 +314,15 @@ pub fn from_agent<F: Family, N: Tables + Held + ?Sized>(node: &N, packet: &Packe
         let key = packet.flow_to_pod(pod.local);
         if let Some(flow) = F::held(node, &key, progress(packet.flags, Side::Remote)) {
             let to = Back::ToPod(node.record(pod.local).ifindex);
-            return may_go_back::<F, N>(node, &key, flow, is_reset).then_some(to);
+            let may = is_reset || may_go_back::<F, N>(node, pod.local, packet, flow);
+            return may.then_some(to);
         }
     }
     let pod = F::source(node, packet.source);
     // An acknowledgment lets the client go on with what it has to say.
     let says_nothing = packet.payload == 0 && packet.flags & FIN == 0;
-    if !says_nothing || !pod.exact || pod.local == 0 {
+    let is_untold = is_reset && node.control().has(Control::DENY_DROP);
+    if !says_nothing || is_untold || !pod.exact || pod.local == 0 {
         return None;
     }
     let key = packet.flow_from_pod(pod.local);
@@ -320,8 +330,21 @@ pub fn from_agent<F: Family, N: Tables + Held + ?Sized>(node: &N, packet: &Packe
     Some(Back::ToClient(node.record(pod.local).ifindex))
 }
 
+/// Whether the connection is allowed by the residual that the tables still name for it: user space forgets verdicts
+/// only after a switch.
 #[inline(always)]
-fn may_go_back<F: Family, N: Held + ?Sized>(node: &N, key: &F::Flow, flow: HeldFlow, is_reset: bool) -> bool {
+fn may_go_back<F: Family, N: Tables + Steered + Held + ?Sized>(
+    node: &N,
+    endpoint: u16,
+    packet: &Packet<F>,
+    flow: HeldFlow,
+) -> bool {
+    let class = F::source(node, packet.source).class;
+    let cell = lookup::cell(node, F::set(node.sets(endpoint)), class, packet.destination_port);
+    if cell.action() != Action::Proxy || node.listener(cell.verdict()) != flow.state.tag() {
+        return false;
+    }
+    let key = packet.flow_to_pod(endpoint);
     let allowed = |verdict: HeldVerdict| verdict.action == HeldVerdict::ALLOW;
-    is_reset || F::judged(node, key, flow.isns).is_some_and(allowed)
+    F::judged(node, &key, flow.isns).is_some_and(allowed)
 }

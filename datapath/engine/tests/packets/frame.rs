@@ -2,7 +2,7 @@
 //!
 //! | word | meaning |
 //! | --- | --- |
-//! | `S A F R P` letters | TCP flags; `-` for none |
+//! | `S A F R P U` letters | TCP flags; `-` for none |
 //! | `seq=N` `ack=N` `payload=N` | numbers, bytes after the header |
 //! | `udp` `udplite` `sctp` `icmp` | instead of TCP flags |
 //! | `proto=N` | instead of TCP: another protocol's number, whose ports stand first |
@@ -65,6 +65,7 @@ impl Line<'_> {
                     'R' => 4,
                     'P' => 8,
                     'A' => 16,
+                    'U' => 32,
                     '-' => 0,
                     other => panic!("`{}`: no TCP flag is called `{other}`", self.text),
                 }

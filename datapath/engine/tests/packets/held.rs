@@ -236,6 +236,34 @@ fn only_who_has_seen_the_pods_number_is_held_and_a_syn_carries_nothing() {
 }
 
 #[test]
+fn no_pointer_to_bytes_to_come_gets_ahead_of_the_judged_ones() {
+    for ends in ENDS {
+        let node = node();
+        assert_eq!(arrives(&node, ends, "SU seq=10"), End::Drop);
+        awaiting(&node, ends);
+        for words in ["AU seq=11 ack=101", "AFU seq=11 ack=101", "AU seq=20 ack=101"] {
+            assert_eq!(arrives(&node, ends, words), End::Drop, "{words}");
+        }
+        let first = "APU seq=11 ack=101 payload=40";
+        assert_eq!(arrives(&node, ends, first), End::Divert, "it goes back without");
+        allow(&node, ends);
+        assert_eq!(arrives(&node, ends, first), End::Divert);
+        assert_eq!(arrives(&node, ends, "AU seq=11 ack=101"), End::Drop);
+        assert_eq!(
+            arrives(&node, ends, "AU seq=51 ack=101"),
+            End::Pass,
+            "behind them"
+        );
+        assert_eq!(leaves(&node, ends, "A seq=101 ack=51"), End::Pass);
+        assert_eq!(
+            arrives(&node, ends, "AU seq=11 ack=101"),
+            End::Pass,
+            "the pod has them"
+        );
+    }
+}
+
+#[test]
 fn another_residual_cuts_an_open_connection() {
     for ends in ENDS {
         let mut node = node();
@@ -285,6 +313,26 @@ fn what_the_agent_gives_back_reaches_the_pod_only_once_it_is_allowed() {
 }
 
 #[test]
+fn what_is_given_back_after_a_switch_of_the_tables_is_dropped() {
+    for (client, pod) in ENDS {
+        let mut node = node();
+        let bytes = "AP seq=11 ack=101 payload=40";
+        awaiting(&node, (client, pod));
+        allow(&node, (client, pod));
+        assert_eq!(gives(&node, client, pod, bytes), End::GivenBack(Back::ToPod(POD)));
+        for listener in [Some(RESIDUAL + 1), None] {
+            match listener {
+                Some(number) => node.steered.listeners.insert(NEEDS_L7, number),
+                None => node.steered.listeners.remove(&NEEDS_L7),
+            };
+            assert_eq!(gives(&node, client, pod, bytes), End::Drop, "{listener:?}");
+            let reset = gives(&node, client, pod, "RA seq=11 ack=101");
+            assert_eq!(reset, End::GivenBack(Back::ToPod(POD)), "{listener:?}");
+        }
+    }
+}
+
+#[test]
 fn the_agent_speaks_to_the_client_without_a_byte() {
     for (client, pod) in ENDS {
         let mut node = node();
@@ -311,6 +359,12 @@ fn the_agent_speaks_to_the_client_without_a_byte() {
             gives(&node, pod, client, "RA seq=101 ack=51"),
             End::Drop,
             "`--deny=drop`"
+        );
+        let reset = gives(&node, client, pod, "RA seq=11 ack=101");
+        assert_eq!(
+            reset,
+            End::GivenBack(Back::ToPod(POD)),
+            "the pod is told all the same"
         );
     }
 }
