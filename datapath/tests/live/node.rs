@@ -293,8 +293,8 @@ impl Pod {
     pub(crate) fn serve(self, port: u16) -> Self {
         let listener = self.inside(|| TcpListener::bind(("::", port)).unwrap());
         std::thread::spawn(move || {
-            // Joined, never let go: with a glibc that takes one that is let go at its very end for the next thread in its
-            // place (`pthread_detach`), `inside` would wait for that one.
+            // Joined, never let go: a glibc that frees a thread twice when it is let go at its very end
+            // (`pthread_detach`) gives its place to another one, and `inside` would wait for that.
             let mut serving: Vec<JoinHandle<()>> = Vec::new();
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
