@@ -1,10 +1,14 @@
 //! Who is taken for an Envoy that is given, with this process or `sleep` in its part.
 
 use envoy_types::pb::envoy::config::core::v3::BuildVersion;
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client as discovery;
 use envoy_types::pb::envoy::r#type::v3::SemanticVersion;
 use envoy_types::pb::google::protobuf::{Struct, Value as Field};
 use tokio::net::UnixStream;
+use tonic::Code;
+use tonic::transport::Channel;
 
 use super::*;
 use crate::ads::AdsServer;
@@ -59,15 +63,19 @@ fn words(given: &Given, minor: u32) -> DeltaDiscoveryRequest {
     }
 }
 
-/// Asks over the socket as Envoy does; the first answer's kind, or the refusal's words.
-async fn ask(place: &Place, request: DeltaDiscoveryRequest) -> Result<String, String> {
+async fn dial(place: &Place) -> Channel {
     let path = place.given.config.socket.clone();
     let connect = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
     });
     let endpoint = tonic::transport::Endpoint::from_static("http://thyra");
-    let channel = endpoint.connect_with_connector(connect).await.unwrap();
+    endpoint.connect_with_connector(connect).await.unwrap()
+}
+
+/// Asks over the socket as Envoy does; the first answer's kind, or the refusal's words.
+async fn ask(place: &Place, request: DeltaDiscoveryRequest) -> Result<String, String> {
+    let channel = dial(place).await;
     let requests = tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
     let mut client = discovery::AggregatedDiscoveryServiceClient::new(channel);
     let answers = client.delta_aggregated_resources(requests);
@@ -80,6 +88,31 @@ async fn ask(place: &Place, request: DeltaDiscoveryRequest) -> Result<String, St
         Ok(None) => Err("it ended".to_owned()),
         Err(status) => Err(status.message().to_owned()),
     }
+}
+
+/// Tells of streams and of requests as Envoy does; how either is taken.
+async fn tell(place: &Place) -> [Code; 2] {
+    let code = |told: Result<(), tonic::Status>| told.map_or_else(|status| status.code(), |()| Code::Ok);
+    let channel = dial(place).await;
+    let mut streams = AccessLogServiceClient::new(channel.clone());
+    let message = tokio_stream::once(StreamAccessLogsMessage::default());
+    let streams = streams.stream_access_logs(message).await.map(|_| ());
+    let mut requests = tonic::client::Grpc::new(channel);
+    requests.ready().await.unwrap();
+    let path = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let requests = requests.unary(tonic::Request::new(()), path, codec).await;
+    [code(streams), code(requests.map(|_| ()))]
+}
+
+#[tokio::test]
+async fn nobody_but_the_envoy_at_work_tells_of_requests() {
+    let place = place(own_user(), |_| Ok(false));
+    let _server = AdsServer::start_for(Arc::clone(&place.given)).unwrap();
+    assert_eq!(tell(&place).await, [Code::PermissionDenied; 2]);
+    ask(&place, words(&place.given, 40)).await.unwrap();
+    assert_eq!(tell(&place).await, [Code::Ok; 2]);
 }
 
 #[tokio::test]
