@@ -13,7 +13,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use serde_json::{Value, json};
 
-use super::node::{Node, thyra};
+use super::node::{Node, serve_each, thyra};
 
 const ALLOWED: &str = "cart.example.com";
 const OTHER: &str = "other.example.com";
@@ -31,12 +31,7 @@ pub(crate) fn serve(node: &Node) -> Heard {
     let notes = Arc::clone(&heard);
     node.inside("shop.cart", move || {
         let listener = TcpListener::bind(server).expect("a port");
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (stream, notes) = (stream.expect("a stream"), Arc::clone(&notes));
-                std::thread::spawn(move || listen(stream, &notes));
-            }
-        });
+        serve_each(listener, move |stream| listen(stream, &notes));
     });
     heard
 }

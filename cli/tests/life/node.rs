@@ -99,12 +99,7 @@ impl Node {
         let (bypasses, server) = (Arc::clone(&self.bypasses), self.server);
         self.inside("shop.cart", move || {
             let listener = TcpListener::bind(server).expect("a port");
-            std::thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let bypasses = Arc::clone(&bypasses);
-                    std::thread::spawn(move || answer(stream.expect("a stream"), &bypasses));
-                }
-            });
+            serve_each(listener, move |stream| answer(stream, &bypasses));
         });
     }
 
@@ -297,6 +292,23 @@ fn head(stream: &mut TcpStream) -> io::Result<String> {
         text.push(byte[0]);
     }
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Has each connection served on a thread of its own, until the process ends.
+pub(crate) fn serve_each(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) {
+    let serve = Arc::new(serve);
+    std::thread::spawn(move || {
+        // Joined, never let go: a glibc that frees a thread twice when it is let go at its very end (`pthread_detach`)
+        // gives its place to another one, and whoever joins the first of them waits for that.
+        let mut serving: Vec<JoinHandle<()>> = Vec::new();
+        for stream in listener.incoming() {
+            let (stream, serve) = (stream.expect("a stream"), Arc::clone(&serve));
+            for over in serving.extract_if(.., |thread| thread.is_finished()) {
+                over.join().expect("served");
+            }
+            serving.push(std::thread::spawn(move || serve(stream)));
+        }
+    });
 }
 
 /// The server's part of a connection: bodies are read to their end.

@@ -292,18 +292,7 @@ impl Pod {
     /// Serves echo on a port, both families, until the process ends.
     pub(crate) fn serve(self, port: u16) -> Self {
         let listener = self.inside(|| TcpListener::bind(("::", port)).unwrap());
-        std::thread::spawn(move || {
-            // Joined, never let go: a glibc that frees a thread twice when it is let go at its very end
-            // (`pthread_detach`) gives its place to another one, and `inside` would wait for that.
-            let mut serving: Vec<JoinHandle<()>> = Vec::new();
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                for over in serving.extract_if(.., |thread| thread.is_finished()) {
-                    over.join().unwrap();
-                }
-                serving.push(std::thread::spawn(move || echo(stream)));
-            }
-        });
+        serve_each(listener, echo);
         self
     }
 
@@ -380,6 +369,22 @@ pub(crate) fn echoes(mut stream: &TcpStream) -> bool {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answer = [0; 4];
     stream.write_all(b"ping").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"ping"
+}
+
+/// Has each connection served on a thread of its own, until the process ends.
+pub(crate) fn serve_each(listener: TcpListener, serve: fn(TcpStream)) {
+    std::thread::spawn(move || {
+        // Joined, never let go: a glibc that frees a thread twice when it is let go at its very end (`pthread_detach`)
+        // gives its place to another one, and whoever joins the first of them waits for that.
+        let mut serving: Vec<JoinHandle<()>> = Vec::new();
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            for over in serving.extract_if(.., |thread| thread.is_finished()) {
+                over.join().unwrap();
+            }
+            serving.push(std::thread::spawn(move || serve(stream)));
+        }
+    });
 }
 
 fn echo(mut stream: TcpStream) {

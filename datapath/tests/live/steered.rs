@@ -14,7 +14,7 @@ use thyra_datapath::abi::tables::{SourceAddress, Tables, Verdict};
 use thyra_datapath::abi::{Action, Mode, Reason};
 use thyra_datapath::{Config, Datapath, EnvoyGroup};
 
-use crate::node::{Fate, Pod, chain, config, eventually, on_a_node, open, run};
+use crate::node::{Fate, Pod, chain, config, eventually, on_a_node, open, run, serve_each};
 use crate::policy::{Policy, rule};
 use crate::{FRIEND, PORT, SERVER, STRANGER, families, pods};
 
@@ -54,12 +54,7 @@ impl Drop for Cgroup {
 fn play_envoy(pod: Pod, port: u16) {
     for any in ["0.0.0.0", "::"] {
         let listener = pod.inside(|| listener(any, port));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                std::thread::spawn(move || answer(stream));
-            }
-        });
+        serve_each(listener, answer);
     }
 }
 
