@@ -291,7 +291,7 @@ impl L7 {
         self.apply_inline();
         if inherited {
             // It asks within a second of this agent's start, and has most of it: what it says in time goes on unbroken.
-            self.runtime.block_on(self.inline.settled(REUNION));
+            self.runtime.block_on(self.inline.settled(REUNION, || true));
             // Its oracles are new ones.
             self.settle();
         } else if self.keeper.is_ready() {
@@ -321,18 +321,9 @@ impl L7 {
 
     /// Gives a running Envoy a moment to take what it was told.
     fn settle(&self) {
-        let mut changes = self.inline.changes();
-        let settled = async {
-            while !(self.inline.is_settled() && self.holds.is_settled()) {
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
         // What isn't then is refused until it is.
-        let _late = self
-            .runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, settled).await });
+        let settled = self.inline.settled(PATIENCE, || self.holds.is_settled());
+        self.runtime.block_on(settled);
     }
 
     /// From now on what can be judged once is held, HTTP only `with_http`, as `known` was by an earlier process; where

@@ -136,12 +136,6 @@ impl Bridge {
         }
     }
 
-    /// What Envoy is not given, with the reason.
-    #[must_use]
-    pub fn refused(&self) -> &BTreeMap<Question, Refusal> {
-        &self.refused
-    }
-
     /// Whether Envoy has said its word on everything.
     #[must_use]
     pub fn is_settled(&self) -> bool {
@@ -245,21 +239,9 @@ impl Bridge {
 
     /// Waits until Envoy has said its word on a residual, or the time is out.
     pub async fn settled(&self, question: &Question, limit: Duration) -> Standing {
-        let mut changes = self.changes();
-        let settled = async {
-            loop {
-                match self.standing(question) {
-                    Standing::Awaited => {}
-                    standing => return standing,
-                }
-                if changes.changed().await.is_err() {
-                    return Standing::Awaited;
-                }
-            }
-        };
-        tokio::time::timeout(limit, settled)
-            .await
-            .unwrap_or(Standing::Awaited)
+        let is_settled = || self.standing(question) != Standing::Awaited;
+        let _late = self.server.until(limit, is_settled).await;
+        self.standing(question)
     }
 
     /// A counter of changes: whenever it moves, standings may have changed.

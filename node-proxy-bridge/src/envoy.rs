@@ -39,6 +39,8 @@ use self::process::Process;
 use crate::bootstrap::bootstrap;
 use crate::keep;
 
+/// Its bootstrap, in its folder.
+const BOOTSTRAP: &str = "bootstrap.json";
 /// How often a starting Envoy is asked whether it is ready.
 const ASK_READY: Duration = Duration::from_millis(20);
 /// How long it may take to become ready before it counts as hung and is started anew.
@@ -153,7 +155,7 @@ impl Supervisor {
     }
 
     fn over(config: EnvoyConfig, left: Option<Process>) -> Result<Self, EnvoyError> {
-        let path = config.folder.join("bootstrap.json");
+        let path = config.folder.join(BOOTSTRAP);
         let (xds, admin) = (config.xds_socket(), config.admin_socket());
         let text = bootstrap(&config.node, &xds, &admin, config.heap).to_string();
         keep::replace(&path, text.as_bytes(), 0o644).map_err(|source| EnvoyError::Write { path, source })?;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use thyra_datapath::{HeldConnection, Holding, Tap, TapWatch};
+use thyra_datapath::{HeldConnection, Holding, TAP_HEADER, Tap, TapWatch};
 use thyra_datapath_abi::HeldVerdict;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval};
@@ -45,7 +45,7 @@ const MAX_OF_CLIENT: usize = 256;
 /// Frames between two looks at anything else.
 const BURST: usize = 64;
 /// The longest frame, with what is in front.
-const FRAME: usize = frame::TAP_HEADER + 14 + 65_536;
+const FRAME: usize = TAP_HEADER + 14 + 65_536;
 
 /// The oracles, by number of the residual.
 pub type Oracles = BTreeMap<u16, Oracle>;

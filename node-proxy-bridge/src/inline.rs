@@ -291,17 +291,10 @@ impl Inline {
         self.slots.is_empty()
     }
 
-    /// Waits until Envoy has said its word, or the time is out; whether it has.
-    pub async fn settled(&self, limit: Duration) -> bool {
-        let mut changes = self.changes();
-        let settled = async {
-            while !self.is_settled() {
-                if changes.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        tokio::time::timeout(limit, settled).await.is_ok()
+    /// Waits until Envoy has said its word, and something else is so that its word changes, or the time is out; whether
+    /// it is.
+    pub async fn settled(&self, limit: Duration, and: impl Fn() -> bool) -> bool {
+        self.server.until(limit, || self.is_settled() && and()).await
     }
 
     /// What Envoy says of each request.

@@ -24,12 +24,7 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 
 /// Replaces the file. Not made durable: it means nothing after the machine has ended.
 pub(crate) fn store<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let new = path.with_extension("json.new");
-    let text = serde_json::to_vec(value)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(&new)?.write_all(&text)?;
-    fs::rename(&new, path)
+    replace(path, &serde_json::to_vec(value)?, 0o600)
 }
 
 /// Replaces a file that others may read, in a folder that others may write to: nothing that they put there is followed.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
@@ -185,6 +186,16 @@ impl AdsServer {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
+    }
+
+    /// Waits until something is so that changes with what Envoy says, or the time is out; whether it is.
+    pub async fn until(&self, limit: Duration, is_so: impl Fn() -> bool) -> bool {
+        let mut changes = self.changes();
+        let done = async {
+            // They go on as long as this server is there.
+            while !is_so() && changes.changed().await.is_ok() {}
+        };
+        tokio::time::timeout(limit, done).await.is_ok()
     }
 }
 

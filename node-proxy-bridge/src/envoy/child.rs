@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use super::jail::Jail;
 use super::process::Process;
-use super::{EnvoyConfig, left};
+use super::{BOOTSTRAP, EnvoyConfig, left};
 use crate::bootstrap::MAX_CONNECTIONS;
 use crate::keep;
 
@@ -100,7 +100,7 @@ pub(super) fn command(config: &EnvoyConfig, binary: &File) -> Command {
     command
         .arg0(&config.binary.path)
         .arg("--config-path")
-        .arg(config.folder.join("bootstrap.json"))
+        .arg(config.folder.join(BOOTSTRAP))
         .arg("--concurrency")
         .arg(config.concurrency.to_string())
         // No shared memory and no second socket: a new Envoy takes its listeners from the bridge.

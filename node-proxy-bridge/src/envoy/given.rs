@@ -27,13 +27,11 @@ use tracing::{info, warn};
 
 use super::left::{self, Note};
 use super::process::Process;
-use super::{EnvoyError, OLDEST, Version};
+use super::{BOOTSTRAP, EnvoyError, OLDEST, Version};
 use crate::ads::{Kind, hex};
 use crate::bootstrap::bootstrap;
 use crate::keep;
 
-/// Its bootstrap, beside the socket.
-pub(super) const BOOTSTRAP: &str = "bootstrap.json";
 /// Under this name its bootstrap says which one it is, in the metadata of its node.
 const MARK: &str = "thyra";
 /// CAP_SYS_ADMIN (capability.h).
@@ -62,9 +60,7 @@ impl GivenConfig {
     }
 
     fn bootstrap(&self) -> String {
-        let admin = self.folder().join("admin.sock");
-        let mut text = bootstrap(&self.node, &self.socket, &admin, self.heap);
-        let mark = hex(&Sha256::digest(text.to_string()));
+        let (mut text, mark) = self.marked();
         if let Some(node) = text.get_mut("node") {
             node["metadata"] = json!({MARK: mark});
         }
@@ -72,11 +68,15 @@ impl GivenConfig {
     }
 
     fn mark(&self) -> String {
-        let text: serde_json::Value = serde_json::from_str(&self.bootstrap()).unwrap_or_default();
-        text["node"]["metadata"][MARK]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
+        self.marked().1
+    }
+
+    /// What it is to be told, and the mark by which that is known again.
+    fn marked(&self) -> (serde_json::Value, String) {
+        let admin = self.folder().join("admin.sock");
+        let text = bootstrap(&self.node, &self.socket, &admin, self.heap);
+        let mark = hex(&Sha256::digest(text.to_string()));
+        (text, mark)
     }
 }
 

@@ -11,9 +11,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::given::BOOTSTRAP;
 use super::jail::Jail;
-use super::{Binary, DEFAULT_HEAP, EnvoyConfig, child};
+use super::{BOOTSTRAP, Binary, DEFAULT_HEAP, EnvoyConfig, child};
 
 /// How often the agent's word is looked for.
 const ASK: Duration = Duration::from_millis(100);

@@ -17,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::unix::pipe;
 use tracing::{info, warn};
 
-use super::EnvoyConfig;
 use super::process::Process;
+use super::{BOOTSTRAP, EnvoyConfig};
 use crate::ads::hex;
 use crate::bootstrap::bootstrap;
 use crate::keep;
@@ -109,7 +109,7 @@ pub fn end_strays(config: &EnvoyConfig) {
     };
     let placed = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
     let placed: Vec<u32> = placed.lines().filter_map(|line| line.parse().ok()).collect();
-    let own = config.folder.join("bootstrap.json");
+    let own = config.folder.join(BOOTSTRAP);
     for entry in all.flatten() {
         let pid: Option<u32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(pid) = pid.filter(|pid| !placed.contains(pid)) else {

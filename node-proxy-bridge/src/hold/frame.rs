@@ -5,6 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use thyra_datapath::TAP_HEADER;
+
 /// FIN.
 pub const FIN: u8 = 1;
 /// SYN.
@@ -29,8 +31,6 @@ const TIMESTAMPS: u8 = 8;
 const NEEDS_CSUM: u8 = 1;
 /// The kernel has looked at the checksum.
 const DATA_VALID: u8 = 2;
-/// Bytes of it.
-pub const TAP_HEADER: usize = 10;
 /// What every TCP/IP host takes (RFC 9293 3.7.1): 536 for IPv4; IPv6 has more.
 const SMALLEST_SEGMENT: usize = 536;
 

@@ -1,8 +1,7 @@
 //! One question to an oracle: whether a stream that begins so may pass.
 //!
 //! Invariant: only Envoy's word allows: any byte where a stream was asked about, its mark where a request was
-//! (`first`). A connection that ends says no only while Envoy still listens; else nobody
-//! has said anything.
+//! (`first`). A connection that ends says no only while Envoy still listens; else nobody has said anything.
 
 use std::io;
 use std::net::SocketAddr;
