@@ -348,8 +348,7 @@ impl Datapath {
     }
 
     /// Forgets what was judged of connections that these tables, which are live, judge otherwise: while they did,
-    /// others
-    /// may have taken the same ends unseen.
+    /// others may have taken the same ends unseen.
     ///
     /// # Errors
     /// Some are still remembered.
@@ -372,13 +371,11 @@ impl Datapath {
     pub(crate) fn pick_up_holds(&mut self) {
         // Whoever held packets has gone, and its interface with it.
         self.memory.set_agent(0);
-        for id in self.names.known().collect::<Vec<_>>() {
-            let number = self.memory.listener(id);
-            let residual = self.names.get(id).and_then(|verdict| verdict.residual.clone());
-            if let (true, Some(residual)) = (is_held(number), residual) {
-                self.steering.holds.insert(residual, number);
-            }
-        }
+        let known = self.names.known().filter_map(|id| {
+            let number = Some(self.memory.listener(id)).filter(|number| is_held(*number))?;
+            Some((self.names.get(id)?.residual.clone()?, number))
+        });
+        self.steering.holds.extend(known);
     }
 
     /// All connections that are held, or were.
@@ -389,32 +386,27 @@ impl Datapath {
         let failed = |name: &'static str| move |source| HoldError::Map(name, MapError::IoError(source));
         let judged = HeldMaps::open(self)?;
         let (four, six) = self.flows.held().map_err(failed(maps::HELD_FLOWS4))?;
-        let mut all = Vec::with_capacity(four.len() + six.len());
-        for (key, value) in four {
-            let (flow, value): (Flow4, HeldFlow) = (zerocopy::transmute!(key), zerocopy::transmute!(value));
-            let (local, remote): (SocketAddrV4, SocketAddrV4) = flow.ends();
-            all.push((
-                Key::V4(flow),
-                connection(local.into(), remote.into(), flow.endpoint, &value),
-            ));
-        }
-        for (key, value) in six {
-            let (flow, value): (Flow6, HeldFlow) = (zerocopy::transmute!(key), zerocopy::transmute!(value));
-            let (local, remote): (SocketAddrV6, SocketAddrV6) = flow.ends();
-            all.push((
-                Key::V6(flow),
-                connection(local.into(), remote.into(), flow.endpoint, &value),
-            ));
-        }
-        let mut connections = Vec::with_capacity(all.len());
-        for (key, connection) in all {
-            let verdict = judged
-                .verdict(&key, connection.isns)
-                .map_err(failed(maps::HELD_VERDICTS4))?;
+        let mut connections = Vec::with_capacity(four.len() + six.len());
+        let mut add = |key: &Key, connection: HeldConnection| {
+            let verdict = judged.verdict(key, connection.isns);
+            let verdict = verdict.map_err(failed(maps::HELD_VERDICTS4))?;
             connections.push(HeldConnection {
                 verdict,
                 ..connection
             });
+            Ok(())
+        };
+        for (key, value) in four {
+            let (flow, value): (Flow4, HeldFlow) = (zerocopy::transmute!(key), zerocopy::transmute!(value));
+            let (local, remote): (SocketAddrV4, SocketAddrV4) = flow.ends();
+            let known = connection(local.into(), remote.into(), flow.endpoint, &value);
+            add(&Key::V4(flow), known)?;
+        }
+        for (key, value) in six {
+            let (flow, value): (Flow6, HeldFlow) = (zerocopy::transmute!(key), zerocopy::transmute!(value));
+            let (local, remote): (SocketAddrV6, SocketAddrV6) = flow.ends();
+            let known = connection(local.into(), remote.into(), flow.endpoint, &value);
+            add(&Key::V6(flow), known)?;
         }
         Ok(connections)
     }

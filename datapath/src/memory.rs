@@ -179,7 +179,7 @@ impl Memory {
         self.state.publish(AGENT, u64::from(ifindex));
     }
 
-    /// Says which port's listener judges a verdict's residual; 0 for none.
+    /// Says who judges a verdict's residual: see `State::listeners`.
     pub(crate) fn set_listener(&self, verdict: u16, port: u16) {
         self.state
             .store16(LISTENERS + usize::from(verdict) % limits::MAX_VERDICTS, port);

@@ -53,7 +53,7 @@ impl Tap {
         request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
         // SAFETY: the request has the layout of this call's argument and lives past it.
         checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
-        let size: libc::c_int = 10;
+        let size = libc::c_int::try_from(TAP_HEADER).map_err(io::Error::other)?;
         // SAFETY: the call reads an int.
         checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) })?;
         // SAFETY: the call takes a number.

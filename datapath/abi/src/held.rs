@@ -21,8 +21,7 @@ use crate::limits::L7_FIRST_PORT;
 use crate::{Flow4, Flow6, FlowState};
 
 /// Whether what a verdict's entry in `State::listeners` says is the number of a residual whose connections are
-/// held, and
-/// no port of a listener.
+/// held, and no port of a listener.
 #[must_use]
 #[inline(always)]
 pub const fn is_held(listener: u16) -> bool {

@@ -1,8 +1,7 @@
 //! The kernel's maps as the engine's `Held`, and the ways to the agent and back.
 //!
 //! Invariant: a packet that comes back carries Thyra's mark, so that `to_pod` and `from_pod` let it pass unread and
-//! take
-//! the mark off.
+//! take the mark off.
 #![expect(
     clippy::as_conversions,
     reason = "helpers take flags and indices as raw numbers of their own width"

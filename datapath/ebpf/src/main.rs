@@ -1,7 +1,6 @@
 //! The programs at the host end of a pod's veth: `to_pod` at its egress, `from_pod` at its ingress; and those that give
 //! a connection to Envoy: `steer` in the pod's network namespace, `register` at Envoy's control group, `from_agent`
-//! at the
-//! interface of what was held.
+//! at the interface of what was held.
 //!
 //! Invariant: nothing is decided here. This crate loads bytes, looks up maps and carries out what the engine
 //! says; off the BPF target it is an empty program, so that the whole workspace builds with one compiler.
