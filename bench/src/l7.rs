@@ -242,9 +242,7 @@ impl Ways {
         }
         Ok(())
     }
-}
 
-impl Ways {
     /// That one name is allowed, and another one isn't.
     fn probe_held(&self) -> Result<()> {
         for way in [&self.held, &self.not_held] {

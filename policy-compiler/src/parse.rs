@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub(crate) use self::l7_verdict::unread;
 pub use self::l7_verdict::{L7_VERDICT, l7_verdict};
 use crate::policy::{Condition, Field, MtlsMode, PolicyAction, ServiceAccountRef, StringMatch};
 use crate::traffic::PathNormalization;

@@ -11,7 +11,7 @@ use thyra_datapath_abi::tables::PolicyRef;
 
 use super::Destination;
 use super::scope::{Acting, Policies};
-use crate::parse::L7_VERDICT;
+use crate::parse;
 use crate::policy::{
     AuthorizationPolicy, L7Verdict, PeerAuthentication, PolicyAction, RequestAuthentication,
 };
@@ -166,9 +166,7 @@ fn authorization_status(
             status.push_str("; the first request decides for its connection where it can")
         }
         L7Verdict::Unread(word) => {
-            let why = format!(
-                "annotation `{L7_VERDICT}` is `request` or `connection`, not `{word}`; each request is judged"
-            );
+            let why = parse::unread(word);
             problems.push(format!("policy {}: {why}", policy.reference));
             status.push_str(&format!("; {why}"));
         }

@@ -120,10 +120,7 @@ fn l7_verdict(object: &Node, metadata: &Metadata, reader: &mut Reader<'_>) -> L7
         let at = object
             .at_path(&["metadata", "annotations", L7_VERDICT])
             .map_or(object.at, |n| n.at);
-        let text = format!(
-            "annotation `{L7_VERDICT}` is `request` or `connection`, not `{word}`; each request is judged"
-        );
-        reader.warning(at, Code::UnknownL7Verdict, text);
+        reader.warning(at, Code::UnknownL7Verdict, parse::unread(word));
     }
     verdict
 }

@@ -16,3 +16,9 @@ pub fn l7_verdict(annotation: Option<&str>) -> L7Verdict {
         Some(other) => L7Verdict::Unread(other.into()),
     }
 }
+
+/// What is said of another word.
+#[must_use]
+pub(crate) fn unread(word: &str) -> String {
+    format!("annotation `{L7_VERDICT}` is `request` or `connection`, not `{word}`; each request is judged")
+}
