@@ -128,6 +128,7 @@ fn an_unknown_field_is_named_with_its_place_and_a_mend() {
     );
 }
 
+// long: a table, a value each
 #[test]
 fn bad_values_are_refused_where_they_stand() {
     for (spec, part) in [

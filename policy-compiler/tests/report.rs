@@ -85,6 +85,7 @@ fn report(policies: impl IntoIterator<Item = AuthorizationPolicy>) -> Report {
     (**compiler.report()).clone()
 }
 
+// long: one world and what is said of each of its policies
 #[test]
 fn every_policy_has_a_status_that_says_what_it_does_here() {
     let odd = AuthorizationPolicy {

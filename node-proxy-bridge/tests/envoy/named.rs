@@ -376,6 +376,7 @@ fn clients() -> Vec<Named> {
     ]
 }
 
+// long: a table, a case each
 fn tokens() -> Vec<Named> {
     use StringMatch::{Exact, Prefix, Present, Suffix};
     let principal = |value| Test::RequestPrincipal(values(vec![value]));

@@ -197,6 +197,7 @@ fn is_exact(compiler: &Compiler, cell: &Verdict, traffic: &Traffic) -> bool {
     })
 }
 
+// long: one run through worlds, and what must have been met in it
 #[test]
 fn residuals_say_what_the_oracle_says_of_every_request() {
     let shares: RefCell<BTreeMap<String, u32>> = RefCell::default();

@@ -131,6 +131,7 @@ async fn a_request_of_http2_that_is_none_reaches_nobody() {
     }
 }
 
+// long: a table, a case each
 fn malformed(tunnel: Reply) -> Vec<Case> {
     use Reply::{Gone, Status};
     let injected = "/public HTTP/1.1\r\nhost: shop.example\r\n\r\nGET /admin";

@@ -93,6 +93,7 @@ fn case(what: &'static str, bytes: Vec<u8>, read: &'static str, deny: bool, allo
     }
 }
 
+// long: a table, a case each
 fn cases() -> Vec<Case> {
     let padding = extension(21, &[0; 9000]);
     vec![
